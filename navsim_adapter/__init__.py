@@ -1,0 +1,3 @@
+"""NAVSIM's files and scores, without the devkit and without torch."""
+
+__version__ = "0.1.0"

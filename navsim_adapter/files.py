@@ -1,0 +1,161 @@
+"""Writing that survives a kill: aside, synced, renamed; folders end with a manifest written last.
+
+Every output folder of every command holds `manifest.json`: what made it (versions, command, inputs) and the
+size and SHA-256 of each file. A folder without it is unfinished; `is_complete` is how a stage knows to skip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from navsim_adapter.errors import InputError
+
+MANIFEST = "manifest.json"
+STARTED = "stage.json"
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary sibling of `path` to write to; it replaces `path` when the block ends well, else it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        with open(aside, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    with atomic_path(path) as aside:
+        aside.write_bytes(content)
+
+
+def write_text(path: str | Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{path}: cannot be read as JSON ({problem}); make it again") from problem
+
+
+def sync_folder(folder: str | Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def begin(folder: str | Path, made_by: Mapping[str, Any]) -> bool:
+    """Open an output folder for a stage; False when the same stage already finished it.
+
+    A folder begun by other inputs is refused, so that one output never mixes two runs.
+    """
+    folder, wanted = Path(folder), _plain(made_by)
+    if (folder / STARTED).is_file():
+        found = read_json(folder / STARTED)
+        if found != wanted:
+            key, old, new = _first_difference(found, wanted)
+            raise InputError(
+                f"{folder}: {key}: this folder was made with {old!r}, now {new!r}; remove it or choose another --out"
+            )
+        return not is_complete(folder, wanted)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds files of something else; choose an empty folder for --out")
+    write_json(folder / STARTED, wanted)
+    return True
+
+
+def finish(folder: str | Path, made_by: Mapping[str, Any], exclude: Collection[str] = ()) -> None:
+    """Write the manifest of a finished folder; `made_by` says what made it (command, inputs, versions).
+
+    exclude: names of top-level entries that are not part of the result (checkpoints, logs).
+    """
+    folder = Path(folder)
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name not in (MANIFEST, STARTED)
+        and not path.name.endswith(".part")
+        and path.relative_to(folder).parts[0] not in exclude
+    }
+    write_json(folder / MANIFEST, {"made_by": _plain(made_by), "files": files})
+
+
+def is_complete(folder: str | Path, made_by: Mapping[str, Any] | None = None) -> bool:
+    """Whether a stage finished this folder: manifest there, files of the recorded size, and made by the same inputs."""
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        return False
+    manifest = read_json(folder / MANIFEST)
+    if made_by is not None and manifest.get("made_by") != _plain(made_by):
+        return False
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == facts["bytes"]
+        for name, facts in manifest["files"].items()
+    )
+
+
+def verify(folder: str | Path) -> None:
+    """Check every recorded checksum of a finished folder; raises InputError naming the first file that differs."""
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder}: not finished ({MANIFEST} is missing); run the command that makes it again")
+    for name, facts in read_json(folder / MANIFEST)["files"].items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != facts["sha256"]:
+            raise InputError(f"{path}: missing or changed since it was written; make the folder {folder} again")
+
+
+def stamp(folder: str | Path) -> str:
+    """A short hash of a finished folder's manifest: names the exact input of the next stage."""
+    verify_listed(folder)
+    return sha256(Path(folder) / MANIFEST)[:16]
+
+
+def verify_listed(folder: str | Path) -> None:
+    """Cheap form of `verify`: the manifest is there and every file has its recorded size."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder; run the command that makes it first")
+    if not is_complete(folder):
+        raise InputError(f"{folder}: not finished or damaged ({MANIFEST}); run the command that makes it again")
+
+
+def _plain(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(made_by), default=str))
+
+
+def _first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                return _first_difference(found.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+    return key, found, wanted
