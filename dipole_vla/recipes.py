@@ -1,0 +1,101 @@
+"""Recipes: YAML read the safe way, typed by the command's own signature, classes only from known packages.
+
+A mistake raises InputError with one line: recipe, key, what is wrong, what is near.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from navsim_adapter.errors import InputError, did_you_mean
+
+TRUSTED = ("dipole_vla", "navsim_adapter", "lightning.pytorch", "torch.optim")
+
+
+def trust(*packages: str) -> None:
+    """Let recipes name classes of these packages, and of no other: parsing a recipe imports what it names."""
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *packages])
+
+
+def call(function: Callable[..., None], argv: Sequence[str], command: str) -> None:
+    """Run `function` with arguments from `--config RECIPE.yaml` and the command line, which has the last word.
+
+    A parameter named `recipe` is given the resolved recipe.
+    """
+    argv = take_imports(argv)
+    parser = ArgumentParser(prog=f"dipole-vla {command}", exit_on_error=False, description=_first_line(function))
+    parser.add_argument("--config", action="config", help="recipe YAML; its keys are the options below")
+    parser.add_function_arguments(function, skip={"recipe"})
+    with one_line(recipe_of(argv), parser):
+        namespace = parser.parse_args(argv)
+        recipe = plain(parser, namespace)
+        objects = parser.instantiate_classes(namespace)
+    arguments = {name: value for name, value in vars(objects).items() if name != "config"}
+    if "recipe" in inspect.signature(function).parameters:
+        arguments["recipe"] = recipe
+    function(**arguments)
+
+
+def take_imports(argv: Sequence[str]) -> list[str]:
+    """Remove `--allow-import NAME` (repeatable) and trust those packages for this run."""
+    rest, extra = [], []
+    words = iter(argv)
+    for word in words:
+        if word == "--allow-import":
+            extra.append(next(words, ""))
+        else:
+            rest.append(word)
+    trust(*[name for name in extra if name])
+    return rest
+
+
+def recipe_of(argv: Sequence[str]) -> str:
+    """The recipe named after --config, for messages; InputError when there is no such file."""
+    for word, following in zip(argv, [*argv[1:], ""]):
+        name = following if word == "--config" else word.removeprefix("--config=") if word.startswith("--config=") else None
+        if name is not None:
+            if not Path(name).is_file():
+                raise InputError(f"{name}: no such recipe file; give its path after --config")
+            return name
+    return "command line"
+
+
+def plain(parser: ArgumentParser, namespace: Namespace) -> dict[str, Any]:
+    """The resolved recipe as plain data."""
+    resolved = yaml.safe_load(parser.dump(namespace, skip_validation=True, format="yaml", skip_none=False))
+    resolved.pop("config", None)
+    return resolved
+
+
+@contextmanager
+def one_line(recipe: str, parser: ArgumentParser) -> Iterator[None]:
+    """Turn a parser's complaint into an InputError of one line that names the recipe and the key."""
+    try:
+        yield
+    except ArgumentError as problem:
+        known = [action.dest for action in parser._actions]
+        raise InputError(f"{recipe}: {_shorten(str(problem), known)}") from problem
+
+
+def _shorten(text: str, known: list[str]) -> str:
+    text = re.sub(r"\s*\n\s*", " ", text).strip()
+    named = re.match(r'Parser key "([^"]+)": ?(.*)', text)
+    if named:
+        text = f"{named[1]}: {named[2]}"
+    unknown = re.search(r"[Oo]ption '([^']+)'|unrecognized arguments: --([\w.]+)", text)
+    if unknown:
+        word = unknown[1] or unknown[2]
+        text += did_you_mean(word, known) or did_you_mean(word, [name.rsplit(".", 1)[-1] for name in known])
+    return text if len(text) < 400 else f"{text[:200]} … {text[-180:]}"
+
+
+def _first_line(function: Callable[..., None]) -> str:
+    return (inspect.getdoc(function) or "").split("\n\n")[0]
