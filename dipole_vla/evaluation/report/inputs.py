@@ -1,0 +1,276 @@
+"""What a report reads: an evaluation folder and, where they are still there, the folders it was made from.
+
+`summary.json` and `rows.parquet` are required; plans, candidates, scenes, cameras and the scoring cache are not, and
+each that is missing leaves one line in `Evaluation.missing`. Missing is said, damaged is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from dipole_vla.evaluation.statistics import LogBootstrap
+from navsim_adapter.cache.scene_cache import SceneCache
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import is_complete, read_json, verify
+
+KEYS = ("token", "log_name", "policy", "omega", "candidates", "index", "q", "score", "poses")
+REQUIRED_SUMMARY = ("metric", "split", "scenes", "rows", "chosen")
+REQUIRED_ROWS = ("token", "log_name", "policy", "omega", "candidates", "score", "poses")
+REQUIRED_PLANS = ("token", "policy", "omega", "index", "score", "poses")
+CANDIDATE_FACTS = ("candidates.json", "meta.json")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One row of the sweep: which policy, at which greed, best of how many."""
+
+    policy: str
+    omega: float | None
+    candidates: int
+
+    @property
+    def label(self) -> str:
+        greed = "" if self.omega is None else f" ω = {self.omega:g},"
+        return f"{self.policy}{greed} N = {self.candidates}"
+
+
+@dataclass
+class Evaluation:
+    """An evaluation in memory. `rows` and `plans` leave out the poses: `poses_of` reads those of a few scenes.
+
+    rows: one line per (token, policy, omega, candidates). plans: per (token, policy, omega, index). candidates: the
+    scored table RL learned from.
+    scenes: token -> row of the scenes table. caches: token -> SceneCache.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    rows: pd.DataFrame
+    sub_scores: list[str]
+    plans: pd.DataFrame | None = None
+    candidates: pd.DataFrame | None = None
+    candidates_meta: dict[str, Any] = field(default_factory=dict)
+    scenes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sensors: Path | None = None
+    caches: Mapping[str, SceneCache] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    _tables: dict[Key, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> Key:
+        """The imitation policy with the fewest candidates of the sweep: what every gain is measured against."""
+        counts = [int(row["candidates"]) for row in self.summary["rows"] if row["policy"] == "reference"]
+        return Key("reference", None, min(counts, default=1))
+
+    @property
+    def chosen(self) -> Key:
+        choice = self.summary["chosen"]
+        return Key("dipole", float(choice["omega"]), int(choice["candidates"]))
+
+    @property
+    def chosen_omega(self) -> float:
+        return float(self.summary["chosen"]["omega"])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return dict(self.summary.get("provenance") or {})
+
+    @property
+    def beta(self) -> float | None:
+        beta = self.provenance.get("beta")
+        return None if beta is None else float(beta)
+
+    def summary_row(self, key: Key) -> dict[str, Any]:
+        """The means and intervals of one key; raises InputError when the summary has none."""
+        for row in self.summary["rows"]:
+            if (row["policy"], row.get("omega"), int(row["candidates"])) == (key.policy, key.omega, key.candidates):
+                return row
+        where = self.folder / "summary.json"
+        raise InputError(f"{where}: rows: none for {key.label}; run `dipole-vla evaluate` again")
+
+    def has(self, key: Key) -> bool:
+        return not self._select(key).empty
+
+    def table(self, key: Key) -> pd.DataFrame:
+        """The rows of one key by token, sorted; raises InputError when the sweep has none."""
+        if key not in self._tables:
+            self._tables[key] = self._by_token(key)
+        return self._tables[key]
+
+    def paired(self, key: Key, baseline: Key) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Two tables over the same tokens in the same order."""
+        first, second = self.table(key), self.table(baseline)
+        if not first.index.equals(second.index):
+            odd = sorted(set(first.index) ^ set(second.index))[0]
+            where = self.folder / "rows.parquet"
+            raise InputError(f"{where}: scene {odd} is scored for only one of {key.label} and {baseline.label}")
+        return first, second
+
+    def with_poses(self, table: Literal["rows", "plans"], tokens: Sequence[str]) -> pd.DataFrame:
+        """Lines of a table with their poses, for a few scenes."""
+        return read_parquet(self.folder / f"{table}.parquet", ("poses",), tokens=tokens)
+
+    def plans_of(self, omega: float | None) -> pd.DataFrame:
+        """All candidates of the reference (None) or of one greed; empty where the evaluation kept none."""
+        if self.plans is None:
+            return pd.DataFrame(columns=["token", "index", "score", "q"])
+        return self.plans[policy_rows(self.plans, omega)]
+
+    @cached_property
+    def bootstrap(self) -> LogBootstrap:
+        return LogBootstrap(self.table(self.reference)["log_name"].tolist())
+
+    def mean_interval(self, values: pd.Series) -> tuple[float, float, float]:
+        """Mean over scenes with its 95 % interval over logs; `values` in the token order of `table`."""
+        low, high = self.bootstrap.interval(values.to_numpy())
+        return float(values.mean()), low, high
+
+    def _by_token(self, key: Key) -> pd.DataFrame:
+        rows = self._select(key)
+        where = self.folder / "rows.parquet"
+        if rows.empty:
+            raise InputError(f"{where}: no rows for {key.label}; run `dipole-vla evaluate` again")
+        if rows["token"].duplicated().any():
+            token = rows["token"][rows["token"].duplicated()].iloc[0]
+            raise InputError(f"{where}: scene {token} appears twice for {key.label}; run `dipole-vla evaluate` again")
+        return rows.set_index("token").sort_index()
+
+    def _select(self, key: Key) -> pd.DataFrame:
+        rows = self.rows
+        omega = rows["omega"].isna() if key.omega is None else np.isclose(rows["omega"].astype(float), key.omega)
+        return rows[(rows["policy"] == key.policy) & omega & (rows["candidates"] == key.candidates)]
+
+
+def policy_rows(table: pd.DataFrame, omega: float | None) -> pd.Series:
+    """Mask of the reference's (None) or one greed's lines in a table of plans."""
+    if omega is None:
+        return table["policy"] == "reference"
+    return (table["policy"] == "dipole") & np.isclose(table["omega"].astype(float), omega)
+
+
+def load_evaluation(folder: Path) -> Evaluation:
+    """Read and check an evaluation; raises InputError naming the file, the field and the remedy."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such evaluation folder; run `dipole-vla evaluate` first")
+    verify(folder)
+    summary = read_json(folder / "summary.json")
+    _check_summary(folder / "summary.json", summary)
+    rows = read_parquet(folder / "rows.parquet", REQUIRED_ROWS, without_poses=True)
+    names = summary.get("sub_scores") or [name for name in rows.columns if name not in KEYS]
+    evaluation = Evaluation(folder, summary, rows, list(names))
+    lacking = [name for name in evaluation.sub_scores if name not in rows]
+    if lacking:
+        raise InputError(f"{folder / 'rows.parquet'}: column {lacking[0]} is missing; run `dipole-vla evaluate` again")
+    _check_numbers(folder / "rows.parquet", rows, ["score", *evaluation.sub_scores])
+    evaluation.paired(evaluation.chosen, evaluation.reference)
+    if (folder / "plans.parquet").is_file():
+        evaluation.plans = read_parquet(folder / "plans.parquet", REQUIRED_PLANS, without_poses=True)
+    else:
+        evaluation.missing["plans"] = "the evaluation has no plans.parquet: candidates are neither drawn nor compared"
+    _read_origins(evaluation)
+    return evaluation
+
+
+def read_parquet(
+    path: Path, required: Sequence[str], tokens: Sequence[str] | None = None, without_poses: bool = False
+) -> pd.DataFrame:
+    """A Parquet table, whole or for some tokens."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        names = pyarrow.parquet.read_schema(path).names
+        lacking = [name for name in required if name not in names]
+        if lacking:
+            raise InputError(f"{path}: column {lacking[0]} is missing; run `dipole-vla evaluate` again")
+        columns = [name for name in names if not (without_poses and name == "poses")]
+        wanted = None if tokens is None else [("token", "in", list(tokens))]
+        return pyarrow.parquet.read_table(path, columns=columns, filters=wanted).to_pandas()
+    except (OSError, pyarrow.ArrowException) as problem:
+        reason = str(problem).splitlines()[0]
+        raise InputError(f"{path}: cannot be read ({reason}); run `dipole-vla evaluate` again") from problem
+
+
+def _check_summary(path: Path, summary: Any) -> None:
+    remedy = "run `dipole-vla evaluate` again"
+    if not isinstance(summary, dict):
+        raise InputError(f"{path}: expected an object, found {type(summary).__name__}; {remedy}")
+    for name in REQUIRED_SUMMARY:
+        if summary.get(name) in (None, [], {}):
+            raise InputError(f"{path}: {name}: is missing; {remedy}")
+    for name in ("omega", "candidates"):
+        if not isinstance(summary["chosen"].get(name), int | float):
+            raise InputError(f"{path}: chosen.{name}: expected a number, found {summary['chosen'].get(name)}; {remedy}")
+    for number, row in enumerate(summary["rows"]):
+        for name in ("policy", "candidates", "score", "ci95"):
+            if row.get(name) is None:
+                raise InputError(f"{path}: rows[{number}].{name}: is missing; {remedy}")
+
+
+def _check_numbers(path: Path, rows: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Scores are finite; a sub-score may be empty only for the whole of a scene's metric (two-frame comfort)."""
+    for name in columns:
+        values = pd.to_numeric(rows[name], errors="coerce")
+        if name != "two_frame_extended_comfort" and not np.isfinite(values).all():
+            token = rows["token"][~np.isfinite(values)].iloc[0]
+            raise InputError(f"{path}: scene {token}: {name} is not a number; run `dipole-vla evaluate` again")
+
+
+def _read_origins(evaluation: Evaluation) -> None:
+    """Candidates, scenes, sensors and cache, as far as they are still where the evaluation found them."""
+    missing = evaluation.missing
+    folder = _origin(evaluation, "candidates", "weights and advantages cannot be shown")
+    if folder is not None:
+        evaluation.candidates = _read_dataset(folder, without_poses=True)
+        for name in CANDIDATE_FACTS:
+            if (folder / name).is_file():
+                evaluation.candidates_meta = dict(read_json(folder / name))
+                break
+    folder = _origin(evaluation, "scenes", "commands and cameras are left out")
+    if folder is not None:
+        table = _read_dataset(folder)
+        evaluation.scenes = {row["token"]: row for row in table.to_dict("records")}
+    evaluation.sensors = _origin(evaluation, "sensors", "front cameras are left out")
+    folder = _origin(evaluation, "cache", "bird's-eye pictures are left out")
+    if folder is not None:
+        from navsim_adapter.cache.store import open_cache
+
+        evaluation.caches = open_cache(folder)
+    if evaluation.beta is None:
+        missing["beta"] = "the evaluation does not record beta: weights σ(βG) are not shown"
+
+
+def _origin(evaluation: Evaluation, name: str, consequence: str) -> Path | None:
+    """The folder named in `inputs`: as given, else relative to the evaluation."""
+    given = (evaluation.summary.get("inputs") or {}).get(name)
+    if given is None:
+        evaluation.missing[name] = f"the evaluation names no {name} folder: {consequence}"
+        return None
+    for path in (Path(given), evaluation.folder / given):
+        if path.is_dir():
+            return path
+    evaluation.missing[name] = f"{name} folder {given} is not there any more: {consequence}"
+    return None
+
+
+def _read_dataset(folder: Path, without_poses: bool = False) -> pd.DataFrame:
+    import datasets
+
+    if (folder / "manifest.json").is_file() and not is_complete(folder):
+        raise InputError(f"{folder}: files differ from its manifest.json; make the folder again")
+    try:
+        table = datasets.load_from_disk(str(folder))
+        if without_poses and "poses" in table.column_names:
+            table = table.remove_columns("poses")
+        return table.with_format("pandas")[:]
+    except (OSError, ValueError, AttributeError) as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise InputError(f"{folder}: cannot be read as an Arrow table ({reason}); make the folder again") from problem

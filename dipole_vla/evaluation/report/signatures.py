@@ -1,0 +1,271 @@
+"""The known ways in which a dichotomous policy fails, each checked against the evaluation's own numbers.
+
+A check gives a verdict (`ok`, `look`, `not measured`), the number behind it, and what to do about it in words.
+Signs that need the networks (the distance between the two adapters' predictions, gradients, losses) cannot be read
+from an evaluation; they are listed as not measured rather than left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from dipole_vla.evaluation.report.inputs import Evaluation, Key, policy_rows
+
+Verdict = Literal["ok", "look", "not measured"]
+
+MEAN_WEIGHT_RANGE = (0.1, 0.9)
+INERT_RANGE, SATURATED_RANGE = (0.49, 0.51), (0.02, 0.98)
+INERT_SHARE, SATURATED_SHARE = 0.9, 0.5
+GREED_EASY, GREED_LIMIT = 3.0, 5.0  # beta (1 + omega) std(G): beyond the limit samples leave the data's support
+ROAD_LOSS = 0.02  # share of scenes
+SPREAD_RATIO = 0.5
+EQUAL_GROUPS = 0.5
+SPREAD_SCENES = 400  # how many scenes the spread of candidates is measured on
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One row of the table. sign: what is looked for. number: what was found. remedy: what to do if it is there."""
+
+    sign: str
+    verdict: Verdict
+    number: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """advantage, positive: (n,) G and sigma(beta G). The negative adapter's weight is 1 - positive."""
+
+    advantage: np.ndarray
+    positive: np.ndarray
+    beta: float
+
+    @property
+    def effective_fraction(self) -> tuple[float, float]:
+        """Effective sample size over n, for the positive and the negative adapter."""
+        return effective_fraction(self.positive), effective_fraction(1 - self.positive)
+
+
+def effective_fraction(weights: np.ndarray) -> float:
+    """(sum w)^2 / (n sum w^2): 1 when all weigh the same, 1/n when one sample has all the weight."""
+    return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
+
+
+def read_weights(evaluation: Evaluation) -> Weights | None:
+    """Weights of the candidates RL learned from; None when the table or beta is not known."""
+    if evaluation.candidates is None or evaluation.beta is None:
+        return None
+    advantage = evaluation.candidates["advantage"].to_numpy(dtype=np.float64)
+    scaled = np.clip(evaluation.beta * advantage, -500, 500)
+    return Weights(advantage, 1 / (1 + np.exp(-scaled)), evaluation.beta)
+
+
+def check_all(evaluation: Evaluation) -> list[Signature]:
+    """Every sign in the order in which they are worth fixing: data, weights, adapters, guidance, critic."""
+    checks: tuple[Callable[[Evaluation], Signature], ...] = (
+        leaked_split,
+        equal_groups,
+        off_centre_weights,
+        inert_weights,
+        saturated_weights,
+        weak_positive,
+        adapters_alike,
+        adapter_distance,
+        greed_beyond_support,
+        road_departures,
+        narrowed_samples,
+        flattered_critic,
+    )
+    return [check(evaluation) for check in checks]
+
+
+def leaked_split(evaluation: Evaluation) -> Signature:
+    sign = "RL saw the evaluated scenes"
+    remedy = "Evaluate on scenes never scored for training: a gain on trained scenes says nothing about new ones."
+    rl_split, split = evaluation.summary.get("rl_split"), evaluation.summary["split"]
+    is_leaked = bool(evaluation.summary.get("rl_on_eval_split"))
+    if evaluation.candidates is None:
+        number = f"RL on {rl_split}, evaluated on {split}; scene by scene not checked (no candidates table)"
+        return Signature(sign, "look" if is_leaked else "ok", number, remedy)
+    evaluated = set(evaluation.table(evaluation.reference).index)
+    shared = len(evaluated & set(evaluation.candidates["token"]))
+    number = f"{shared} of {len(evaluated)} scenes of {split} are among the RL scenes (split {rl_split})"
+    return Signature(sign, "look" if shared or is_leaked else "ok", number, remedy)
+
+
+def equal_groups(evaluation: Evaluation) -> Signature:
+    sign = "All candidates of a scene score the same"
+    remedy = "Such scenes teach nothing (G = 0, plain imitation of own samples): drop them, or sample more candidates."
+    table = evaluation.candidates
+    if table is None:
+        return _unmeasured(sign, evaluation.missing.get("candidates", ""), remedy)
+    spread = table.groupby("token", sort=True)["score"].agg(np.ptp)
+    share = float((spread < 1e-9).mean())
+    number = f"{share:.0%} of {len(spread)} scenes"
+    return Signature(sign, "look" if share > EQUAL_GROUPS else "ok", number, remedy)
+
+
+def off_centre_weights(evaluation: Evaluation) -> Signature:
+    sign = "Mean weight σ(βG) far from ½"
+    remedy = "Centre and normalise G (group mean); with a learned critic, move the expectile towards 0.5."
+    weights = read_weights(evaluation)
+    if weights is None:
+        return _unmeasured(sign, _why_no_weights(evaluation), remedy)
+    mean = float(weights.positive.mean())
+    is_centred = MEAN_WEIGHT_RANGE[0] <= mean <= MEAN_WEIGHT_RANGE[1]
+    return Signature(sign, "ok" if is_centred else "look", f"mean {mean:.3f} (limits 0.1 and 0.9)", remedy)
+
+
+def inert_weights(evaluation: Evaluation) -> Signature:
+    sign = "Weights all near ½: guidance has nothing to amplify"
+    remedy = "Scale β by 1 / std(G), or train the critic longer."
+    weights = read_weights(evaluation)
+    if weights is None:
+        return _unmeasured(sign, _why_no_weights(evaluation), remedy)
+    share = float(((weights.positive >= INERT_RANGE[0]) & (weights.positive <= INERT_RANGE[1])).mean())
+    scale = weights.beta * weights.advantage.std()
+    number = f"{share:.0%} of weights lie in 0.49–0.51; βG has standard deviation {scale:.2f}"
+    return Signature(sign, "look" if share > INERT_SHARE else "ok", number, remedy)
+
+
+def saturated_weights(evaluation: Evaluation) -> Signature:
+    sign = "Weights all 0 or 1: more β changes nothing"
+    remedy = "Lower β and raise ω; the negative adapter sees too few samples."
+    weights = read_weights(evaluation)
+    if weights is None:
+        return _unmeasured(sign, _why_no_weights(evaluation), remedy)
+    share = float(((weights.positive < SATURATED_RANGE[0]) | (weights.positive > SATURATED_RANGE[1])).mean())
+    number = f"{share:.0%} of weights below 0.02 or above 0.98"
+    return Signature(sign, "look" if share > SATURATED_SHARE else "ok", number, remedy)
+
+
+def weak_positive(evaluation: Evaluation) -> Signature:
+    sign = "Positive policy (ω = 0) worse than the reference"
+    remedy = "Train longer: each adapter spends only half of an imitation loss. Check that the right adapter is active."
+    positive, base = Key("dipole", 0.0, evaluation.reference.candidates), evaluation.reference
+    if not evaluation.has(positive):
+        return _unmeasured(sign, "ω = 0 was not swept", remedy)
+    mean, low, high = _difference(evaluation, positive, base)
+    number = f"{_points(mean, low, high)} at N = {base.candidates}"
+    return Signature(sign, "look" if high < 0 else "ok", number, remedy)
+
+
+def adapters_alike(evaluation: Evaluation) -> Signature:
+    sign = "Swapping the two adapters makes no difference"
+    remedy = "Both adapters learned the same: look for gradients that reach only one, a shared seed or a shared tensor."
+    count = evaluation.reference.candidates
+    positive, negative = Key("dipole", 0.0, count), Key("dipole", -1.0, count)
+    if not (evaluation.has(positive) and evaluation.has(negative)):
+        return _unmeasured(sign, "ω = 0 and ω = −1 were not both swept", remedy)
+    mean, low, high = _difference(evaluation, positive, negative)
+    number = f"positive minus negative policy: {_points(mean, low, high)}"
+    return Signature(sign, "ok" if low > 0 else "look", number, remedy)
+
+
+def adapter_distance(evaluation: Evaluation) -> Signature:
+    return _unmeasured(
+        "Distance ‖ε⁺ − ε⁻‖ grows where neither adapter was trained",
+        "needs the networks; greed and road departures show its consequences",
+        "Clip the combined clean action, guide only the noisier half of the steps, lower ω or β.",
+    )
+
+
+def greed_beyond_support(evaluation: Evaluation) -> Signature:
+    sign = "Greed β(1+ω)·std(G) beyond the support of the data"
+    remedy = f"Keep it below {GREED_EASY:g} to {GREED_LIMIT:g}: lower ω or β, or clip the combined clean action."
+    weights = read_weights(evaluation)
+    if weights is None:
+        return _unmeasured(sign, _why_no_weights(evaluation), remedy)
+    omega = evaluation.chosen_omega
+    greed = weights.beta * (1 + omega) * float(weights.advantage.std())
+    limit = GREED_LIMIT / (weights.beta * float(weights.advantage.std()) or np.inf) - 1
+    number = f"{greed:.1f} at the chosen ω = {omega:g}; ω above {limit:.1f} would pass {GREED_LIMIT:g}"
+    return Signature(sign, "look" if greed > GREED_LIMIT else "ok", number, remedy)
+
+
+def road_departures(evaluation: Evaluation) -> Signature:
+    sign = "Trajectories leave the road for ω ≥ 2"
+    remedy = "Do not drive with such ω: lower ω or β, clip, guide only the noisier steps, or lean on the critic."
+    name, base = "drivable_area_compliance", evaluation.reference
+    greedy = [
+        Key("dipole", float(row["omega"]), base.candidates)
+        for row in evaluation.summary["rows"]
+        if row["policy"] == "dipole" and row["omega"] >= 2 and int(row["candidates"]) == base.candidates
+    ]
+    if not greedy or name not in evaluation.sub_scores:
+        return _unmeasured(sign, "no ω ≥ 2 was swept", remedy)
+    left = {key.omega or 0.0: float((evaluation.table(key)[name] < 1).mean()) for key in greedy}
+    usual = float((evaluation.table(base)[name] < 1).mean())
+    parts = ", ".join(f"{share:.0%} at ω = {omega:g}" for omega, share in sorted(left.items()))
+    number = f"off the drivable area: {parts}; reference {usual:.0%} (N = {base.candidates})"
+    if max(left.values()) > usual + ROAD_LOSS and evaluation.chosen_omega < min(left):
+        number += "; the chosen ω is below these"
+    return Signature(sign, "look" if max(left.values()) > usual + ROAD_LOSS else "ok", number, remedy)
+
+
+def narrowed_samples(evaluation: Evaluation) -> Signature:
+    sign = "Guided samples all alike"
+    remedy = "Lower ω or widen the start noise; best-of-N needs candidates that differ."
+    if evaluation.plans is None:
+        return _unmeasured(sign, evaluation.missing["plans"], remedy)
+    tokens = sorted(set(evaluation.plans["token"]))[:: max(1, len(set(evaluation.plans["token"])) // SPREAD_SCENES)]
+    plans = evaluation.with_poses("plans", tokens)
+    guided, base = end_spread(plans, evaluation.chosen.omega), end_spread(plans, None)
+    if guided is None or base is None:
+        return _unmeasured(sign, "the evaluation kept one candidate per scene", remedy)
+    where = f"at ω = {evaluation.chosen_omega:g}, {base:.2f} m for the reference"
+    number = f"end points spread by {guided:.2f} m {where} (median scene)"
+    return Signature(sign, "look" if guided < SPREAD_RATIO * base else "ok", number, remedy)
+
+
+def flattered_critic(evaluation: Evaluation) -> Signature:
+    sign = "Critic's value up, score flat: it flatters its own choice"
+    remedy = "Use the lower of two critics, fewer candidates, or train the critic on guided samples too."
+    plans = evaluation.plans_of(evaluation.chosen.omega)
+    if "q" not in plans or plans["q"].isna().all():
+        return _unmeasured(sign, "the evaluation holds no critic values", remedy)
+    if plans.groupby("token").size().min() < 2:
+        return _unmeasured(sign, "the evaluation kept one candidate per scene", remedy)
+    groups = plans.sort_values(["token", "index"]).groupby("token", sort=True)
+    picked = plans.loc[groups["q"].idxmax()].set_index("token")["score"].sort_index()
+    gain, low, high = evaluation.mean_interval(picked - groups["score"].mean())
+    possible = float((groups["score"].max() - groups["score"].mean()).mean())
+    if possible < 1e-9:
+        return _unmeasured(sign, "the candidates of every scene score the same", remedy)
+    share = f"{gain / possible:.0%} of what perfect foresight would give".replace("-", "−")
+    best = f"best of {int(groups.size().max())} by the critic"
+    number = f"{best} beats a random one by {_points(gain, low, high)}, {share}"
+    return Signature(sign, "ok" if low > 0 else "look", number, remedy)
+
+
+def end_spread(plans: pd.DataFrame, omega: float | None) -> float | None:
+    """Median over scenes of the root-mean-square distance in metres of end points from their mean."""
+    spreads = []
+    for _, group in plans[policy_rows(plans, omega)].groupby("token", sort=True):
+        if len(group) > 1:
+            ends = np.array([list(poses)[-1][:2] for poses in group["poses"]], dtype=np.float64)
+            spreads.append(float(np.sqrt(((ends - ends.mean(axis=0)) ** 2).sum(axis=1).mean())))
+    return float(np.median(spreads)) if spreads else None
+
+
+def _difference(evaluation: Evaluation, key: Key, baseline: Key) -> tuple[float, float, float]:
+    first, second = evaluation.paired(key, baseline)
+    return evaluation.mean_interval(first["score"] - second["score"])
+
+
+def _points(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
+
+
+def _why_no_weights(evaluation: Evaluation) -> str:
+    return evaluation.missing.get("candidates") or evaluation.missing.get("beta", "")
+
+
+def _unmeasured(sign: str, why: str, remedy: str) -> Signature:
+    return Signature(sign, "not measured", why, remedy)
