@@ -1,0 +1,221 @@
+"""Which frames make a scene: slicing logs, the devkit's scene filter, splits (spec 1.2 to 1.4).
+
+A scene is a slice of a log: `num_history_frames` (the last of them is now) and `num_future_frames`. As officially,
+nothing checks that neighbouring frames are half a second apart. Unlike officially, logs are read in sorted order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.logs import Frame, read_log
+from navsim_adapter.objects import FrameObjects, frame_objects
+from navsim_adapter.root import DataRoot
+
+
+@dataclass(frozen=True)
+class SceneFilter:
+    """The devkit's filter of original scenes; `frame_interval` None means one scene after the other, no overlap."""
+
+    num_history_frames: int = 4
+    num_future_frames: int = 10
+    frame_interval: int | None = 1
+    has_route: bool = True
+    max_scenes: int | None = None
+    log_names: frozenset[str] | None = None
+    tokens: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_history_frames < 1 or self.num_future_frames < 0 or self.interval < 1:
+            raise InputError(
+                f"scene filter: num_history_frames {self.num_history_frames}, num_future_frames "
+                f"{self.num_future_frames}, frame_interval {self.interval}: must be at least 1, 0 and 1"
+            )
+
+    @property
+    def num_frames(self) -> int:
+        return self.num_history_frames + self.num_future_frames
+
+    @property
+    def interval(self) -> int:
+        return self.num_frames if self.frame_interval is None else self.frame_interval
+
+    @staticmethod
+    def from_yaml(path: str | Path) -> SceneFilter:
+        """Read a scene filter file of the devkit; keys of second-stage scenes and Hydra are accepted and ignored."""
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as problem:
+            reason = " ".join(str(problem).split())[:120]
+            raise InputError(f"{path}: scene filter cannot be read ({reason}); check the file") from problem
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: scene filter must be a mapping of keys, found {type(content).__name__}")
+        return SceneFilter(**{key: _checked(path, key, value) for key, value in _own_keys(path, content).items()})
+
+
+_SECOND_STAGE_KEYS = {
+    "include_synthetic_scenes",
+    "synthetic_scene_tokens",
+    "reactive_synthetic_initial_tokens",
+    "non_reactive_synthetic_initial_tokens",
+    "reactive_all_mapping",
+    "train_test_split_name",
+}
+_TYPES: dict[str, type] = {
+    "num_history_frames": int,
+    "num_future_frames": int,
+    "frame_interval": int,
+    "max_scenes": int,
+    "has_route": bool,
+}
+
+# Official names of splits: folder of the logs, and what differs from the default filter (1.2). The published token
+# lists of navtrain and navtest belong to the devkit; give its YAML with --filter to take exactly those.
+SPLITS: dict[str, tuple[str, SceneFilter]] = {
+    "navmini": ("mini", SceneFilter(frame_interval=None)),
+    "navtrain": ("trainval", SceneFilter()),
+    "navtest": ("test", SceneFilter()),
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is around at one of the 0.5 s steps: objects in the global frame, lights as (lane connector id, is red)."""
+
+    objects: FrameObjects
+    lights: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene: `frames[num_history - 1]` is now.
+
+    Second-stage scenes (`is_synthetic`, 2.3) have no future frames but moments `after` the last frame.
+    """
+
+    token: str
+    split: str
+    frames: tuple[Frame, ...] = field(repr=False)
+    num_history: int
+    is_synthetic: bool = False
+    after: tuple[Moment, ...] = field(default=(), repr=False)
+
+    @property
+    def now(self) -> Frame:
+        return self.frames[self.num_history - 1]
+
+    @property
+    def past(self) -> tuple[Frame, ...]:
+        """History, the current frame last."""
+        return self.frames[: self.num_history]
+
+    @property
+    def future(self) -> tuple[Frame, ...]:
+        return self.frames[self.num_history :]
+
+    @property
+    def recorded_ahead(self) -> int:
+        """Steps of 0.5 s after now for which objects are recorded."""
+        return len(self.future) + len(self.after)
+
+    def moments(self, count: int) -> list[Moment]:
+        """The moments now, 0.5 s later, ...; `count` of them. Raises InputError where a frame has no annotations."""
+        found = []
+        for frame in (self.now, *self.future)[:count]:
+            if frame.annotations is None:
+                raise InputError(f"frame {frame.token} has no annotations; hidden test data cannot be scored")
+            found.append(Moment(frame_objects(frame.annotations, frame.ego_pose), frame.lights))
+        return (found + list(self.after))[:count]
+
+
+def split_filter(split: str, filter_file: str | Path | None = None) -> tuple[str, SceneFilter]:
+    """Folder and filter of a split name: an official name, or a folder under `navsim_logs`."""
+    folder, chosen = SPLITS.get(split, (split, SceneFilter()))
+    return folder, SceneFilter.from_yaml(filter_file) if filter_file else chosen
+
+
+def find_logs(root: DataRoot, split: str, chosen: SceneFilter | None = None) -> list[Path]:
+    """Sorted log files of a split folder; raises InputError saying what was looked for if there are none."""
+    folder = root.logs / split
+    if not folder.is_dir():
+        known = sorted(path.name for path in root.logs.iterdir() if path.is_dir())
+        hint = did_you_mean(split, known) or (f" (there are: {', '.join(known)})" if known else "")
+        raise InputError(f"{folder}: no such split{hint}; check --split and --data")
+    names = chosen.log_names if chosen else None
+    logs = sorted(path for path in folder.glob("*.pkl") if names is None or path.stem in names)
+    if not logs:
+        among = f" among the {len(names)} names of the filter" if names is not None else ""
+        raise InputError(f"{folder}: no log files (*.pkl){among}; check --split, --filter and --data")
+    return logs
+
+
+def find_scenes(root: DataRoot, split: str, chosen: SceneFilter) -> Iterator[Scene]:
+    """Every scene of a split, log after log; raises InputError if the split turns out empty."""
+    count = 0
+    for path in find_logs(root, split, chosen):
+        for scene in log_scenes(path, split, chosen):
+            if chosen.max_scenes is not None and count >= chosen.max_scenes:
+                return
+            count += 1
+            yield scene
+    if not count:
+        raise empty_split(root, split, chosen)
+
+
+def log_scenes(path: Path, split: str, chosen: SceneFilter) -> list[Scene]:
+    """The scenes of one log file (`max_scenes` is not applied)."""
+    return slice_frames(read_log(path), split, chosen)
+
+
+def slice_frames(frames: Sequence[Frame], split: str, chosen: SceneFilter) -> list[Scene]:
+    scenes = []
+    for start in range(0, len(frames) - chosen.num_frames + 1, chosen.interval):
+        now = frames[start + chosen.num_history_frames - 1]
+        if chosen.has_route and not now.roadblock_ids:
+            continue
+        if chosen.tokens is not None and now.token not in chosen.tokens:
+            continue
+        slice_ = tuple(frames[start : start + chosen.num_frames])
+        scenes.append(Scene(now.token, split, slice_, chosen.num_history_frames))
+    return scenes
+
+
+def empty_split(root: DataRoot, split: str, chosen: SceneFilter) -> InputError:
+    wanted = [f"{chosen.num_history_frames} history and {chosen.num_future_frames} future frames"]
+    wanted += ["a route"] * chosen.has_route
+    wanted += [f"one of {len(chosen.tokens)} tokens"] if chosen.tokens is not None else []
+    where = root.logs / split
+    return InputError(f"{where}: no scene with {', '.join(wanted)}; check --split, --filter and the logs")
+
+
+def every_frame(tokens: Sequence[str]) -> SceneFilter:
+    """The filter that finds these tokens wherever they are: any frame with full history and future."""
+    return replace(SceneFilter(), tokens=frozenset(tokens))
+
+
+def _own_keys(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
+    known = [item.name for item in fields(SceneFilter)]
+    for key in content:
+        if key not in known and key not in _SECOND_STAGE_KEYS and not str(key).startswith("_"):
+            raise InputError(f"{path}: {key}: unknown key{did_you_mean(str(key), known)}; remove it")
+    return {key: content[key] for key in known if key in content}
+
+
+def _checked(path: str | Path, key: str, value: Any) -> Any:
+    if key in ("log_names", "tokens"):
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise InputError(f"{path}: {key}: must be a list of text or null, found {str(value)[:60]!r}")
+        return frozenset(value)
+    may_be_null = key in ("frame_interval", "max_scenes")
+    wanted = _TYPES[key]
+    if not (value is None and may_be_null) and type(value) is not wanted:
+        raise InputError(f"{path}: {key}: must be {wanted.__name__}, found {value!r}")
+    return value
