@@ -69,7 +69,7 @@ class SceneCache:
     is_synthetic: bool  # a second-stage scene: no human filter
 
     ego_state: np.ndarray  # (11,) x, y, heading, vx, vy, ax, ay, steering, steering rate, yaw rate, yaw acceleration
-    centerline: np.ndarray  # (C, 3) x, y, heading of the baseline vertices, joints duplicated (3.5)
+    centerline: np.ndarray  # (C, 3) x, y, heading (unwrapped) of the baseline vertices, joints duplicated (3.5)
     route_lane_ids: tuple[str, ...]  # keys of the corrected route's lanes, in order (3.4)
 
     areas: Polygons  # the drivable map in its official order (3.3)
@@ -95,6 +95,7 @@ class SceneCache:
     reference_pdms: np.ndarray  # (41, 3) PDM-Closed's planned rear-axle poses at 10 Hz (4.4), v1.1
     reference_epdms: np.ndarray  # (41, 3) the same, v2.2
 
+    object_knots: np.ndarray | None = None  # (M, 11, 3) what `object_pose` was resampled from; lets the store keep less
     versions: int = PDMS | EPDMS  # metrics that the scene has enough recorded future for (5 s, 4 s)
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)  # precomputed arrays of the scorer, by name
 

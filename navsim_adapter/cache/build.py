@@ -1,0 +1,147 @@
+"""From a scene and its map to what the scorer needs (spec sections 3 and 4). Whole splits are in `folder`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import shapely
+
+from navsim_adapter import objects, route
+from navsim_adapter.boxes import ego_center, ego_corners
+from navsim_adapter.cache.scene_cache import EPDMS, PDMS, AreaType, ObjectType, Polygons, SceneCache
+from navsim_adapter.errors import InputError
+from navsim_adapter.logs import Frame
+from navsim_adapter.maps import Map, flatten
+from navsim_adapter.scenes import Moment, Scene
+
+RADIUS = 100.0  # of the drivable map (half side of a square) and of the planner's forecast (circle), m
+HUMAN_POSES = 8
+_FORECAST_CAPS = {ObjectType.VEHICLE: 50, ObjectType.PEDESTRIAN: 25, ObjectType.BICYCLE: 10}
+
+
+def build_scene(scene: Scene, city: Map) -> SceneCache:
+    """The cache of one scene; raises InputError, naming the scene, where the official code has none."""
+    try:
+        return _build(scene, city)
+    except (InputError, shapely.errors.GEOSException) as problem:
+        raise InputError(f"scene {scene.token} of {scene.now.log_name}: {problem}") from problem
+
+
+def _build(scene: Scene, city: Map) -> SceneCache:
+    now = scene.now
+    versions = metrics_of(scene)
+    moments = scene.moments(objects.PDMS_FRAMES if versions & PDMS else objects.EPDMS_FRAMES)
+    frames = [moment.objects for moment in moments]
+    _check_objects(frames, now)
+    center = ego_center(now.ego_pose)
+    near = city.drivable(center[0], center[1], RADIUS)
+    plan = route.plan_route(city, now.roadblock_ids, now.ego_pose, center, ego_corners(now.ego_pose), near)
+    lanes = plan.lanes
+    tracks = objects.track_objects(frames)
+    light_ids, light_red = objects.red_lights([moment.lights for moment in moments], plan.logged_lanes)
+    rows = np.array([area for _, _, area in near], np.int64)
+    types = np.array([kind for _, kind, _ in near], np.int8)
+    is_lane = (types == AreaType.LANE) | (types == AreaType.LANE_CONNECTOR)
+    on_route = np.array([area_id in lanes for area_id, _, _ in near], bool)
+    cache = SceneCache(
+        token=scene.token,
+        log_name=now.log_name,
+        map_name=now.map_name,
+        time_us=now.time_us,
+        is_synthetic=scene.is_synthetic,
+        ego_state=ego_state(now),
+        centerline=plan.centerline,
+        route_lane_ids=tuple(lanes),
+        areas=city.areas.take(rows),
+        area_type=types,
+        area_on_route=is_lane & on_route,
+        area_ids=tuple(area_id for area_id, _, _ in near),
+        object_tokens=tracks.tokens,
+        object_type=tracks.type,
+        object_versions=tracks.versions,
+        object_size=tracks.size,
+        object_pose=objects.resample(tracks.knots),
+        object_velocity=tracks.velocity,
+        lights=_light_polygons(city, light_ids),
+        light_red=light_red,
+        light_ids=light_ids,
+        human_future=human_future(scene),
+        past_states=np.array([ego_state(frame) for frame in scene.past]),
+        past_time_us=np.array([frame.time_us for frame in scene.past], np.int64),
+        reference_pdms=np.full((41, 3), np.nan),
+        reference_epdms=np.full((41, 3), np.nan),
+        object_knots=tracks.knots,
+        versions=versions,
+    )
+    return _with_reference(cache, plan, moments[0], city)
+
+
+def _with_reference(cache: SceneCache, plan: route.Route, now: Moment, city: Map) -> SceneCache:
+    """Add PDM-Closed's plans, which know the current frame only; lights count on the corrected route here (4.4)."""
+    from navsim_adapter.reference import plan_references  # brings the compiled scorer
+
+    red = [connector for connector, is_red in now.lights if is_red and connector in plan.lanes]
+    lights = [(connector, _light_polygon(city, connector)) for connector in red]
+    plans = plan_references(cache, plan.start.speed_limit, now.objects, lights)
+    pdms, epdms = plans.get("pdms", cache.reference_pdms), plans.get("epdms", cache.reference_epdms)
+    return replace(cache, reference_pdms=pdms, reference_epdms=epdms)
+
+
+def metrics_of(scene: Scene) -> int:
+    """Which metrics the recorded future suffices for: PDMS needs 10 frames (5 s), EPDMS 8."""
+    if scene.recorded_ahead >= objects.PDMS_FRAMES - 1:
+        return PDMS | EPDMS
+    if scene.recorded_ahead >= objects.EPDMS_FRAMES - 1:
+        return EPDMS
+    raise InputError(f"has {scene.recorded_ahead} future frames, at least {objects.EPDMS_FRAMES - 1} are needed")
+
+
+def ego_state(frame: Frame) -> np.ndarray:
+    """(11,) rear-axle state; steering, rates and their derivatives are unknown in logs and count as zero (5.2)."""
+    return np.concatenate([frame.ego_pose, frame.velocity, frame.acceleration, np.zeros(4)]).astype(np.float64)
+
+
+def human_future(scene: Scene) -> np.ndarray | None:
+    """(8, 3) logged poses at 0.5 s steps in the current ego frame (4.5), None for second-stage scenes."""
+    if scene.is_synthetic or len(scene.future) < HUMAN_POSES:
+        return None
+    return relative_poses(scene.now.ego_pose, np.array([frame.ego_pose for frame in scene.future[:HUMAN_POSES]]))
+
+
+def relative_poses(origin: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """(n, 3) global poses in the frame of `origin`, by 3x3 transforms as officially."""
+    inverse = np.linalg.inv(_transform(origin))
+    moved = np.array([inverse @ _transform(pose) for pose in poses])
+    return np.column_stack([moved[:, 0, 2], moved[:, 1, 2], np.arctan2(moved[:, 1, 0], moved[:, 0, 0])])
+
+
+def _transform(pose: np.ndarray) -> np.ndarray:
+    cosine, sine = np.cos(pose[2]), np.sin(pose[2])
+    return np.array([[cosine, -sine, pose[0]], [sine, cosine, pose[1]], [0.0, 0.0, 1.0]])
+
+
+def _check_objects(frames: list[objects.FrameObjects], now: Frame) -> None:
+    """Objects that GEOS would refuse: a box with NaN, or a forecast road user without velocity (7.4)."""
+    for frame in frames:
+        bad = ~np.isfinite(np.column_stack([frame.pose, frame.size])).all(axis=1)
+        if bad.any():
+            raise InputError(f"object {frame.tokens[int(bad.argmax())]} has a box with NaN or infinity")
+    current = frames[0]
+    distance = np.linalg.norm(current.pose[:, :2] - ego_center(now.ego_pose), axis=1)
+    for kind, cap in _FORECAST_CAPS.items():
+        rows = np.flatnonzero((current.type == kind) & (distance <= RADIUS))
+        for row in rows[np.argsort(distance[rows])][:cap]:
+            if not np.isfinite(current.velocity[row]).all():
+                raise InputError(f"object {current.tokens[row]} has a velocity with NaN now")
+
+
+def _light_polygons(city: Map, light_ids: tuple[str, ...]) -> Polygons:
+    return flatten(np.array([_light_polygon(city, light_id) for light_id in light_ids], dtype=object))
+
+
+def _light_polygon(city: Map, light_id: str) -> shapely.Geometry:
+    lane = city.lane_connectors.get(light_id)
+    if lane is None or lane.polygon is None:
+        raise InputError(f"map {city.name}: has no polygon of lane connector {light_id}, which has a red light")
+    return lane.polygon

@@ -1,0 +1,234 @@
+"""Whole splits into caches, log by log in a process pool: a folder (`build_cache`) or memory (`build_scenes`).
+
+What the official code cannot cache is no scene of the cache: it is listed with its reason, never scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from navsim_adapter import __version__
+from navsim_adapter.cache import store
+from navsim_adapter.cache.build import build_scene
+from navsim_adapter.cache.scene_cache import SceneCache
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import finish, is_complete, read_json, sha256, write_json
+from navsim_adapter.maps import load_map, map_path
+from navsim_adapter.root import DataRoot
+from navsim_adapter.scenes import SceneFilter, empty_split, find_logs, log_scenes
+
+
+@dataclass(frozen=True)
+class LogJob:
+    """One log to cache. `made_by`: what the result depends on, apart from the log and its map."""
+
+    log: Path
+    split: str
+    filter: SceneFilter
+    maps: Path
+    made_by: Mapping[str, Any]
+
+
+class Skipped(NamedTuple):
+    """A scene that the official code cannot cache either, and why."""
+
+    token: str
+    log_name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of one log: its tokens, or the scenes themselves, and what was skipped."""
+
+    log_name: str
+    tokens: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    scenes: tuple[SceneCache, ...] = ()
+
+
+def build_cache(
+    root: DataRoot,
+    split: str,
+    chosen: SceneFilter,
+    out: str | Path,
+    workers: int = 1,
+    progress: Callable[[int, int, Built], None] | None = None,
+) -> dict[str, Any]:
+    """Cache every scene of a split into a folder; returns the content of its `scenes.json`.
+
+    A finished folder of the same inputs is left alone, finished logs of an interrupted run are kept. Raises
+    InputError for an unreadable log or map, repeated tokens and an empty split; scenes without cache are listed.
+    """
+    out = Path(out)
+    made_by = {
+        "command": "navsim-adapter cache",
+        "version": __version__,
+        "format": store.FORMAT,
+        "split": split,
+        "filter": describe(chosen),
+        "data_root": str(root.path.resolve()),
+        "maps_root": str(root.maps.resolve()),
+    }
+    if is_complete(out, made_by):
+        return _read_scenes(out)
+    logs = find_logs(root, split, chosen)
+    job_made_by = {name: made_by[name] for name in ("version", "format", "filter")}
+    jobs = [LogJob(path, split, chosen, root.maps, job_made_by) for path in logs]
+    built = []
+    for result in run_logs(_cache_log, jobs, workers, chosen.max_scenes, out):
+        built.append(result)
+        if progress:
+            progress(len(built), len(jobs), result)
+    built.sort(key=lambda result: result.log_name)
+    count = sum(len(result.tokens) for result in built)
+    skipped = [item for result in built for item in result.skipped]
+    if not count and not skipped:
+        raise empty_split(root, split, chosen)
+    if not count:
+        where = root.logs / split
+        raise InputError(f"{where}: none of {len(skipped)} scenes can be cached; first: {skipped[0].reason}")
+    return _finish_folder(out, built, skipped, made_by)
+
+
+def build_scenes(
+    root: DataRoot, split: str, chosen: SceneFilter, workers: int = 1
+) -> tuple[dict[str, SceneCache], list[Skipped]]:
+    """The caches of a filter's scenes in memory, and the scenes that have none."""
+    jobs = [LogJob(path, split, chosen, root.maps, {}) for path in find_logs(root, split, chosen)]
+    scenes: dict[str, SceneCache] = {}
+    skipped: list[Skipped] = []
+    wanted = len(chosen.tokens) if chosen.tokens is not None else None
+    for built in run_logs(_scenes_of_log, jobs, workers, chosen.max_scenes, None):
+        for scene in built.scenes:
+            if scene.token in scenes:
+                raise InputError(
+                    f"token {scene.token}: occurs in logs {scenes[scene.token].log_name} and {scene.log_name}; "
+                    "remove one of them"
+                )
+            scenes[scene.token] = scene
+        skipped += built.skipped
+        if wanted is not None and len(scenes) + len(skipped) >= wanted:
+            break
+    return scenes, skipped
+
+
+def describe(chosen: SceneFilter) -> dict[str, Any]:
+    """A filter as JSON."""
+    lists = {name: getattr(chosen, name) for name in ("log_names", "tokens")}
+    return {**vars(chosen), **{name: None if value is None else sorted(value) for name, value in lists.items()}}
+
+
+Work = Callable[[LogJob, Path | None], Built]
+
+
+def run_logs(work: Work, jobs: list[LogJob], workers: int, max_scenes: int | None, out: Path | None) -> Iterator[Built]:
+    """Results as they come. With `max_scenes` logs are done one after the other, since each depends on the last."""
+    if workers > 1 and len(jobs) > 1 and max_scenes is None:
+        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+            futures = [pool.submit(work, job, out) for job in jobs]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        return
+    for job in jobs:
+        if max_scenes is not None:
+            if max_scenes <= 0:
+                return
+            job = replace(job, filter=replace(job.filter, max_scenes=max_scenes))
+        built = work(job, out)
+        if max_scenes is not None:
+            max_scenes -= len(built.tokens) + len(built.skipped)
+        yield built
+
+
+def _scenes_of_log(job: LogJob, _out: Path | None = None) -> Built:
+    skipped: list[Skipped] = []
+    scenes = tuple(_caches(job, skipped))
+    return Built(job.log.stem, tuple(scene.token for scene in scenes), tuple(skipped), scenes)
+
+
+def _cache_log(job: LogJob, out: Path | None) -> Built:
+    """Write the file of one log, unless it is there, made of the same inputs."""
+    assert out is not None
+    path = store.log_path(out, job.log.stem)
+    log_hash = sha256(job.log)
+    kept = _finished(path, job, log_hash)
+    if kept is not None:
+        return kept
+    skipped: list[Skipped] = []
+    made_by: dict[str, Any] = {**job.made_by, "log": job.log.name, "log_sha256": log_hash}
+    made_by |= {"maps": {}, "skipped": skipped}  # filled while the scenes are made; the footer is written after them
+    facts = store.write_log(path, _caches(job, skipped, made_by["maps"]), made_by)
+    return Built(job.log.stem, tuple(scene[0] for scene in facts.scenes), tuple(skipped))
+
+
+def _finished(path: Path, job: LogJob, log_hash: str) -> Built | None:
+    try:
+        facts = store.read_facts(path)
+    except InputError:  # absent, torn or of another format: make it again
+        return None
+    made_by = facts.made_by
+    same_inputs = {**job.made_by, "log_sha256": log_hash}.items() <= made_by.items()
+    if not same_inputs or any(_map_hash(job.maps, name) != known for name, known in made_by["maps"].items()):
+        return None
+    skipped = tuple(Skipped(*item) for item in made_by["skipped"])
+    return Built(job.log.stem, tuple(scene[0] for scene in facts.scenes), skipped)
+
+
+def _caches(job: LogJob, skipped: list[Skipped], maps: dict[str, str] | None = None) -> Iterator[SceneCache]:
+    for scene in log_scenes(job.log, job.split, job.filter)[: job.filter.max_scenes]:
+        name = scene.now.map_name
+        city = load_map(str(job.maps), name)
+        if maps is not None and name not in maps:
+            maps[name] = _map_hash(job.maps, name)
+        try:
+            yield build_scene(scene, city)
+        except InputError as problem:
+            skipped.append(Skipped(scene.token, scene.now.log_name, str(problem)))
+
+
+_MAP_HASHES: dict[Path, str] = {}
+
+
+def _map_hash(maps: Path, name: str) -> str:
+    path = map_path(maps, name)
+    if path not in _MAP_HASHES:
+        _MAP_HASHES[path] = sha256(path)
+    return _MAP_HASHES[path]
+
+
+def _finish_folder(out: Path, built: list[Built], skipped: list[Skipped], made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """Index, list of scenes and manifest, written last; files of logs that no longer belong are removed."""
+    names = {result.log_name for result in built}
+    for path in (out / store.LOGS).glob("*" + store.SUFFIX):
+        if path.name.removesuffix(store.SUFFIX) not in names:
+            path.unlink()
+    store.write_index(out, {result.log_name: result.tokens for result in built})
+    content = {
+        "split": made_by["split"],
+        "data_root": made_by["data_root"],
+        "filter": made_by["filter"],
+        "count": sum(len(result.tokens) for result in built),
+        "logs": len(built),
+        "skipped": [item._asdict() for item in skipped],
+    }
+    write_json(out / "scenes.json", content)
+    finish(out, made_by)
+    return content
+
+
+def _read_scenes(out: Path) -> dict[str, Any]:
+    return dict(read_json(out / "scenes.json"))
+
+
+def skipped_in(folder: str | Path) -> dict[str, str]:
+    """Token -> reason of the scenes that a cache folder lists as skipped."""
+    return {item["token"]: item["reason"] for item in _read_scenes(Path(folder))["skipped"]}

@@ -1,0 +1,64 @@
+"""What a cache folder holds, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from navsim_adapter.cache.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
+from navsim_adapter.cache.store import LOGS, SUFFIX, open_cache
+from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.files import MANIFEST, read_json, verify
+
+
+def describe_cache(folder: str | Path) -> list[str]:
+    """Lines on a whole folder."""
+    folder = Path(folder)
+    cache = open_cache(folder)
+    content = read_json(folder / "scenes.json")
+    made_by = read_json(folder / MANIFEST).get("made_by", {})
+    size = sum(path.stat().st_size for path in (folder / LOGS).glob("*" + SUFFIX))
+    per_scene = size / max(len(cache), 1) / 1000
+    lines = [
+        f"{folder}: {len(cache)} scenes of {len(cache.logs)} logs, {size / 1e6:.1f} MB, {per_scene:.0f} kB per scene",
+        f"split {content['split']}, made by navsim-adapter {made_by.get('version')}, format {made_by.get('format')}",
+        f"{len(content['skipped'])} scenes skipped",
+    ]
+    return lines + [f"  {item['reason']}" for item in content["skipped"]]
+
+
+def describe_scene(folder: str | Path, token: str) -> list[str]:
+    """Lines on one scene."""
+    cache = open_cache(folder)
+    if token not in cache:
+        raise InputError(f"{folder}: has no scene {token}{did_you_mean(token, list(cache))}; check the token")
+    scene = cache[token]
+    metrics = [name for bit, name in ((PDMS, "pdms"), (EPDMS, "epdms")) if scene.versions & bit]
+    kinds = Counter(AreaType(kind).name.lower() for kind in scene.area_type)
+    return [
+        f"{token}: log {scene.log_name}, map {scene.map_name}, time {scene.time_us} us, for {' and '.join(metrics)}",
+        f"ego at {scene.ego_state[0]:.2f}, {scene.ego_state[1]:.2f} m, heading {scene.ego_state[2]:.3f} rad, "
+        f"speed {float(np.hypot(*scene.ego_state[3:5])):.2f} m/s",
+        f"map: {len(scene.areas)} polygons ({', '.join(f'{count} {name}' for name, count in kinds.items())})",
+        f"route: {len(scene.route_lane_ids)} lanes, centerline of {len(scene.centerline)} vertices",
+        f"objects: {_objects(scene)}",
+        f"red lights: {', '.join(scene.light_ids) or 'none'}",
+        f"human future: {'none' if scene.human_future is None else f'{len(scene.human_future)} poses'}",
+        f"extra arrays: {', '.join(scene.extras) or 'none'}",
+    ]
+
+
+def verify_cache(folder: str | Path) -> int:
+    """Check the checksums of every file and scene; returns how many scenes there are."""
+    verify(folder)
+    cache = open_cache(folder)
+    return sum(cache[token] is not None for token in cache)
+
+
+def _objects(scene: SceneCache) -> str:
+    counts: Counter[str] = Counter()
+    for kind, token in {(int(k), t) for k, t in zip(scene.object_type, scene.object_tokens)}:
+        counts[ObjectType(kind).name.lower()] += bool(token)
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"

@@ -1,0 +1,100 @@
+"""Import of whole official cache trees into a cache folder, log by log in a process pool, resumable.
+
+`official` reads single files; `folder` builds the same kind of folder from logs and maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from navsim_adapter import __version__
+from navsim_adapter.cache import store
+from navsim_adapter.cache.official import find_official, import_log
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import finish, is_complete, read_json, write_json
+
+
+def import_official(
+    tree: str | Path,
+    out: str | Path,
+    other: str | Path | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Import a devkit metric cache into the folder `out`; returns the content of its `scenes.json`.
+
+    other: a tree of the other devkit version; scenes in both then serve both metrics. A finished folder of the same
+    inputs is left alone. Raises InputError naming the first file that cannot be read.
+    """
+    out, tree = Path(out), Path(tree)
+    logs = find_official(tree)
+    twins = {path.parts[-2]: path for paths in (find_official(other) if other else {}).values() for path in paths}
+    made_by = {
+        "command": "navsim-adapter cache --official",
+        "version": __version__,
+        "format": store.FORMAT,
+        "official": str(tree.resolve()),
+        "other": str(Path(other).resolve()) if other else None,
+    }
+    if is_complete(out, made_by):
+        return dict(read_json(out / "scenes.json"))
+    jobs = [(store.log_path(out, name), paths, _twins_of(paths, twins), made_by) for name, paths in logs.items()]
+    tokens: dict[str, tuple[str, ...]] = {}
+    for done, (name, found) in enumerate(_run(jobs, workers), 1):
+        tokens[name] = found
+        if progress:
+            progress(done, len(jobs))
+    store.write_index(out, tokens)
+    content = {
+        "split": tree.name,
+        "data_root": made_by["official"],
+        "filter": {},
+        "count": sum(len(found) for found in tokens.values()),
+        "logs": len(tokens),
+        "skipped": [],
+    }
+    write_json(out / "scenes.json", content)
+    finish(out, made_by)
+    return content
+
+
+_Job = tuple[Path, list[Path], dict[str, Path], dict[str, Any]]
+
+
+def _twins_of(paths: list[Path], twins: dict[str, Path]) -> dict[str, Path]:
+    return {path.parts[-2]: twins[path.parts[-2]] for path in paths if path.parts[-2] in twins}
+
+
+def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if workers < 2 or len(jobs) < 2:
+        yield from map(_import, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_import, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _import(job: _Job) -> tuple[str, tuple[str, ...]]:
+    """Write the file of one log, unless it is there, made of the same files."""
+    path, sources, twins, made_by = job
+    facts = {**made_by, "files": [[file.parts[-2], file.stat().st_size] for file in (*sources, *twins.values())]}
+    try:
+        known = store.read_facts(path)
+        if dict(known.made_by) == facts:
+            return _name(path), tuple(scene[0] for scene in known.scenes)
+    except InputError:  # absent, torn or of another format: make it again
+        pass
+    written = store.write_log(path, import_log(sources, twins), facts)
+    return _name(path), tuple(scene[0] for scene in written.scenes)
+
+
+def _name(path: Path) -> str:
+    return path.name.removesuffix(store.SUFFIX)

@@ -1,0 +1,260 @@
+"""The command `navsim-adapter`. Environment variables are read here and nowhere else; nothing is computed here.
+
+A command is an entry of `COMMANDS`: a sentence, a function that declares its arguments, a function that runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from navsim_adapter import __version__
+from navsim_adapter.errors import InputError
+
+if TYPE_CHECKING:
+    from navsim_adapter.cache.scene_cache import SceneCache
+    from navsim_adapter.root import DataRoot
+    from navsim_adapter.scenes import SceneFilter
+
+
+@dataclass(frozen=True)
+class Command:
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; an InputError becomes one line on stderr and exit status 2."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser(words[0] if words else "").parse_args(words)
+    try:
+        COMMANDS[options.command].run(options)
+    except InputError as problem:
+        if options.debug:
+            traceback.print_exc()
+        print(f"navsim-adapter {options.command}: {' '.join(str(problem).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("navsim-adapter: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser; only the chosen command declares its arguments, so that no other one is imported."""
+    parser = argparse.ArgumentParser("navsim-adapter", description="NAVSIM's files and scores, without the devkit.")
+    parser.add_argument("--version", action="version", version=f"navsim-adapter {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in COMMANDS.items():
+        child = commands.add_parser(name, help=command.help, description=command.help)
+        child.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name == chosen:
+            command.arguments(child)
+    return parser
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, needs_split: bool = True) -> None:
+    parser.add_argument("--data", metavar="ROOT", help="dataset root; default: $OPENSCENE_DATA_ROOT")
+    parser.add_argument(
+        "--split",
+        required=needs_split,
+        help="folder under navsim_logs (mini, trainval, test), or navmini, navtrain, navtest",
+    )
+
+
+def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--filter", metavar="YAML", help="a scene filter file of the devkit")
+    parser.add_argument("--max-scenes", type=int, metavar="N", help="stop after N scenes")
+
+
+# -- convert -----------------------------------------------------------------------------------------------------------
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser)
+    add_filter_arguments(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the Arrow table")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from navsim_adapter.dataset import convert
+
+    root, split, chosen = _selection(options)
+    with _Progress("scenes") as progress:
+        content = convert(root, split, chosen, options.out, lambda done: progress.show(done, None))
+    print(f"{content['count']} scenes of {split} in {options.out}")
+
+
+# -- cache -------------------------------------------------------------------------------------------------------------
+
+
+def _cache_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser)
+    add_filter_arguments(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the scoring cache")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, one log each")
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from navsim_adapter.cache.folder import build_cache
+
+    root, split, chosen = _selection(options)
+    with _Progress("logs") as progress:
+        content = build_cache(
+            root, split, chosen, options.out, options.workers, lambda done, total, _: progress.show(done, total)
+        )
+    for item in content["skipped"]:
+        print(f"skipped: {item['reason']}", file=sys.stderr)
+    print(f"{content['count']} scenes of {split} in {options.out}, {len(content['skipped'])} skipped")
+
+
+# -- inspect -----------------------------------------------------------------------------------------------------------
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cache", metavar="DIR", help="a folder written by navsim-adapter cache")
+    parser.add_argument("--token", help="print what is kept of this scene")
+    parser.add_argument("--verify", action="store_true", help="read every scene and check every file's checksum")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from navsim_adapter.cache.inspect import describe_cache, describe_scene, verify_cache
+
+    if options.verify:
+        print(f"{verify_cache(options.cache)} scenes read, all checksums right")
+    lines = describe_scene(options.cache, options.token) if options.token else describe_cache(options.cache)
+    print("\n".join(lines))
+
+
+# -- score -------------------------------------------------------------------------------------------------------------
+
+
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser, needs_split=False)
+    parser.add_argument("--trajectories", required=True, metavar="T.npz", help="arrays token, name, poses (M, T, 3)")
+    parser.add_argument("--metric", choices=("pdms", "epdms"), default="pdms", help="PDMS v1.1 or EPDMS v2.2")
+    parser.add_argument("--out", required=True, metavar="CSV", help="table of sub-scores and scores, in input order")
+    parser.add_argument("--cache", metavar="DIR", help="read scenes from this cache, not from logs and maps")
+    parser.add_argument("--workers", type=int, default=1, help="processes that build scenes when there is no cache")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from navsim_adapter.score_table import read_trajectories, score_rows, write_csv
+    from navsim_adapter.scoring.scorer import Scorer
+
+    trajectories = read_trajectories(options.trajectories)
+    cache, skipped = _scenes_to_score(options, trajectories.tokens)
+    columns = score_rows(Scorer(cache, metric=options.metric), trajectories, frozenset(skipped))
+    write_csv(options.out, trajectories, columns)
+    for reason in skipped.values():
+        print(f"not scored: {reason}", file=sys.stderr)
+    scored = sum(token not in skipped for token in trajectories.tokens)
+    print(f"{scored} of {len(trajectories)} trajectories scored with {options.metric} in {options.out}")
+
+
+def _scenes_to_score(
+    options: argparse.Namespace, tokens: Sequence[str]
+) -> tuple[Mapping[str, SceneCache], dict[str, str]]:
+    """The scenes of these tokens, and why the rest has none; raises InputError for tokens that are nowhere."""
+    from navsim_adapter.cache.folder import build_scenes, skipped_in
+    from navsim_adapter.cache.store import open_cache
+    from navsim_adapter.scenes import every_frame, split_filter
+
+    cache: Mapping[str, SceneCache]
+    wanted = sorted(set(tokens))
+    if options.cache:
+        cache, skipped = open_cache(options.cache), skipped_in(options.cache)
+        place = options.cache
+    elif not options.split:
+        raise InputError("--split: not given; name the split that holds the scenes, or a cache with --cache")
+    else:
+        split = split_filter(options.split)[0]
+        cache, found = build_scenes(_root(options), split, every_frame(wanted), options.workers)
+        skipped = {item.token: item.reason for item in found}
+        place = f"split {split}"
+    missing = [token for token in wanted if token not in cache and token not in skipped]
+    if missing:
+        raise InputError(
+            f"{options.trajectories}: {len(missing)} of {len(wanted)} tokens are no scene of {place} "
+            f"(first: {missing[0]}); a scene needs 3 frames before, 10 after and a route; check --split and --data"
+        )
+    skipped = {token: skipped[token] for token in wanted if token in skipped}
+    if len(skipped) == len(wanted):
+        raise InputError(f"none of {len(wanted)} scenes can be scored; first: {next(iter(skipped.values()))}")
+    return cache, skipped
+
+
+# -- shared ------------------------------------------------------------------------------------------------------------
+
+
+def _root(options: argparse.Namespace) -> DataRoot:
+    from navsim_adapter.root import data_root
+
+    return data_root(options.data, os.environ)
+
+
+def _selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]:
+    """Root, split folder and filter that the options name."""
+    from dataclasses import replace
+
+    from navsim_adapter.scenes import split_filter
+
+    split, chosen = split_filter(options.split, options.filter)
+    if options.max_scenes is not None:
+        if options.max_scenes < 1:
+            raise InputError(f"--max-scenes: must be at least 1, got {options.max_scenes}")
+        chosen = replace(chosen, max_scenes=options.max_scenes)
+    return _root(options), split, chosen
+
+
+class _Progress:
+    """A rich progress bar on stderr; silent where stderr is no terminal."""
+
+    def __init__(self, unit: str):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task(unit, total=None)
+
+    def __enter__(self) -> _Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.bar.stop()
+
+    def show(self, done: int, total: int | None) -> None:
+        self.bar.update(self.task, completed=done, total=total)
+
+
+def _leaf(module: str, help: str) -> Command:
+    """A command that lives in a module of its own with `add_arguments` and `run`, imported when asked for."""
+    from importlib import import_module
+
+    return Command(
+        help,
+        lambda parser: import_module(module).add_arguments(parser),
+        lambda options: import_module(module).run(options),
+    )
+
+
+COMMANDS: dict[str, Command] = {
+    "synth": _leaf("navsim_adapter.synthetic.command", "Make a small world in NAVSIM's formats."),
+    "convert": Command("Write the scenes of a split as an Arrow table.", _convert_arguments, _convert),
+    "cache": Command("Build the scoring cache of a split from logs and maps.", _cache_arguments, _cache),
+    "score": Command("Score trajectories with an official metric.", _score_arguments, _score),
+    "inspect": Command("Say what a scoring cache holds.", _inspect_arguments, _inspect),
+    "render": _leaf("navsim_adapter.render", "Draw scenes and trajectories from above."),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

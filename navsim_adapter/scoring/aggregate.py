@@ -1,0 +1,57 @@
+"""From sub-scores to progress and score (spec 6.6, 6.13, 7.1): the one place that knows the weights."""
+
+from __future__ import annotations
+
+from math import isnan
+
+from navsim_adapter.scoring.jit import kernel
+
+_LEAST_PROGRESS = 5.0  # m, strict: below it nobody is measured against anybody
+
+
+@kernel
+def pdms_progress(raw: float, product: float, best: float) -> float:
+    """v1.1: product is the candidate's no-collision x drivable-area; best the largest raw x product of the batch."""
+    if best > _LEAST_PROGRESS:
+        return raw * product / best
+    return 1.0 if product > 0.0 else 0.0
+
+
+@kernel
+def epdms_progress(raw: float, best: float) -> float:
+    """v2.2: the candidate's own progress is not masked by its product, only the best of the batch is."""
+    if best > _LEAST_PROGRESS:
+        return min(max(raw / best, 0.0), 1.0)
+    return 1.0
+
+
+@kernel
+def pdms(no_collision: float, drivable: float, progress: float, ttc: float, comfort: float) -> float:
+    """v1.1; driving direction compliance has weight 0."""
+    return no_collision * drivable * ((5.0 * progress + 5.0 * ttc + 2.0 * comfort) / 12.0)
+
+
+@kernel
+def epdms(
+    no_collision: float,
+    drivable: float,
+    direction: float,
+    lights: float,
+    progress: float,
+    ttc: float,
+    lane_keeping: float,
+    history_comfort: float,
+    two_frame_comfort: float,
+) -> float:
+    """v2.2; a NaN two-frame comfort (no earlier frame) leaves the mean with its weight."""
+    weighted, weight = 5.0 * progress + 5.0 * ttc + 2.0 * lane_keeping + 2.0 * history_comfort, 14.0
+    if not isnan(two_frame_comfort):
+        weighted += 2.0 * two_frame_comfort
+        weight += 2.0
+    return no_collision * drivable * direction * lights * (weighted / weight)
+
+
+@kernel
+def spared(own: float, human: float) -> float:
+    """The human penalty filter: where the human scores exactly 0, so may anyone (6.13)."""
+    return 1.0 if human == 0.0 else own

@@ -1,0 +1,66 @@
+"""Where the footprint is at a step (spec 6.1) and drivable area compliance (6.3).
+
+Containment is strict: a corner on a boundary is outside (10.1 item 1). The flags are computed where a rule asks for
+them; only the drivable test runs over all steps.
+"""
+
+from __future__ import annotations
+
+from navsim_adapter.scoring.geometry import box_corners
+from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.map_index import DRIVABLE, ON_ROUTE, categories_at, is_over_several_lanes
+from navsim_adapter.scoring.simulate import COSINE, SINE, X, Y
+from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STATES
+
+
+@kernel
+def center(states, k, c) -> tuple[float, float]:
+    """Geometric center of the ego at step k (5.6)."""
+    return (
+        states[X, k, c] + AXLE_TO_CENTER * states[COSINE, k, c],
+        states[Y, k, c] + AXLE_TO_CENTER * states[SINE, k, c],
+    )
+
+
+@kernel
+def ego_corners(states, k, c, corners) -> None:
+    x, y = center(states, k, c)
+    box_corners(x, y, states[COSINE, k, c], states[SINE, k, c], HALF_LENGTH, HALF_WIDTH, corners)
+
+
+@kernel
+def is_off_road(area, corners) -> bool:
+    """NON_DRIVABLE: at least one corner in no roadblock, intersection or car park."""
+    for i in range(4):
+        if categories_at(area, corners[i, 0], corners[i, 1], DRIVABLE) == 0:
+            return True
+    return False
+
+
+@kernel
+def is_off_lane(area, corners) -> bool:
+    """MULTI_LANE or NON_DRIVABLE: where a sideways contact is the ego's fault."""
+    return is_off_road(area, corners) or is_over_several_lanes(area, corners)
+
+
+@kernel
+def drivable_area_compliance(area, states, c, corners) -> float:
+    """0 if the footprint leaves the drivable area at any of the 41 states, else 1."""
+    for k in range(STATES):
+        ego_corners(states, k, c, corners)
+        if is_off_road(area, corners):
+            return 0.0
+    return 1.0
+
+
+@kernel
+def count_area_steps(area, states, c, corners) -> tuple[int, int, int]:
+    """Diagnostics: states over several lanes, off the drivable area, and with the center off the route's lanes."""
+    several, off_road, oncoming = 0, 0, 0
+    for k in range(STATES):
+        ego_corners(states, k, c, corners)
+        several += is_over_several_lanes(area, corners)
+        off_road += is_off_road(area, corners)
+        x, y = center(states, k, c)
+        oncoming += categories_at(area, x, y, ON_ROUTE) == 0
+    return several, off_road, oncoming

@@ -1,0 +1,91 @@
+"""One walk over the 41 states that finds every contact, real or projected, and asks the rules what it means.
+
+The rules are in `collisions.py`, `ttc.py` and `traffic_lights.py`. They share the walk because a contact at step k is
+also the time-to-collision contact with offset 0.
+"""
+
+from __future__ import annotations
+
+from math import inf, sqrt
+
+from navsim_adapter.scoring import collisions, ttc
+from navsim_adapter.scoring.areas import center, ego_corners
+from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.simulate import COSINE, SINE, SPEED
+from navsim_adapter.scoring.traffic_index import (
+    IS_AGENT,
+    IS_IGNORED,
+    entries_near,
+    has_flag,
+    object_count,
+    touches_object,
+)
+from navsim_adapter.scoring.traffic_lights import runs_red_light
+from navsim_adapter.scoring.vehicle import INTERVAL, STATES
+
+
+@kernel
+def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled, corners, other, shifted):
+    """No-at-fault collisions, time to collision, traffic lights and the times of the first two infractions.
+
+    start_speed: hypot(vx, vy) of the measured state; later states have no lateral speed.
+    ttc_steps: states that time to collision checks (41 in v1.1, 32 in v2.2, whose objects end with the states).
+    is_settled: (2, M) scratch: objects ignored by collisions and by time to collision.
+    corners, other, shifted: (4, 2) scratch.
+    """
+    objects = object_count(traffic)
+    for m in range(objects):
+        is_settled[0, m] = is_settled[1, m] = has_flag(traffic, m, IS_IGNORED)
+    collision_score, is_clear, obeys_lights = 1.0, True, True
+    collision_time, ttc_time = inf, inf
+    for k in range(STATES):
+        x, y = center(states, k, c)
+        cosine, sine = states[COSINE, k, c], states[SINE, k, c]
+        speed = start_speed if k == 0 else abs(states[SPEED, k, c])
+        is_watching = is_clear and k < ttc_steps and speed >= ttc.STOPPED_SPEED
+        has_corners = False
+        for offset in range(ttc.OFFSETS if is_watching else 1):
+            at = k + offset * ttc.STRIDE
+            reach = speed * (offset * ttc.STRIDE * INTERVAL)
+            shift_x, shift_y = cosine * reach, sine * reach
+            first, last = entries_near(traffic, x + shift_x, y + shift_y)
+            step = 2 if first >= 0 else 1
+            for entry in range(max(first, 0), last, step):
+                m = entry
+                if first >= 0:
+                    if (traffic.wholes[entry + 1] >> at) & 1 == 0:
+                        continue
+                    m = traffic.wholes[entry]
+                if not has_corners:
+                    ego_corners(states, k, c, corners)
+                    has_corners = True
+                if m >= objects:
+                    if offset == 0 and obeys_lights:
+                        obeys_lights = not runs_red_light(traffic, m - objects, k, corners)
+                    continue
+                can_collide = offset == 0 and collision_score > 0.0 and not is_settled[0, m]
+                can_endanger = is_watching and is_clear and not is_settled[1, m]
+                if not (can_collide or can_endanger):
+                    continue
+                for i in range(4):
+                    shifted[i, 0], shifted[i, 1] = corners[i, 0] + shift_x, corners[i, 1] + shift_y
+                if not touches_object(traffic, m, at, x + shift_x, y + shift_y, cosine, sine, shifted, other):
+                    continue
+                if can_collide:
+                    is_settled[0, m] = True
+                    if collisions.is_at_fault(area, traffic, m, states, k, c, speed, corners, other):
+                        score = collisions.AGENT_SCORE if has_flag(traffic, m, IS_AGENT) else collisions.STATIC_SCORE
+                        collision_score = min(collision_score, score)
+                        collision_time = min(collision_time, k * INTERVAL)
+                if can_endanger:
+                    is_settled[1, m] = True
+                    if ttc.is_dangerous(area, states, k, c, corners, other):
+                        is_clear = False
+                        ttc_time = k * INTERVAL
+    return collision_score, 1.0 if is_clear else 0.0, 1.0 if obeys_lights else 0.0, collision_time, ttc_time
+
+
+@kernel
+def measured_speed(ego) -> float:
+    """Speed of the measured state, lateral part included (10.1 item 6)."""
+    return sqrt(ego[3] * ego[3] + ego[4] * ego[4])

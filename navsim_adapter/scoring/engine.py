@@ -1,0 +1,192 @@
+"""The compiled loop: trajectories of one scene in, a table of sub-scores out.
+
+Simulation and comfort run over LANES candidates side by side; contacts, areas and progress candidate by candidate.
+A candidate's row depends on nothing but the scene and its own poses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from navsim_adapter.scoring import aggregate, areas, comfort, simulate
+from navsim_adapter.scoring.contacts import judge_contacts, measured_speed
+from navsim_adapter.scoring.driving_direction import driving_direction_compliance
+from navsim_adapter.scoring.jit import entry, kernel
+from navsim_adapter.scoring.lane_keeping import lane_keeping
+from navsim_adapter.scoring.progress import raw_progress
+from navsim_adapter.scoring.traffic_index import object_count
+from navsim_adapter.scoring.vehicle import STATES, STEPS
+
+LANES = 32
+
+# Columns of a table: the final sub-scores and the score, then the same before the human filter, then diagnostics.
+SUB_SCORES = (
+    "no_at_fault_collisions",
+    "drivable_area_compliance",
+    "driving_direction_compliance",
+    "traffic_light_compliance",
+    "ego_progress",
+    "time_to_collision_within_bound",
+    "lane_keeping",
+    "comfort",  # v1.1's, or EPDMS's history comfort
+)
+NC, DAC, DDC, TLC, EP, TTC, LK, COMFORT, TWO_FRAME, SCORE = range(10)
+RAW = 10  # RAW + NC, …: before the human filter
+UNFILTERED_SCORE = RAW + len(SUB_SCORES)
+DIAGNOSTICS = (
+    "progress_raw",
+    "collision_time",
+    "ttc_time",
+    "multiple_lanes_steps",
+    "nondrivable_steps",
+    "oncoming_steps",
+)
+PROGRESS_RAW, COLLISION_TIME, TTC_TIME, SEVERAL_LANES, OFF_ROAD, ONCOMING = range(
+    UNFILTERED_SCORE + 1, UNFILTERED_SCORE + 1 + len(DIAGNOSTICS)
+)
+COLUMNS = UNFILTERED_SCORE + 1 + len(DIAGNOSTICS)
+
+
+@entry
+def score_trajectories(fingerprint: int) -> Callable[..., Any]:
+    def score_trajectories(
+        area, traffic, ego, time_us, history, best_other, human, is_epdms, poses, interval, is_planned, headings,
+        is_thorough, table, states,
+    ):  # fmt: skip
+        """Fill `table` (N, COLUMNS) for trajectories of one scene, two-frame comfort left out.
+
+        ego: (11,).  time_us: the scene's time.  history: (H, 3) for history comfort, H = 0 without.
+        best_other, human: see `combine`.
+        poses: (N, T, 3) ego frame, `interval` seconds apart; or, if is_planned, (N, 41, 3) in the map's frame at
+        10 Hz.  headings: (N, T), see `simulate.place_knots`.
+        is_thorough: also count the steps of each area; otherwise those columns are NaN.
+        states: (N, 41, 11) out, or (0, 41, 11).
+        Returns whether some heading hangs on the last bit and literal headings are needed.
+        """
+        _ = fingerprint
+        count, size = poses.shape[0], poses.shape[1]
+        lanes = min(count, LANES)
+        span, lower, offset = np.empty(size), np.empty(STATES, np.int64), np.empty(STATES)
+        if not is_planned:
+            simulate.sample_times(time_us, size, interval, span, lower, offset)
+        knots, slopes = np.empty((3, size + 1, lanes)), np.empty((3, size, lanes))
+        reference = np.empty((simulate.REFERENCE_PLANES, STATES, lanes))
+        speed, curvature = np.empty((STEPS, lanes)), np.empty((STEPS, lanes))
+        moments = np.empty((4, STEPS, lanes))
+        block = np.empty((simulate.PLANES, STATES, lanes))
+        series = np.empty((comfort.SCRATCH_SERIES, STATES + history.shape[0], lanes))
+        turns, is_comfortable = np.empty(lanes), np.empty(lanes)
+        is_settled, corners = np.empty((2, object_count(traffic)), np.bool_), np.empty((3, 4, 2))
+        moved = np.empty(STATES)
+        is_tied = False
+        for first in range(0, count, LANES):
+            n = min(LANES, count - first)
+            if is_planned:
+                simulate.take_reference(poses, first, n, reference)
+            else:
+                is_tied |= simulate.place_knots(ego, poses, headings, first, n, knots)
+                simulate.sample_reference(knots, span, lower, offset, n, slopes, reference)
+            simulate.simulate(ego, reference, n, speed, curvature, moments, block)
+            if is_epdms:
+                comfort.history_comfort(block, ego[6], history, n, series, turns, is_comfortable)
+            else:
+                comfort.comfort(block, ego[6], n, series, turns, is_comfortable)
+            for c in range(n):
+                row = table[first + c]
+                _judge(area, traffic, ego, block, c, is_epdms, is_settled, corners, moved, row)
+                row[RAW + COMFORT] = is_comfortable[c]
+                combine(row, is_epdms, best_other, human, np.nan)
+                if is_thorough:
+                    row[SEVERAL_LANES], row[OFF_ROAD], row[ONCOMING] = areas.count_area_steps(
+                        area, block, c, corners[0]
+                    )
+                if states.shape[0] > 0:
+                    _write_states(ego, block, c, states[first + c])
+        return is_tied
+
+    return score_trajectories
+
+
+@kernel
+def _judge(area, traffic, ego, block, c, is_epdms, is_settled, corners, moved, row):
+    """Everything about one simulated candidate but its comfort."""
+    ttc_steps = STATES - 9 if is_epdms else STATES  # EPDMS's objects end with the states (6.7)
+    row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
+        area, traffic, measured_speed(ego), block, c, ttc_steps, is_settled, corners[0], corners[1], corners[2]
+    )
+    row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, corners[0])
+    row[RAW + DDC] = driving_direction_compliance(area, block, c, is_epdms, moved)
+    row[RAW + LK] = lane_keeping(area, block, c) if is_epdms else 1.0
+    row[PROGRESS_RAW] = raw_progress(area, block, c)
+    row[SEVERAL_LANES] = row[OFF_ROAD] = row[ONCOMING] = np.nan
+
+
+@kernel
+def product_of(row, is_epdms):
+    """The product that decides whose progress counts as the batch's best (6.6)."""
+    product = row[RAW + NC] * row[RAW + DAC]
+    return product * row[RAW + TLC] * row[RAW + DDC] if is_epdms else product
+
+
+@kernel
+def combine(row, is_epdms, best_other, human, two_frame):
+    """Progress, human filter and score of one row (6.6, 6.13, 7.1).
+
+    best_other: the largest raw progress x product of the rest of the batch, PDM-Closed's.
+    human: (COLUMNS,) the human's row, whose zeros are forgiven; NaN for no filter.
+    two_frame: NaN where there is no earlier frame.
+    """
+    raw, product = row[PROGRESS_RAW], product_of(row, is_epdms)
+    best = max(best_other, raw * product)
+    row[TWO_FRAME] = two_frame
+    if is_epdms:
+        row[RAW + EP] = aggregate.epdms_progress(raw, best)
+        for column in range(TWO_FRAME):
+            row[column] = aggregate.spared(row[RAW + column], human[RAW + column])
+        row[UNFILTERED_SCORE] = aggregate.epdms(
+            row[RAW + NC], row[RAW + DAC], row[RAW + DDC], row[RAW + TLC], row[RAW + EP], row[RAW + TTC],
+            row[RAW + LK], row[RAW + COMFORT], np.nan,
+        )  # fmt: skip
+        row[SCORE] = aggregate.epdms(
+            row[NC], row[DAC], row[DDC], row[TLC], row[EP], row[TTC], row[LK], row[COMFORT], two_frame
+        )
+    else:
+        row[RAW + EP] = aggregate.pdms_progress(raw, product, best)
+        for column in range(TWO_FRAME):
+            row[column] = row[RAW + column]
+        row[SCORE] = aggregate.pdms(row[NC], row[DAC], row[EP], row[TTC], row[COMFORT])
+        row[UNFILTERED_SCORE] = row[SCORE]
+
+
+@kernel
+def _write_states(ego, block, c, states):
+    """The official 11 columns (5.2)."""
+    for k in range(STATES):
+        states[k, 0], states[k, 1], states[k, 2] = (
+            block[simulate.X, k, c],
+            block[simulate.Y, k, c],
+            block[simulate.HEADING, k, c],
+        )
+        states[k, 3], states[k, 5] = block[simulate.SPEED, k, c], block[simulate.ACCELERATION, k, c]
+        states[k, 4], states[k, 6] = (ego[4], ego[6]) if k == 0 else (0.0, 0.0)
+        states[k, 7], states[k, 8] = block[simulate.STEERING, k, c], block[simulate.STEERING_RATE, k, c]
+        states[k, 9] = block[simulate.YAW_RATE, k, c]
+        states[k, 10] = (
+            0.0
+            if k == 0
+            else (block[simulate.YAW_RATE, k, c] - block[simulate.YAW_RATE, k - 1, c]) / simulate.MOTION_STEP
+        )
+
+
+@entry
+def combine_rows(fingerprint: int) -> Callable[..., Any]:
+    def combine_rows(table, is_epdms, best_other, human, two_frame):
+        """`combine` for rows of one scene once two_frame (N,) or the batch's best is known."""
+        _ = fingerprint
+        for i in range(table.shape[0]):
+            combine(table[i], is_epdms, best_other, human, two_frame[i])
+
+    return combine_rows

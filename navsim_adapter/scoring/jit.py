@@ -1,0 +1,39 @@
+"""How the kernels are compiled: one decorator for functions, one for the few entry points kept on disk.
+
+Numba's disk cache looks only at the file of the function it stores, not at what that function calls or at module
+constants. The entry points therefore carry a fingerprint of every source file of this package in a closure
+variable, which is part of numba's key: edit any kernel and the stale machine code is never found.
+
+No fast-math anywhere, not even fused multiply-add: a candidate's result is the same bit for bit whether it falls in
+a vector lane or in the loop's remainder, alone or among others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function that other kernels call. IEEE division (no zero check), so that loops vectorise."""
+    return numba.njit(error_model="numpy", nogil=True)(function)
+
+
+def entry(make: Callable[[int], Callable[..., Any]]) -> Any:
+    """Compile an entry point and keep it on disk.
+
+    make: takes the fingerprint and returns the function; the function must read it (``_ = fingerprint``), or it
+    would not be a closure variable.
+    """
+    return numba.njit(error_model="numpy", nogil=True, cache=True)(make(_source_fingerprint()))
+
+
+def _source_fingerprint() -> int:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest()[:7], "little")

@@ -1,0 +1,66 @@
+"""Raw ego progress along the centerline (spec 6.6); normalisation is in `aggregate.py`."""
+
+from __future__ import annotations
+
+from math import inf, sqrt
+
+import numpy as np
+
+from navsim_adapter.scoring.areas import center
+from navsim_adapter.scoring.geometry import distance_to_segment
+from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.map_index import BLOCK, BLOCK_BOXES, CENTERLINE
+from navsim_adapter.scoring.vehicle import STEPS
+
+
+@kernel
+def raw_progress(area, states, c) -> float:
+    """How far the center gets along the centerline, m, not below 0."""
+    x0, y0 = center(states, np.int64(0), c)
+    x1, y1 = center(states, np.int64(STEPS), c)
+    return max(project(area, x1, y1) - project(area, x0, y0), 0.0)
+
+
+@kernel
+def project(area, x, y) -> float:
+    """Arc length of the first nearest point of the centerline (GEOS line-locate)."""
+    reals, wholes = area.reals, area.wholes
+    start, end = wholes[CENTERLINE], wholes[CENTERLINE + 1]
+    bound = inf  # on the squared distance, from one vertex of each block
+    for v in range(start, end, 3 * BLOCK):
+        bound = min(bound, (reals[v] - x) ** 2 + (reals[v + 1] - y) ** 2)
+    bound = _with_slack(bound)
+    nearest, where = inf, 0.0
+    first = start
+    for box in range(wholes[BLOCK_BOXES], wholes[BLOCK_BOXES + 1], 4):
+        dx, dy = max(reals[box] - x, x - reals[box + 2]), max(reals[box + 1] - y, y - reals[box + 3])
+        dx, dy = max(dx, 0.0), max(dy, 0.0)
+        if dx * dx + dy * dy <= bound:
+            for v in range(first, min(first + 3 * BLOCK, end - 3), 3):
+                ax, ay, bx, by = reals[v], reals[v + 1], reals[v + 3], reals[v + 4]
+                distance = distance_to_segment(x, y, ax, ay, bx, by)
+                if distance < nearest:
+                    nearest = distance
+                    bound = min(bound, _with_slack(distance * distance))
+                    where = _measure(x, y, ax, ay, bx, by, reals[v + 2], reals[v + 5])
+        first += 3 * BLOCK
+    return where
+
+
+@kernel
+def _with_slack(square):
+    return square * (1.0 + 1e-12) + 1e-12
+
+
+@kernel
+def _measure(x, y, ax, ay, bx, by, start, end):
+    dx, dy = bx - ax, by - ay
+    square = dx * dx + dy * dy
+    if square == 0.0:
+        return end
+    along = ((x - ax) * dx + (y - ay) * dy) / square
+    if along <= 0.0:
+        return start
+    if along <= 1.0:
+        return start + along * sqrt(square)
+    return end

@@ -1,0 +1,64 @@
+"""Savitzky-Golay filters as scipy's `savgol_filter` defines them in mode "interp" (spec 6.8).
+
+A filter is a table of weights: one row of `window` weights for each edge position at the start, one for the interior,
+one for each edge position at the end. Rows of a series are time, columns are candidates side by side.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.vehicle import INTERVAL
+
+
+def filter_weights(window: int, order: int, derivative: int) -> np.ndarray:
+    """(2 * (window // 2) + 1, window): start edges, interior, end edges; derivatives are per second.
+
+    The interior value is the fit at the window's middle, which for an even window lies between two samples.
+    """
+    half = window // 2
+    positions = np.concatenate([np.arange(half), [(window - 1) / 2], np.arange(window - half, window)])
+    middle = (window - 1) / 2
+    powers = np.arange(order + 1)
+    fit = np.linalg.pinv((np.arange(window) - middle)[:, None] ** powers)
+    factor = np.array([np.prod(np.arange(p, p - derivative, -1)) if p >= derivative else 0.0 for p in powers])
+    at = (positions - middle)[:, None] ** np.maximum(powers - derivative, 0) * factor
+    return np.ascontiguousarray(at @ fit) / INTERVAL**derivative
+
+
+@kernel
+def filter_series(series, rows, n, weights, filtered) -> None:
+    """Filter the first `rows` rows and n columns of `series`, rounding to 8 decimals: `filtered` out."""
+    window = weights.shape[1]
+    half = window // 2
+    middle = (window - 1) // 2  # samples of the interior window before the current one
+    for i in range(rows):
+        if i < half:
+            row, start = i, 0
+        elif i < rows - half:
+            row, start = half, i - middle
+        else:
+            row, start = i - rows + 2 * half + 1, rows - window
+        out, weight, source = filtered[i], weights[row, 0], series[start]
+        for c in range(n):
+            out[c] = weight * source[c]
+        for j in range(1, window):
+            weight, source = weights[row, j], series[start + j]
+            for c in range(n):
+                out[c] += weight * source[c]
+        for c in range(n):
+            out[c] = np.rint(out[c] * 1e8) / 1e8
+
+
+@kernel
+def unwrap(headings, rows, n, turns, unwrapped) -> None:
+    """Headings without jumps: 2 pi times the cumulated rounded turns is taken off (6.9).  turns: (n,) scratch."""
+    for c in range(n):
+        turns[c] = 0.0
+        unwrapped[0, c] = headings[0, c]
+    for i in range(1, rows):
+        before, here, out = headings[i - 1], headings[i], unwrapped[i]
+        for c in range(n):
+            turns[c] += np.rint((here[c] - before[c]) / (2.0 * np.pi))
+            out[c] = here[c] - 2.0 * np.pi * turns[c]

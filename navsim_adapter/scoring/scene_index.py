@@ -1,0 +1,154 @@
+"""Everything the engine reads of one scene under one metric, built once from its cache.
+
+Besides the map and the traffic this holds what does not depend on the candidate: PDM-Closed's progress, the human's
+own sub-scores (the penalty filter), the history before the comfort window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from navsim_adapter.cache.scene_cache import EPDMS, PDMS, Polygons, SceneCache
+from navsim_adapter.scoring import engine
+from navsim_adapter.scoring.geometry import box_corners, quads_meet
+from navsim_adapter.scoring.map_index import build_map_index
+from navsim_adapter.scoring.packed import Packed
+from navsim_adapter.scoring.simulate import literal_headings
+from navsim_adapter.scoring.traffic_index import build_traffic_index
+from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STATES
+
+Metric = Literal["pdms", "epdms"]
+
+NO_LIGHTS = Polygons(np.empty((0, 2)), np.zeros(1, np.int64), np.zeros(1, np.int64))
+_HISTORY_STEP_US = 100_000
+_HUMAN_INTERVAL = 0.5
+
+
+@dataclass(frozen=True)
+class SceneIndex:
+    token: str
+    log_name: str
+    time_us: int
+    is_epdms: bool
+    ego: np.ndarray  # (11,)
+    area: Packed
+    traffic: Packed
+    history: np.ndarray  # (H, 3) a_x, a_y, heading at 0.1 s; H = 0 in PDMS
+    reference_progress: float  # PDM-Closed's raw progress, m
+    reference_best: float  # the same times its product
+    human: np.ndarray  # (engine.COLUMNS,) the human's row; NaN where there is no filter
+
+
+def build_index(scene: SceneCache, metric: Metric) -> SceneIndex:
+    is_epdms = metric == "epdms"
+    ego = np.array(scene.ego_state, np.float64)
+    bare = SceneIndex(
+        token=scene.token,
+        log_name=scene.log_name,
+        time_us=int(scene.time_us),
+        is_epdms=is_epdms,
+        ego=ego,
+        area=build_map_index(scene),
+        traffic=scene_traffic(scene, metric),
+        history=np.empty((0, 3)),
+        reference_progress=0.0,
+        reference_best=0.0,
+        human=np.full(engine.COLUMNS, np.nan),
+    )
+    reference = scene.reference_epdms if is_epdms else scene.reference_pdms
+    row = run(bare, np.array(reference, np.float64)[None], is_planned=True)[0]
+    index = replace(
+        bare,
+        reference_progress=float(row[engine.PROGRESS_RAW]),
+        reference_best=float(row[engine.PROGRESS_RAW] * engine.product_of(row, is_epdms)),
+    )
+    if not is_epdms:
+        return index
+    if scene.human_future is not None and not scene.is_synthetic:
+        human = np.array(scene.human_future, np.float64)[None]
+        index = replace(index, human=run(bare, human, _HUMAN_INTERVAL)[0])
+    return replace(index, history=comfort_history(scene.past_states, scene.past_time_us))
+
+
+def scene_traffic(scene: SceneCache, metric: Metric) -> Packed:
+    """The scene's objects under a metric: 51 steps and no lights in v1.1; 41 steps and lights in v2.2, which drops
+    what overlaps the ego at the start (8.2)."""
+    is_epdms = metric == "epdms"
+    mine = np.flatnonzero(np.asarray(scene.object_versions) & (EPDMS if is_epdms else PDMS))
+    size, pose = np.asarray(scene.object_size)[mine], np.asarray(scene.object_pose)[mine]
+    if is_epdms:
+        pose = pose[:, :STATES]
+        apart = ~overlaps_ego(scene.ego_state, size, pose[:, 0])
+        mine, size, pose = mine[apart], size[apart], pose[apart]
+    return build_traffic_index(
+        ego=np.asarray(scene.ego_state),
+        size=size,
+        pose=pose,
+        kind=np.asarray(scene.object_type)[mine],
+        velocity=np.asarray(scene.object_velocity)[mine],
+        ignored=np.zeros(len(mine), bool),
+        lights=scene.lights if is_epdms else NO_LIGHTS,
+        light_red=np.asarray(scene.light_red) if is_epdms else np.empty((0, STATES), bool),
+    )
+
+
+def overlaps_ego(ego: np.ndarray, size: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Which boxes (size (M, 2), pose (M, 3) at the start) touch the ego's footprint: (M,) bool."""
+    own, other = np.empty((4, 2)), np.empty((4, 2))
+    cosine, sine = np.cos(ego[2]), np.sin(ego[2])
+    x, y = ego[0] + AXLE_TO_CENTER * cosine, ego[1] + AXLE_TO_CENTER * sine
+    box_corners(x, y, cosine, sine, HALF_LENGTH, HALF_WIDTH, own)
+    touches = np.zeros(len(size), bool)
+    near = np.hypot(pose[:, 0] - x, pose[:, 1] - y) < 5.0 + np.hypot(size[:, 0], size[:, 1])  # False for NaN
+    for m in np.flatnonzero(near):
+        length, width = size[m]
+        box_corners(*pose[m, :2], np.cos(pose[m, 2]), np.sin(pose[m, 2]), length / 2, width / 2, other)
+        touches[m] = quads_meet(own, other)
+    return touches
+
+
+def comfort_history(states: np.ndarray, times_us: np.ndarray) -> np.ndarray:
+    """The human's past (4, 11) at true timestamps, resampled every 0.1 s without the last sample (6.10): (H, 3)."""
+    times = np.asarray(times_us, np.int64)
+    query = np.arange(times[0], times[-1], _HISTORY_STEP_US)[:-1].astype(np.float64)
+    knots = times.astype(np.float64)
+    after = np.clip(np.searchsorted(knots, query), 1, len(knots) - 1)
+    before = after - 1
+    values = np.stack([states[:, 5], states[:, 6], np.unwrap(states[:, 2])], axis=1)
+    slope = (values[after] - values[before]) / (knots[after] - knots[before])[:, None]
+    sampled = slope * (query - knots[before])[:, None] + values[before]
+    sampled[:, 2] = np.mod(sampled[:, 2] + np.pi, 2 * np.pi) - np.pi
+    return np.ascontiguousarray(sampled)
+
+
+def run(
+    index: SceneIndex,
+    poses: np.ndarray,
+    interval: float = 0.5,
+    *,
+    is_planned: bool = False,
+    is_thorough: bool = False,
+    states: np.ndarray | None = None,
+) -> np.ndarray:
+    """The engine's table (N, engine.COLUMNS) for poses (N, T, 3) of this scene; see `engine.score_trajectories`."""
+    states = np.empty((0, STATES, 11)) if states is None else states
+    table = np.empty((len(poses), engine.COLUMNS))
+    headings = np.full(poses.shape[:2], np.nan)
+
+    def score(poses: np.ndarray, headings: np.ndarray, table: np.ndarray, states: np.ndarray) -> bool:
+        return engine.score_trajectories(
+            index.area, index.traffic, index.ego, index.time_us, index.history, index.reference_best, index.human,
+            index.is_epdms, poses, interval, is_planned, headings, is_thorough, table, states,
+        )  # fmt: skip
+
+    if score(poses, headings, table, states):
+        tied = np.flatnonzero(np.isinf(headings[:, 0]))
+        again, states_again = np.empty((len(tied), engine.COLUMNS)), np.empty((len(tied), STATES, 11))[: len(states)]
+        score(poses[tied], literal_headings(index.ego, poses[tied]), again, states_again)
+        table[tied] = again
+        if len(states):
+            states[tied] = states_again
+    return table

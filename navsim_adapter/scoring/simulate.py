@@ -1,0 +1,347 @@
+"""From a predicted trajectory to the 41 states that every sub-score reads (spec section 5).
+
+Reference sampling (5.1), speed and curvature fits (5.3), tracker (5.4) and bicycle model (5.5), for a block of
+candidates side by side: arrays are (row, lane), the inner loop runs over the lanes. Positions stay in the map's
+frame and the official order of operations is kept where a coordinate is rounded, since one unit in the last place
+of a northing is 1e-8 m/s in the speed fit.
+
+The fits are solved in the profile itself (speeds, curvatures) instead of in its differences: the same minimum with
+a banded matrix. The tracker's ten-step prediction is written out: its products are polynomials in speed and
+commanded acceleration, and the curvature window enters through its first four moments.
+"""
+
+from __future__ import annotations
+
+from math import pi
+
+import numpy as np
+
+from navsim_adapter.scoring.angles import principal, sine_cosine, wrap
+from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, INTERVAL, STATES, STEPS, WHEELBASE
+
+# Planes of a block of states, each (41, lanes). COSINE and SINE are those of HEADING.
+X, Y, HEADING, SPEED, ACCELERATION, STEERING, STEERING_RATE, YAW_RATE, COSINE, SINE = range(10)
+PLANES = 10
+# Planes of a block of references, each (41, lanes).
+REFERENCE_PLANES = 5  # X, Y, HEADING as above, then cosine and sine
+_REFERENCE_COSINE, _REFERENCE_SINE = 3, 4
+
+_CURVATURE_START_PENALTY = 1e-10
+_TIE = 1e-6  # a turn between two knots this near to pi is decided by the last bit: see `literal_headings`
+
+MOTION_STEP = 100000 * 1e-6  # the motion model's step: one unit below 0.1
+_SPEED_FILTER = MOTION_STEP / (MOTION_STEP + 0.2)
+_STEERING_FILTER = MOTION_STEP / (MOTION_STEP + 0.05)
+_STEERING_LIMIT = pi / 3
+_STOP_SPEED, _STOP_GAIN = 0.2, 0.5
+_HORIZON = 10  # tracker look-ahead, steps
+
+
+def _speed_fit_factors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """LDL' factors of the speed fit's constant matrix: inverse pivots and the two lower bands, each (40,).
+
+    cos^2 + sin^2 = 1 makes the data term the identity. The penalty is the official one (5.3): a_0..a_36 themselves
+    and a_38 - a_37, with a weight that equals h^4 / h^4 = 1 in these units.
+    """
+    rows = np.zeros((STEPS - 2, STEPS))
+    for j in range(STEPS - 3):
+        rows[j, j : j + 2] = -1.0, 1.0
+    rows[-1, -3:] = 1.0, -2.0, 1.0
+    matrix = np.eye(STEPS) + rows.T @ rows
+    cholesky = np.linalg.cholesky(matrix)
+    lower = cholesky / np.diag(cholesky)
+    one, two = np.zeros(STEPS), np.zeros(STEPS)
+    one[1:], two[2:] = np.diag(lower, -1), np.diag(lower, -2)
+    return 1.0 / np.diag(cholesky) ** 2, one, two
+
+
+_SPEED_PIVOT, _SPEED_LOWER_1, _SPEED_LOWER_2 = _speed_fit_factors()
+
+
+@kernel
+def sample_times(time_us, size, interval, span, lower, offset):
+    """Times of knots and queries, the same for every trajectory of one sampling (5.1).
+
+    size, interval: number of poses and seconds between them.
+    span: (size,) out, microseconds between knots.  lower, offset: (41,) out, knot before each query and the
+    microseconds since it.
+    """
+    start = time_us * 1e-6
+    knots = np.empty(size + 1)
+    knots[0] = float(time_us)
+    for j in range(size):
+        knots[j + 1] = float(int(((j * interval + interval) + start) * 1e6))
+        span[j] = knots[j + 1] - knots[j]
+    after = 0
+    for k in range(STATES):
+        query = min(max(float(int((k * 0.1 + start) * 1e6)), knots[0]), knots[size])
+        while after < size and knots[after] < query:
+            after += 1
+        lower[k] = max(after, 1) - 1
+        offset[k] = query - knots[lower[k]]
+
+
+@kernel
+def place_knots(ego, poses, headings, first, n, knots):
+    """Poses of candidates first..first+n in the map's frame, with unwrapped headings.
+
+    ego: (11,).  poses: (N, T, 3) ego frame.  knots: (3, T + 1, lanes) out.
+    headings: (N, T) in the map's frame from `literal_headings`, or NaN to have them computed here; a candidate of
+    which the direction of a turn hangs on the last bit (5.1) then gets infinity in its first entry.
+    Returns whether there is one.
+    """
+    is_tied = False
+    ego_sine, ego_cosine = sine_cosine(ego[HEADING])
+    size = poses.shape[1]
+    x, y, heading = knots[X], knots[Y], knots[HEADING]
+    for c in range(n):
+        x[0, c] = _there_and_back(ego[X], ego_cosine)
+        y[0, c] = _there_and_back(ego[Y], ego_sine)
+        heading[0, c] = ego[HEADING]
+        turn = 0.0
+        before = ego[HEADING]
+        literal = np.isfinite(headings[first + c, 0])
+        for j in range(size):
+            px, py, angle = poses[first + c, j, 0], poses[first + c, j, 1], poses[first + c, j, 2]
+            angle = headings[first + c, j] if literal else wrap(ego[HEADING] + angle)
+            sine, cosine = sine_cosine(angle)
+            x[j + 1, c] = _there_and_back((ego_cosine * px - ego_sine * py) + ego[X], cosine)
+            y[j + 1, c] = _there_and_back((ego_sine * px + ego_cosine * py) + ego[Y], sine)
+            difference = angle - before
+            before = angle
+            if not literal and abs(abs(difference) - pi) < _TIE:
+                headings[first + c, 0] = np.inf
+                is_tied = True
+            if abs(difference) >= pi:
+                short = principal(difference)
+                if short == -pi and difference > 0:
+                    short = pi
+                turn += short - difference
+            heading[j + 1, c] = angle + turn
+    return is_tied
+
+
+@kernel
+def _there_and_back(axle, direction):
+    """The official state keeps the geometric center and recomputes the rear axle: a rounding of about 1e-10 m."""
+    return (axle + AXLE_TO_CENTER * direction) - AXLE_TO_CENTER * direction
+
+
+def literal_headings(ego: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """Map-frame headings (N, T) by the official operations, for trajectories that turn by exactly pi (5.1)."""
+
+    def frame(pose: np.ndarray) -> np.ndarray:
+        x, y, heading = pose
+        sine, cosine = np.sin(heading), np.cos(heading)
+        return np.array([[cosine, -sine, x], [sine, cosine, y], [0.0, 0.0, 1.0]])
+
+    local = np.stack([frame(pose) for pose in poses.reshape(-1, 3)])
+    absolute = frame(ego[:3]) @ local
+    return np.array([np.arctan2(m[1, 0], m[0, 0]) for m in absolute]).reshape(poses.shape[:2])
+
+
+@kernel
+def sample_reference(knots, span, lower, offset, n, slopes, reference):
+    """Linear interpolation of the knots at the 41 query times, headings wrapped to [-pi, pi) (5.1).
+
+    knots: (3, T + 1, lanes).  slopes: (3, T, lanes) scratch.  reference: (5, 41, lanes) out.
+    """
+    for plane in range(3):
+        for j in range(span.shape[0]):
+            here, there, slope = knots[plane, j], knots[plane, j + 1], slopes[plane, j]
+            width = span[j]
+            for c in range(n):
+                slope[c] = (there[c] - here[c]) / width
+    for k in range(STATES):
+        j, passed = lower[k], offset[k]
+        x0, y0, heading0 = knots[X, j], knots[Y, j], knots[HEADING, j]
+        x_slope, y_slope, heading_slope = slopes[X, j], slopes[Y, j], slopes[HEADING, j]
+        x, y, heading = reference[X, k], reference[Y, k], reference[HEADING, k]
+        cosines, sines = reference[_REFERENCE_COSINE, k], reference[_REFERENCE_SINE, k]
+        for c in range(n):
+            angle = principal(heading_slope[c] * passed + heading0[c])
+            sine, cosine = sine_cosine(angle)
+            x[c] = _there_and_back(x_slope[c] * passed + x0[c], cosine)
+            y[c] = _there_and_back(y_slope[c] * passed + y0[c], sine)
+            heading[c], cosines[c], sines[c] = angle, cosine, sine
+
+
+@kernel
+def take_reference(poses, first, n, reference):
+    """Copy planned map-frame poses (N, 41, 3) that already lie at the 41 times."""
+    for k in range(STATES):
+        x, y, heading = reference[X, k], reference[Y, k], reference[HEADING, k]
+        cosines, sines = reference[_REFERENCE_COSINE, k], reference[_REFERENCE_SINE, k]
+        for c in range(n):
+            x[c], y[c], heading[c] = poses[first + c, k, 0], poses[first + c, k, 1], poses[first + c, k, 2]
+            sines[c], cosines[c] = sine_cosine(heading[c])
+
+
+@kernel
+def fit_speed(reference, n, speed):
+    """Speeds along the reference at its first 40 poses: (40, lanes) out (5.3)."""
+    for i in range(STEPS):
+        x0, x1 = reference[X, i], reference[X, i + 1]
+        y0, y1 = reference[Y, i], reference[Y, i + 1]
+        cosine, sine = reference[_REFERENCE_COSINE, i], reference[_REFERENCE_SINE, i]
+        here, one, two = speed[i], speed[max(i - 1, 0)], speed[max(i - 2, 0)]
+        lower_1, lower_2 = _SPEED_LOWER_1[i], _SPEED_LOWER_2[i]  # both zero where there is no such row
+        if i == 0:
+            for c in range(n):
+                here[c] = (cosine[c] * (x1[c] - x0[c]) + sine[c] * (y1[c] - y0[c])) / INTERVAL
+        else:
+            for c in range(n):
+                along = (cosine[c] * (x1[c] - x0[c]) + sine[c] * (y1[c] - y0[c])) / INTERVAL
+                here[c] = along - lower_1 * one[c] - lower_2 * two[c]
+    for i in range(STEPS):
+        here, pivot = speed[i], _SPEED_PIVOT[i]
+        for c in range(n):
+            here[c] *= pivot
+    for i in range(STEPS - 2, -1, -1):
+        here, one, two = speed[i], speed[i + 1], speed[min(i + 2, STEPS - 1)]
+        lower_1 = _SPEED_LOWER_1[i + 1]
+        lower_2 = _SPEED_LOWER_2[i + 2] if i + 2 < STEPS else 0.0
+        for c in range(n):
+            here[c] = here[c] - lower_1 * one[c] - lower_2 * two[c]
+
+
+@kernel
+def fit_curvature(reference, speed, n, excess, curvature):
+    """Curvatures along the reference at its first 40 poses: (40, lanes) out (5.3).
+
+    Tridiagonal elimination with pivots kept as 1 + excess, excess being a sum of positive terms: nothing cancels
+    when the car hardly moves.  excess: (40, lanes) scratch.
+    """
+    for i in range(STEPS):
+        heading0, heading1 = reference[HEADING, i], reference[HEADING, i + 1]
+        v, e, right = speed[i], excess[i], curvature[i]
+        before, right_before = excess[max(i - 1, 0)], curvature[max(i - 1, 0)]
+        if i == 0:
+            for c in range(n):
+                step = INTERVAL * v[c]
+                e[c] = step * step + _CURVATURE_START_PENALTY
+                right[c] = step * wrap(heading1[c] - heading0[c])
+        else:
+            for c in range(n):
+                step = INTERVAL * v[c]
+                inverse = 1.0 / (1.0 + before[c])
+                e[c] = step * step + before[c] * inverse
+                right[c] = step * wrap(heading1[c] - heading0[c]) + right_before[c] * inverse
+    last, e = curvature[STEPS - 1], excess[STEPS - 1]
+    for c in range(n):
+        last[c] = last[c] / e[c]
+    for i in range(STEPS - 2, -1, -1):
+        here, after, e = curvature[i], curvature[i + 1], excess[i]
+        for c in range(n):
+            here[c] = (here[c] + after[c]) / (1.0 + e[c])
+
+
+@kernel
+def window_moments(curvature, n, moments):
+    """Moments 0..3 of the tracker's curvature window at each step: (4, 40, lanes) out (5.4)."""
+    for k in range(STEPS):
+        m0, m1, m2, m3 = moments[0, k], moments[1, k], moments[2, k], moments[3, k]
+        first = curvature[k]
+        for c in range(n):
+            m0[c] = first[c]
+            m1[c] = 0.0
+            m2[c] = 0.0
+            m3[c] = 0.0
+        for m in range(1, _HORIZON):
+            row = curvature[min(k + m, STEPS - 1)]
+            weight = float(m)
+            for c in range(n):
+                term = row[c]
+                m0[c] += term
+                term *= weight
+                m1[c] += term
+                term *= weight
+                m2[c] += term
+                m3[c] += term * weight
+
+
+@kernel
+def track(ego, reference, speed, moments, n, states):
+    """Follow the reference for 40 steps with the official tracker and bicycle model (5.4, 5.5).
+
+    states: (PLANES, 41, lanes) out. The first state keeps the measured motion, with straight wheels.
+    """
+    ego_sine, ego_cosine = sine_cosine(ego[2])
+    for c in range(n):
+        states[X, 0, c], states[Y, 0, c], states[HEADING, 0, c] = ego[0], ego[1], ego[2]
+        states[SPEED, 0, c], states[ACCELERATION, 0, c] = ego[3], ego[5]
+        states[STEERING, 0, c] = 0.0
+        states[STEERING_RATE, 0, c] = 0.0
+        states[YAW_RATE, 0, c] = 0.0
+        states[COSINE, 0, c], states[SINE, 0, c] = ego_cosine, ego_sine
+    for k in range(STEPS):
+        target = speed[min(k + _HORIZON, STEPS - 1)]
+        reference_x, reference_y, reference_heading = reference[X, k], reference[Y, k], reference[HEADING, k]
+        reference_cosine, reference_sine = reference[_REFERENCE_COSINE, k], reference[_REFERENCE_SINE, k]
+        m0, m1, m2, m3 = moments[0, k], moments[1, k], moments[2, k], moments[3, k]
+        x0, y0, heading0 = states[X, k], states[Y, k], states[HEADING, k]
+        v0, a0, steering0 = states[SPEED, k], states[ACCELERATION, k], states[STEERING, k]
+        cosine0, sine0 = states[COSINE, k], states[SINE, k]
+        x1, y1, heading1 = states[X, k + 1], states[Y, k + 1], states[HEADING, k + 1]
+        v1, a1, steering1 = states[SPEED, k + 1], states[ACCELERATION, k + 1], states[STEERING, k + 1]
+        rate1, yaw_rate1 = states[STEERING_RATE, k + 1], states[YAW_RATE, k + 1]
+        cosine1, sine1 = states[COSINE, k + 1], states[SINE, k + 1]
+        for c in range(n):
+            v, steering, heading = v0[c], steering0[c], heading0[c]
+            dx, dy = x0[c] - reference_x[c], y0[c] - reference_y[c]
+            lateral = -dx * reference_sine[c] + dy * reference_cosine[c]
+            turned = wrap(heading - reference_heading[c])
+            is_stopping = (target[c] <= _STOP_SPEED) & (v <= _STOP_SPEED)
+            push = -_STOP_GAIN * (v - target[c]) if is_stopping else (10.0 / 11.0) * (target[c] - v)
+            steer = _steering_rate(lateral, turned, steering, v, push, m0[c], m1[c], m2[c], m3[c])
+            steer = 0.0 if is_stopping else steer
+
+            a = a0[c] + _SPEED_FILTER * (push - a0[c])
+            wanted = steering + _STEERING_FILTER * (MOTION_STEP * steer)
+            rate = (wanted - steering) / MOTION_STEP
+            tangent_sine, tangent_cosine = sine_cosine(steering)
+            x1[c] = x0[c] + v * cosine0[c] * MOTION_STEP
+            y1[c] = y0[c] + v * sine0[c] * MOTION_STEP
+            angle = principal(heading + v * (tangent_sine / tangent_cosine) / WHEELBASE * MOTION_STEP)
+            new_v = v + a * MOTION_STEP
+            new_steering = min(max(steering + rate * MOTION_STEP, -_STEERING_LIMIT), _STEERING_LIMIT)
+            tangent_sine, tangent_cosine = sine_cosine(new_steering)
+            heading1[c], v1[c], a1[c], steering1[c], rate1[c] = angle, new_v, a, new_steering, rate
+            yaw_rate1[c] = new_v * (tangent_sine / tangent_cosine) / WHEELBASE
+            sine1[c], cosine1[c] = sine_cosine(angle)
+
+
+@kernel
+def _steering_rate(lateral, turned, steering, v, push, m0, m1, m2, m3):
+    """The tracker's steering rate: one look-ahead of ten steps at speeds v + push * h * m, m = 0..9 (5.4).
+
+    With p_m = h w_m = p + q m, the lateral error after ten steps is lateral + turned * sum p + ..., a polynomial
+    in p and q; m0..m3 are the moments of the curvature window.
+    """
+    h = INTERVAL
+    p, q = h * v, h * h * push
+    total = 10.0 * p + 45.0 * q
+    square = 10.0 * p * p + 90.0 * p * q + 285.0 * q * q
+    pairs = 0.5 * (total * total - square)  # sum of p_j p_m over j < m
+    # Effect of a unit steering rate on heading and lateral error.
+    on_heading = (h / WHEELBASE) * (45.0 * p + 285.0 * q)
+    on_lateral = (h / WHEELBASE) * (120.0 * p * p + 1410.0 * p * q + 4146.0 * q * q)
+    heading_drift = -(p * m0 + q * m1)
+    lateral_drift = -(
+        p * p * (9.0 * m0 - m1) + p * q * (45.0 * m0 + 8.5 * m1 - 1.5 * m2) + q * q * (45.0 * m1 - 0.5 * m2 - 0.5 * m3)
+    )
+    end_lateral = lateral + total * turned + pairs / WHEELBASE * steering + lateral_drift
+    end_turned = wrap(turned + total / WHEELBASE * steering + heading_drift)
+    return -(on_lateral * end_lateral + 10.0 * on_heading * end_turned) / (
+        on_lateral * on_lateral + 10.0 * on_heading * on_heading + 1.0
+    )
+
+
+@kernel
+def simulate(ego, reference, n, speed, curvature, moments, states):
+    """The whole section 5.3-5.5 for one block; the scratch arrays are (40, lanes) and (4, 40, lanes)."""
+    fit_speed(reference, n, speed)
+    fit_curvature(reference, speed, n, moments[0], curvature)
+    window_moments(curvature, n, moments)
+    track(ego, reference, speed, moments, n, states)

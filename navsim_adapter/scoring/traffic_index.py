@@ -1,0 +1,197 @@
+"""Road users and red lights of one scene at 0.1 s steps, made quick to ask: what is near the ego at step k.
+
+A coarse grid; each cell lists the objects whose box comes near enough to matter to a footprint centered in the cell,
+with the steps at which it does as bits of one integer. A parked car is one entry per cell, whatever the number of
+steps. Off the grid every object is a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from navsim_adapter.cache.scene_cache import ObjectType, Polygons
+from navsim_adapter.scoring.geometry import box_corners, ego_gap, polygon_boxes, quads_meet
+from navsim_adapter.scoring.jit import entry, kernel
+from navsim_adapter.scoring.packed import POLYGONS, Packed, pack_polygons
+from navsim_adapter.scoring.vehicle import RADIUS
+
+TRAFFIC_CELL = 4.0  # m
+STOPPED_SPEED = 0.05  # m/s, inclusive (6.2)
+_NEAR = RADIUS + TRAFFIC_CELL * 0.7072  # from a cell's center: the footprint's circle may touch
+_UNSURE_GAP = 1e-6  # m; closer than this, contact is decided on the exact corners
+
+# Sections of the traffic index, after those of the polygons, which are the lights'.
+LIGHT_STEPS = POLYGONS + 1  # (L,) int64, bit k: red at step k
+OBJECTS = LIGHT_STEPS + 1  # (M,) int64, the flags below
+HALF_SIZES = OBJECTS + 1  # (M, 2) half length, half width
+BOXES = HALF_SIZES + 1  # (steps, M, 4) x, y, cosine, sine of the boxes; NaN where absent
+ORIGIN = BOXES + 1  # (2,) lower corner of the grid
+SHAPE = ORIGIN + 1  # (2,) int64 columns, rows
+CELLS = SHAPE + 1  # (cells + 1,) int64 first entry of a cell
+ENTRIES = CELLS + 1  # (E, 2) int64 object (lights after the objects), bit k: near the cell at step k
+
+IS_AGENT = np.int64(1)  # vehicle, pedestrian or bicycle
+IS_STOPPED = np.int64(2)  # static, or standing at first sight (6.2 item 2)
+IS_IGNORED = np.int64(4)  # collisions and time to collision leave it out from the start
+
+
+def build_traffic_index(
+    ego: np.ndarray,
+    size: np.ndarray,
+    pose: np.ndarray,
+    kind: np.ndarray,
+    velocity: np.ndarray,
+    ignored: np.ndarray,
+    lights: Polygons,
+    light_red: np.ndarray,
+) -> Packed:
+    """Index the objects and lights around an ego that starts at `ego` (11,).
+
+    size (M, 2), pose (M, steps, 3), kind (M,), velocity (M, 2), ignored (M,), lights L polygons with light_red
+    (L, steps): as in SceneCache.
+    """
+    reach = 40.0 + 4.5 * min(abs(float(ego[3])), 25.0)
+    x_min, y_min = float(ego[0]) - reach, float(ego[1]) - reach
+    columns = rows = int(np.ceil(2 * reach / TRAFFIC_CELL))
+    box = np.empty((pose.shape[1], pose.shape[0], 4))
+    box[..., :2] = pose[..., :2].swapaxes(0, 1)
+    box[..., 2], box[..., 3] = np.cos(pose[..., 2]).T, np.sin(pose[..., 2]).T
+    half_size = np.ascontiguousarray(size, np.float64) / 2.0
+    is_agent = kind <= ObjectType.BICYCLE
+    is_stopped = ~is_agent | (np.hypot(velocity[:, 0], velocity[:, 1]) <= STOPPED_SPEED)
+    flags = is_agent * IS_AGENT + is_stopped * IS_STOPPED + np.asarray(ignored, bool) * IS_IGNORED
+    light_steps = _as_bits(light_red)
+    vertices = np.asarray(lights.vertices, np.float64).reshape(-1, 2)
+    light_boxes = polygon_boxes(vertices, np.asarray(lights.ring_start), np.asarray(lights.polygon_start))
+    cells, entries = index_traffic(x_min, y_min, columns, rows, box, half_size, light_boxes, light_steps)
+    return pack_polygons(
+        vertices,
+        np.asarray(lights.ring_start),
+        np.asarray(lights.polygon_start),
+        [
+            light_steps,
+            flags.astype(np.int64),
+            half_size,
+            box,
+            np.array([x_min, y_min]),
+            np.array([columns, rows], np.int64),
+            cells,
+            entries,
+        ],
+    )
+
+
+def _as_bits(flags: np.ndarray) -> np.ndarray:
+    return (flags.astype(np.int64) << np.arange(flags.shape[1])).sum(axis=1)
+
+
+@entry
+def index_traffic(fingerprint: int) -> Callable[..., Any]:
+    def index_traffic(x_min, y_min, columns, rows, box, half_size, light_boxes, light_steps):
+        """The grid's sections of the traffic index: cells (columns * rows + 1,), entries (E, 2)."""
+        _ = fingerprint
+        count = columns * rows
+        steps, objects = box.shape[0], box.shape[1]
+        last = np.full(count, -1, np.int64)  # the cell's latest entry
+        found = np.empty((1024, 3), np.int64)  # cell, object, steps
+        size = 0
+        for m in range(objects + len(light_steps)):
+            first = size
+            for k in range(steps if m < objects else 1):
+                if m < objects:
+                    x, y, cosine, sine = box[k, m, 0] - x_min, box[k, m, 1] - y_min, box[k, m, 2], box[k, m, 3]
+                    long, wide = half_size[m, 0] + _NEAR, half_size[m, 1] + _NEAR
+                    bits = np.int64(1) << k
+                else:
+                    around = light_boxes[m - objects]
+                    x, y = (around[0] + around[2]) / 2 - x_min, (around[1] + around[3]) / 2 - y_min
+                    long, wide = (around[2] - around[0]) / 2 + _NEAR, (around[3] - around[1]) / 2 + _NEAR
+                    cosine, sine = 1.0, 0.0
+                    bits = light_steps[m - objects]
+                reach_x, reach_y = abs(cosine) * long + abs(sine) * wide, abs(sine) * long + abs(cosine) * wide
+                low_row, high_row = _cell_span(y - reach_y, y + reach_y, rows)
+                low_column, high_column = _cell_span(x - reach_x, x + reach_x, columns)
+                for row in range(low_row, high_row + 1):
+                    for column in range(low_column, high_column + 1):
+                        dx, dy = (column + 0.5) * TRAFFIC_CELL - x, (row + 0.5) * TRAFFIC_CELL - y
+                        if abs(dx * cosine + dy * sine) > long or abs(dy * cosine - dx * sine) > wide:
+                            continue
+                        cell = row * columns + column
+                        if last[cell] < first:
+                            if size == len(found):
+                                found = np.concatenate((found, found))
+                            found[size, 0], found[size, 1], found[size, 2] = cell, m, 0
+                            last[cell] = size
+                            size += 1
+                        found[last[cell], 2] |= bits
+        return _by_cell(found[:size], count)
+
+    return index_traffic
+
+
+@kernel
+def _cell_span(low, high, count):
+    """First and last cell that [low, high] touches; empty (first > last) off the grid and for NaN."""
+    if not (high >= 0.0 and low <= count * TRAFFIC_CELL):
+        return 0, -1
+    return int(max(low, 0.0) / TRAFFIC_CELL), min(int(min(high / TRAFFIC_CELL, float(count))), count - 1)
+
+
+@kernel
+def _by_cell(found, count):
+    start = np.zeros(count + 1, np.int64)
+    for at in range(len(found)):
+        start[found[at, 0]] += 1
+    for cell in range(count):
+        start[cell + 1] += start[cell]  # where the cell's entries end
+    entries = np.empty((len(found), 2), np.int64)
+    for at in range(len(found) - 1, -1, -1):
+        cell = found[at, 0]
+        start[cell] -= 1
+        entries[start[cell], 0], entries[start[cell], 1] = found[at, 1], found[at, 2]
+    start[count] = len(found)
+    return start, entries
+
+
+@kernel
+def object_count(traffic) -> int:
+    return traffic.wholes[OBJECTS + 1] - traffic.wholes[OBJECTS]
+
+
+@kernel
+def has_flag(traffic, m, flag) -> bool:
+    return (traffic.wholes[traffic.wholes[OBJECTS] + m] & flag) != 0
+
+
+@kernel
+def entries_near(traffic, x, y) -> tuple[int, int]:
+    """Positions in `wholes` of the first and past the last entry near a footprint centered at (x, y).
+
+    Off the grid everything is near: (-1, number of objects and lights).
+    """
+    reals, wholes = traffic.reals, traffic.wholes
+    origin, shape = wholes[ORIGIN], wholes[SHAPE]
+    column, row = (x - reals[origin]) / TRAFFIC_CELL, (y - reals[origin + 1]) / TRAFFIC_CELL
+    if 0.0 <= column < wholes[shape] and 0.0 <= row < wholes[shape + 1]:
+        cell = wholes[CELLS] + int(row) * wholes[shape] + int(column)
+        return wholes[ENTRIES] + 2 * wholes[cell], wholes[ENTRIES] + 2 * wholes[cell + 1]
+    return -1, object_count(traffic) + wholes[LIGHT_STEPS + 1] - wholes[LIGHT_STEPS]
+
+
+@kernel
+def touches_object(traffic, m, k, x, y, cosine, sine, corners, other) -> bool:
+    """Whether the ego footprint centered at (x, y), whose exact corners are given, touches object m at step k.
+
+    other: (4, 2) out, the object's corners; filled only when the answer is yes.
+    """
+    reals, wholes = traffic.reals, traffic.wholes
+    box, half = wholes[BOXES] + 4 * (k * object_count(traffic) + m), wholes[HALF_SIZES] + 2 * m
+    box_x, box_y, box_cosine, box_sine = reals[box], reals[box + 1], reals[box + 2], reals[box + 3]
+    gap = ego_gap(box_x - x, box_y - y, cosine, sine, box_cosine, box_sine, reals[half], reals[half + 1])
+    if not gap <= _UNSURE_GAP:  # apart, or absent (NaN)
+        return False
+    box_corners(box_x, box_y, box_cosine, box_sine, reals[half], reals[half + 1], other)
+    return gap < -_UNSURE_GAP or quads_meet(corners, other)

@@ -1,0 +1,192 @@
+"""The command line: one line and status 2 for a mistake, the tables and folders otherwise."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from navsim_adapter.cli import COMMANDS, main
+from navsim_adapter.errors import InputError
+from navsim_adapter.score_table import read_trajectories, score_rows, write_csv
+from tests.navsim_adapter.tiny import write_log, write_maps
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_maps(tmp_path)
+    write_log(tmp_path)
+    return tmp_path
+
+
+def _run(*arguments: Any) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_cache_inspect_and_convert_say_where_they_wrote(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("cache", "--data", data, "--split", "mini", "--out", data / "c", "--workers", 1) == 0
+    assert "2 scenes of mini in" in capsys.readouterr().out
+    assert _run("inspect", data / "c", "--verify") == 0
+    assert "all checksums right" in capsys.readouterr().out
+    assert _run("inspect", data / "c", "--token", "0000000000000003") == 0
+    assert "route: 4 lanes" in capsys.readouterr().out
+    assert _run("convert", "--data", data, "--split", "mini", "--out", data / "s", "--max-scenes", 1) == 0
+    assert "1 scenes of mini in" in capsys.readouterr().out
+
+
+def test_the_root_may_come_from_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENSCENE_DATA_ROOT", str(data))
+    assert _run("cache", "--split", "mini", "--out", data / "c", "--workers", 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "message"),
+    [
+        ("nothing", ["--split", "minni"], "no such split (did you mean 'mini'?)"),
+        ("nothing", ["--split", "mini", "--max-scenes", "0"], "--max-scenes: must be at least 1"),
+        ("nothing", ["--split", "mini", "--filter", "none.yaml"], "none.yaml: scene filter cannot be read"),
+        ("no maps", ["--split", "mini"], "map index not found; put the nuPlan maps there or set NUPLAN_MAPS_ROOT"),
+        ("cut log", ["--split", "mini"], "log-0.pkl: not a readable pickle"),
+        ("no logs", ["--split", "mini"], "mini: no log files (*.pkl)"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    data: Path, capsys: pytest.CaptureFixture[str], prepare: str, arguments: list[str], message: str
+) -> None:
+    log = data / "navsim_logs" / "mini" / "log-0.pkl"
+    if prepare == "no maps":
+        (data / "maps" / "nuplan-maps-v1.0.json").unlink()
+    elif prepare == "cut log":
+        log.write_bytes(log.read_bytes()[:3000])
+    elif prepare == "no logs":
+        log.unlink()
+    assert _run("cache", "--data", data, "--out", data / "c", "--workers", 1, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (data / "c" / "manifest.json").exists()
+    assert not list((data / "c").rglob("*.cache")) if (data / "c").exists() else True
+
+
+def test_debug_shows_the_traceback(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("inspect", data, "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_command_is_a_program_that_starts_without_heavy_imports() -> None:
+    here = Path(__file__).resolve().parents[2]
+    code = (
+        "import sys; import navsim_adapter.cli\n"
+        "print(sorted({'torch', 'datasets', 'pyogrio', 'numba', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(here)}
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert run.stdout.strip() == "[]"
+    for command in ("convert", "cache", "score", "inspect"):
+        assert COMMANDS[command].help.endswith(".")
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def _table(path: Path, **changes: Any) -> Path:
+    content = {
+        "token": np.array(["a", "b", "a", "b"]),
+        "name": np.array(["x", "x", "y", "y"]),
+        "poses": np.arange(4 * 8 * 3, dtype=np.float64).reshape(4, 8, 3),
+    }
+    np.savez(path, **{name: value for name, value in {**content, **changes}.items() if value is not None})
+    return path
+
+
+BAD_TABLES: list[tuple[dict[str, Any], str]] = [
+    ({"poses": None}, "has no array poses"),
+    ({"poses": np.zeros((4, 8, 2))}, r"poses have shape \(4, 8, 2\), expected \(4, T, 3\)"),
+    ({"poses": np.zeros((3, 8, 3))}, r"poses have shape \(3, 8, 3\)"),
+    ({"poses": np.zeros((4, 0, 3))}, "has 0 poses"),
+    ({"poses": np.array([["a"]])}, "poses are <U1, expected numbers"),
+    ({"name": np.array(["x"])}, r"name has shape \(1,\)"),
+    ({"name": np.array(["x", "x", "x", "y"])}, "scene a has two trajectories named 'x'"),
+    ({"token": np.array([], "U1")}, "token has shape"),
+    ({"size": np.array([2, 2, 2, 2]), "poses": np.zeros((9, 3))}, r"must be \(sum of size = 8, 3\)"),
+    ({"interval": np.array([0.5, 0.5, 0, 0.5])}, "at interval 0.0; both must be positive"),
+    ({"token": np.array(["a", None, "a", "b"], object)}, "cannot be read as .npz"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_TABLES)
+def test_bad_tables_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_trajectories(_table(tmp_path / "t.npz", **changes))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_poses_that_are_no_numbers_are_named(tmp_path: Path, bad: float) -> None:
+    poses = np.zeros((4, 8, 3))
+    poses[2, 4, 1] = bad
+    with pytest.raises(InputError, match="trajectory 'y' of scene a: poses contain NaN or infinity at step 4"):
+        read_trajectories(_table(tmp_path / "t.npz", poses=poses))
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.npz").write_bytes(b"nothing")
+    for path in (tmp_path / "t.npz", tmp_path / "none.npz"):
+        with pytest.raises(InputError, match=f"{path.name}: cannot be read"):
+            read_trajectories(path)
+
+
+def test_mixed_samplings_are_split(tmp_path: Path) -> None:
+    poses = np.arange(8 * 3.0).reshape(8, 3)
+    path = _table(tmp_path / "t.npz", poses=poses, size=np.array([1, 4, 1, 2]), interval=np.array([4, 1, 4, 0.5]))
+    table = read_trajectories(path)
+    assert [len(rows) for rows in table.poses] == [1, 4, 1, 2]
+    np.testing.assert_array_equal(table.poses[3], poses[6:])
+    assert table.interval.tolist() == [4, 1, 4, 0.5]
+
+
+class _Scorer:
+    """Scores a trajectory by its first number and says what it was asked; stands in for the real one."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[str], tuple[int, ...], float]] = []
+
+    def score(self, tokens: list[str], trajectories: np.ndarray, interval: float) -> Any:
+        self.calls.append((tokens, trajectories.shape, interval))
+        first = trajectories[:, :, 0, 0]
+        columns = {"half": first / 2, "score": first}
+        return _Scores(sub_scores={"half": first / 2}, columns=columns)
+
+
+class _Scores(SimpleNamespace):
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+
+def test_rows_are_scored_in_blocks_and_come_back_in_their_order(tmp_path: Path) -> None:
+    tokens = np.array(["b", "a", "a", "b", "a", "b"])
+    names = np.array(["x", "y", "x", "y", "z", "w"])
+    poses = np.random.default_rng(0).random((6, 8, 3))
+    table = read_trajectories(_table(tmp_path / "t.npz", token=tokens, name=names, poses=poses))
+    scorer = _Scorer()
+    columns = score_rows(scorer, table)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(columns["score"], [poses[0, 0] for poses in table.poses])
+    assert list(columns) == ["half", "score"]
+    assert (["a", "b"], (2, 2, 8, 3), 0.5) in scorer.calls  # x and y together, so that neighbours can be compared
+    assert len(scorer.calls) == 3
+
+
+def test_scenes_without_cache_have_empty_cells(tmp_path: Path) -> None:
+    table = read_trajectories(_table(tmp_path / "t.npz"))
+    columns = score_rows(_Scorer(), table, frozenset({"a"}))  # type: ignore[arg-type]
+    write_csv(tmp_path / "scores.csv", table, columns)
+    rows = list(csv.reader((tmp_path / "scores.csv").open()))
+    assert rows[0] == ["token", "name", "half", "score"]
+    assert [row[:2] for row in rows[1:]] == [["a", "x"], ["b", "x"], ["a", "y"], ["b", "y"]]
+    assert [row[3] for row in rows[1:]] == ["", "24.0", "", "72.0"]

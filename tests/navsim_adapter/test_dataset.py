@@ -1,0 +1,88 @@
+"""Scenes as an Arrow table: types, frames of reference, completeness."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from navsim_adapter.dataset import convert
+from navsim_adapter.errors import InputError
+from navsim_adapter.root import DataRoot
+from navsim_adapter.scenes import SceneFilter
+from tests.navsim_adapter.tiny import CITY, write_log
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> DataRoot:
+    turned = np.array([np.cos(0.25), 0, 0, np.sin(0.25)])
+    write_log(tmp_path, "log-0", ego2global_rotation=turned)
+    write_log(tmp_path, "log-1", frames=14)
+    return DataRoot(tmp_path, tmp_path / "maps")
+
+
+def test_rows_hold_what_a_planner_sees_and_what_the_human_did(root: DataRoot, tmp_path: Path) -> None:
+    from datasets import load_from_disk
+
+    out = tmp_path / "scenes"
+    content = convert(root, "mini", SceneFilter(), out)
+    table = load_from_disk(str(out))
+    assert len(table) == content["count"] == 3
+    row = table[0]
+    assert (row["token"], row["log_name"], row["map"], row["split"]) == ("0000000000000003", "log-0", CITY, "mini")
+    assert row["timestamp_us"] == 1_600_000_001_500_000
+    assert row["command"] == "straight"
+    assert row["cameras"] == {"CAM_F0": "log-0/CAM_F0/3.jpg", "CAM_L0": None, "CAM_R0": None}
+    np.testing.assert_array_equal(np.float32(row["velocity"]), np.float32([10, 0.1]))
+    cosine, sine = np.cos(0.5), np.sin(0.5)
+    for j, pose in enumerate(row["history"][:3]):
+        np.testing.assert_allclose(pose, [-5.0 * (3 - j) * cosine, 5.0 * (3 - j) * sine, -0.5], atol=1e-8)
+    assert row["history"][3] == [0, 0, 0]
+    for j, pose in enumerate(row["future"]):
+        np.testing.assert_allclose(pose, [5.0 * (j + 1) * cosine, -5.0 * (j + 1) * sine, -0.5], atol=1e-8)
+    assert np.shape(row["history_velocity"]) == np.shape(row["history_acceleration"]) == (4, 2)
+    assert len(row["future"]) == 8
+
+
+def test_a_log_that_ends_has_no_future(root: DataRoot, tmp_path: Path) -> None:
+    from datasets import load_from_disk
+
+    convert(root, "mini", SceneFilter(num_future_frames=3), tmp_path / "scenes")
+    assert load_from_disk(str(tmp_path / "scenes"))[0]["future"] is None
+
+
+def test_the_folder_says_what_made_it_and_is_not_made_twice(
+    root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "scenes"
+    convert(root, "mini", SceneFilter(), out)
+    content = json.loads((out / "scenes.json").read_text())
+    assert content["split"] == "mini"
+    assert content["count"] == 3
+    assert content["filter"]["num_history_frames"] == 4
+    made_by = json.loads((out / "manifest.json").read_text())["made_by"]
+    assert made_by["command"] == "navsim-adapter convert"
+    assert not list(tmp_path.glob(".*.part"))
+    monkeypatch.setattr("navsim_adapter.dataset.find_scenes", None)
+    assert convert(root, "mini", SceneFilter(), out) == content
+
+
+def test_an_empty_or_ambiguous_split_leaves_no_folder(root: DataRoot, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no scene with"):
+        convert(root, "mini", SceneFilter(num_future_frames=40), tmp_path / "scenes")
+    copy = root.logs / "mini" / "copy.pkl"
+    copy.write_bytes((root.logs / "mini" / "log-1.pkl").read_bytes())
+    with pytest.raises(InputError, match="token 1000000000000003: occurs twice, in logs log-1 and log-1"):
+        convert(root, "mini", SceneFilter(), tmp_path / "scenes")
+    assert not (tmp_path / "scenes").exists()
+
+
+def test_a_foreign_folder_is_not_overwritten(root: DataRoot, tmp_path: Path) -> None:
+    precious = tmp_path / "home" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("x")
+    with pytest.raises(InputError, match="exists and was not made by navsim-adapter convert"):
+        convert(root, "mini", SceneFilter(), precious.parent)
+    assert precious.read_text() == "x"
