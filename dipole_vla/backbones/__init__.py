@@ -1,0 +1,33 @@
+"""Model families behind the `Backbone` seam; a family is one module here and one line in `FAMILIES`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import torch
+
+from dipole_vla.checkpoint import read_record
+from dipole_vla.policy.backbone import Backbone
+from navsim_adapter.errors import InputError, did_you_mean
+
+FAMILIES: dict[str, tuple[str, str]] = {
+    "dp_vla": ("dipole_vla.backbones.dp_vla", "DPVLA"),
+}
+"""Family name in config.json -> module and class; imported when first used."""
+
+
+def backbone_class(family: str) -> type[Backbone]:
+    module, name = FAMILIES[family]
+    found: type[Backbone] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def load_backbone(folder: str | Path, device: str | torch.device = "cpu") -> Backbone:
+    """The backbone saved in `folder`, whatever its family; InputError if the folder is not one of ours."""
+    path = Path(folder) / "config.json"
+    family = read_record(path, ("family", "config", "action", "solver"))["family"]
+    if family not in FAMILIES:
+        hint = did_you_mean(str(family), list(FAMILIES))
+        raise InputError(f"{path}: family {family!r} is not known{hint}; known are {', '.join(FAMILIES)}")
+    return backbone_class(family).from_pretrained(folder, device)

@@ -1,0 +1,207 @@
+"""DP-VLA, the paper's NAVSIM model: Florence-2 encoder, diffusion-transformer head, VP diffusion, DPM-Solver++.
+
+The class builds at its published size by default and small by `DPVLAConfig.tiny()`; both are saved and loaded as
+the same kind of folder. The head is in `dit.py`, the encoder in `florence.py`, the prompt in `prompt.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from PIL.Image import Resampling
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from dipole_vla.backbones.dit import DiT, DiTSizes, KeysValues, Layout
+from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
+from dipole_vla.backbones.prompt import prompt, small_tokenizer
+from dipole_vla.paths import Prediction, VPLinear
+from dipole_vla.policy.backbone import ActionSpec, Backbone, Context, Observation
+from dipole_vla.solvers import SolverSpec
+from navsim_adapter.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+PUBLISHED_SOLVER = SolverSpec("dpm++2m", steps=10, start_scale=0.5)
+# For actions of unit variance. At t = 1 an error of the predicted noise counts 150-fold in the clean action, which a
+# model trained for minutes shows as wild plans unless the estimate is kept where data are.
+SMALL_SOLVER = SolverSpec("dpm++2m", steps=10, start_scale=1.0, clamp=(-5.0, 5.0))
+
+_BLOCK = r"decoder\.blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.proj(_[qkv])?|(mlp|cross_mlp)\.fc[12])"
+_TEXT = r"encoder\.language_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|fc[12])"
+
+
+@dataclass(frozen=True)
+class DPVLAConfig(FlorenceSizes, DiTSizes):
+    """All sizes of a DP-VLA model; the defaults are the published 1.03 B parameters."""
+
+    image_size: int = 384
+    cameras: tuple[str, ...] = ("CAM_L0", "CAM_F0", "CAM_R0")
+    prompt_tokens: int = 40
+    prediction: str = "noise"  # "noise" (published base) or "sample" (its successor, with kinematic "diff")
+
+    def __post_init__(self) -> None:
+        if self.prediction not in ("noise", "sample"):
+            raise InputError(f"config.prediction: DP-VLA predicts noise or sample, got {self.prediction!r}")
+        if self.context_width != self.text_width:
+            raise InputError(
+                f"config.context_width: is {self.context_width}, text_width is {self.text_width}; make them equal"
+            )
+
+    @classmethod
+    def tiny(cls, width: int = 64, **overrides: Any) -> DPVLAConfig:
+        """A model of about a million parameters with every part of the real one, for demos and tests."""
+        sizes: dict[str, Any] = {
+            "vision_dims": (width // 2, width),
+            "vision_heads": (2, 4),
+            "vision_depths": (1, 1),
+            "vision_patch": (9, 3),
+            "vision_stride": (8, 2),
+            "vision_window": 4,
+            "vision_drop_path": 0.0,
+            "image_positions": 16,
+            "text_width": width,
+            "text_layers": 1,
+            "text_heads": 4,
+            "text_hidden": 2 * width,
+            "text_vocabulary": len(small_tokenizer()),
+            "text_positions": 128,
+            "text_dropout": 0.0,
+            "width": width,
+            "depth": 3,
+            "heads": 4,
+            "input_width": width,
+            "context_width": width,
+            "dropout": 0.0,
+            "image_size": 64,
+        }
+        return cls(**{**sizes, **overrides})
+
+    def part(self, sizes: type[Any]) -> Any:
+        """The fields of this configuration that `sizes` (FlorenceSizes or DiTSizes) has."""
+        return sizes(**{field.name: getattr(self, field.name) for field in fields(sizes)})
+
+
+class DPVLA(Backbone):
+    """See the module docstring. Parameters: `encoder.*` (transformers' names), `decoder.*` (published names)."""
+
+    family = "dp_vla"
+    config_class = DPVLAConfig
+    lora_scopes: ClassVar[Mapping[str, str]] = {"head": _BLOCK, "all": f"({_BLOCK}|{_TEXT})"}
+
+    def __init__(
+        self,
+        config: DPVLAConfig,
+        action: ActionSpec | None = None,
+        solver: SolverSpec = PUBLISHED_SOLVER,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+    ) -> None:
+        super().__init__(config, action or ActionSpec(config.horizon, config.action_dim), solver)
+        self.encoder = FlorenceEncoder(config.part(FlorenceSizes))
+        self.decoder = DiT(config.part(DiTSizes))
+        self.tokenizer = tokenizer
+        self.config: DPVLAConfig
+
+    @classmethod
+    def tiny(cls, config: DPVLAConfig | None = None, solver: SolverSpec = SMALL_SOLVER) -> DPVLA:
+        """A small model with fresh weights (from torch's global generator) and its own tokenizer."""
+        return cls(config or DPVLAConfig.tiny(), solver=solver, tokenizer=small_tokenizer())
+
+    @property
+    def schedule(self) -> VPLinear:
+        return VPLinear()
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.config.prediction  # type: ignore[return-value]
+
+    def processor(self) -> DPVLAProcessor:
+        if self.tokenizer is None:
+            raise InputError("dp_vla: this model has no tokenizer; load it from a folder that holds one")
+        return DPVLAProcessor(self.config.cameras, self.config.image_size, self.config.prompt_tokens, self.tokenizer)
+
+    def encode(self, observation: Observation) -> Context:
+        """pixels (B, views, 3, H, W), uint8 or normalised floats; input_ids (B, length); proprio (B, 12)."""
+        dtype = self.decoder.pos_emb.dtype
+        pixels = normalised_pixels(observation["pixels"]).to(dtype)
+        tokens = self.encoder(pixels, observation["input_ids"])
+        return Context({"tokens": tokens, "proprio": observation["proprio"].to(dtype)})
+
+    def prepare(self, context: Context) -> Context:
+        """Adds every block's keys and values of the scene: most of the head's work, since scene tokens outnumber
+        action tokens by far."""
+        projected = self.decoder.project(context["tokens"])
+        keys = {f"keys.{i}": block.keys for i, block in enumerate(projected)}
+        return context.extended({**keys, **{f"values.{i}": block.values for i, block in enumerate(projected)}})
+
+    def denoise(self, context: Context, x_t: Tensor, t: Tensor) -> Tensor:
+        dtype = self.decoder.pos_emb.dtype
+        context = context if "keys.0" in context else self.prepare(context)
+        scene = [KeysValues(context[f"keys.{i}"], context[f"values.{i}"]) for i in range(self.config.depth)]
+        layout = Layout(len(context), x_t.shape[0], context.serves)
+        time = self.schedule.network_time(t)
+        return self.decoder(x_t.to(dtype), time, context["proprio"], scene, layout).float()
+
+    def features(self, context: Context) -> Tensor:
+        """(B, (views + 1) * width + 12): each view's mean token, the mean of all tokens, and the ego history."""
+        tokens = context["tokens"].float()
+        views = len(self.config.cameras)
+        per_view = (tokens.shape[1] - self.config.prompt_tokens) // views
+        view_means = tokens[:, : views * per_view : per_view].flatten(1)
+        return torch.cat([view_means, tokens.mean(1), context["proprio"].float()], dim=-1)
+
+    def save_assets(self, folder: Path) -> None:
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(str(folder / "tokenizer"))
+
+    def load_assets(self, folder: Path) -> None:
+        if (folder / "tokenizer").is_dir():
+            found = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+            assert isinstance(found, PreTrainedTokenizerFast)
+            self.tokenizer = found
+
+
+@dataclass(frozen=True)
+class DPVLAProcessor:
+    """Scene row and pictures -> pixels (views, 3, size, size) uint8, input_ids (length,), proprio (12,)."""
+
+    cameras: tuple[str, ...]
+    image_size: int
+    prompt_tokens: int
+    tokenizer: PreTrainedTokenizerFast
+
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
+        for camera in self.cameras:
+            if camera not in images:
+                raise InputError(f"scene {scene.get('token', '?')}: no picture of {camera}; convert with this camera")
+        ids = self.tokenizer(
+            prompt(scene), padding="max_length", truncation=True, max_length=self.prompt_tokens, return_tensors="pt"
+        )
+        history = np.asarray(scene["history"], dtype=np.float32)
+        return {
+            "pixels": torch.stack([self._pixels(images[camera]) for camera in self.cameras]),
+            "input_ids": ids["input_ids"][0],
+            "proprio": torch.from_numpy(history.reshape(-1)),
+        }
+
+    def _pixels(self, image: Image) -> Tensor:
+        """(3, size, size) uint8, the aspect ratio not kept (as published)."""
+        resized = image.convert("RGB").resize((self.image_size, self.image_size), Resampling.BICUBIC)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+
+def normalised_pixels(pixels: Tensor) -> Tensor:
+    """uint8 (..., 3, H, W) -> float32 with ImageNet's mean and deviation removed; float pixels pass unchanged."""
+    if pixels.dtype != torch.uint8:
+        return pixels
+    mean = torch.tensor(IMAGE_MEAN, device=pixels.device)[:, None, None]
+    std = torch.tensor(IMAGE_STD, device=pixels.device)[:, None, None]
+    return (pixels.float() / 255 - mean) / std

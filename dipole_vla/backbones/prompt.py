@@ -1,0 +1,78 @@
+"""What DP-VLA is told about a scene besides the pictures: the prompt's exact words, and tokenizers for them.
+
+The published model uses Florence-2's tokenizer, which comes with the checkpoint. Small models made here get one
+trained on this prompt alone, offline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from dipole_vla.policy.backbone import wrap_angle
+
+WHEEL_BASE = 3.089  # metres, of the recording car
+FRAME_INTERVAL = 0.5  # seconds between history frames
+
+
+def steering_angle(scene: Mapping[str, Any]) -> float:
+    """Front-wheel angle of a bicycle model from the last yaw rate, radians; 0 below 0.2 m/s."""
+    speed = abs(scene["velocity"][0])
+    if speed < 0.2:
+        return 0.0
+    turned = wrap_angle(scene["history"][-1][2] - scene["history"][-2][2])
+    return math.atan(turned / FRAME_INTERVAL * WHEEL_BASE / speed)
+
+
+def prompt(scene: Mapping[str, Any]) -> str:
+    """The published prompt. The steering angle is in radians although the text says degrees; there is no last newline.
+
+    scene: a row of the scenes table (history (4, 3), velocity (2,), acceleration (2,), command).
+    """
+    return (
+        f"- Steering: {steering_angle(scene):.2f} degrees\n"
+        f"- Speed: {math.hypot(*scene['velocity']):.2f} m/s\n"
+        f"- Acceleration: {math.hypot(*scene['acceleration']):.2f} m/s^2\n"
+        f"- Navigation: {scene['command']}\n"
+        "\n"
+        "What trajectory comes next?"
+    )
+
+
+def small_tokenizer(size: int = 320) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on this prompt only, with BART's special ids; deterministic, offline."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=sorted({letter for text in _examples() for letter in text if not letter.isspace()}),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_examples(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def _examples() -> list[str]:
+    commands = ("left", "straight", "right", "unknown")
+    return [
+        prompt(
+            {
+                "history": [[0, 0, 0], [0, 0, -(i % 40) / 100 + 0.2]] + [[0, 0, 0]] * 1,
+                "velocity": (i * 0.17 % 20, 0.0),
+                "acceleration": (i * 0.013 % 4, 0.0),
+                "command": commands[i % 4],
+            }
+        )
+        for i in range(200)
+    ]

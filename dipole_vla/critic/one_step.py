@@ -1,0 +1,130 @@
+"""One-step critic: Q(scene, trajectory) fitted to scored returns and V(scene) by expectile; G = Q - V.
+
+A driving plan is scored once, as a whole, so there is no bootstrap: this is IQL with a horizon of one. At
+evaluation the critic picks the best of N, because the simulator sees the future and must never choose. Multi-step
+IQL for the RL benchmarks is not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dipole_vla import checkpoint
+from navsim_adapter.errors import InputError
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """feature_dim: width of `Backbone.features`; horizon: poses per trajectory.
+
+    expectile: 0.5 makes V the mean of Q over the candidates, which keeps G centred; the offline-RL line uses 0.9.
+    """
+
+    feature_dim: int = 0
+    horizon: int = 8
+    hidden: int = 256
+    layers: int = 2
+    ensemble: int = 2
+    expectile: float = 0.5
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.feature_dim < 1:
+            raise InputError(f"critic.feature_dim: must be >= 1, got {self.feature_dim}; pass the features' width")
+        if self.ensemble < 1:
+            raise InputError(f"critic.ensemble: must be >= 1, got {self.ensemble}")
+        if not 0 < self.expectile < 1:
+            raise InputError(f"critic.expectile: must be in (0, 1), got {self.expectile}; 0.5 is the mean")
+
+
+class OneStepCritic(nn.Module):
+    """An ensemble of Q networks, whose least value counts, and one V network, on standardised inputs."""
+
+    feature_mean: Tensor
+    feature_std: Tensor
+    pose_mean: Tensor
+    pose_std: Tensor
+
+    def __init__(self, config: CriticConfig) -> None:
+        super().__init__()
+        self.config = config
+        pose_dim = config.horizon * 4
+        self.q = nn.ModuleList(_network(config, config.feature_dim + pose_dim) for _ in range(config.ensemble))
+        self.v = _network(config, config.feature_dim)
+        for name, size in (("feature", config.feature_dim), ("pose", pose_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+
+    @torch.no_grad()
+    def fit_statistics(self, features: Tensor, poses: Tensor) -> None:
+        """Set the input standardisation from training data: features (S, d), poses (..., horizon, 3)."""
+        flat = _flat_poses(poses).flatten(0, -2)
+        for name, values in (("feature", features.float()), ("pose", flat.float())):
+            getattr(self, f"{name}_mean").copy_(values.mean(0))
+            getattr(self, f"{name}_std").copy_(values.std(0, correction=0).clamp_min(1e-2))
+
+    def q_values(self, features: Tensor, poses: Tensor) -> Tensor:
+        """(ensemble, B, N) from features (B, d) and poses (B, N, horizon, 3), ego frame."""
+        features = (features.float() - self.feature_mean) / self.feature_std
+        flat = (_flat_poses(poses.float()) - self.pose_mean) / self.pose_std
+        joined = torch.cat([features[:, None].expand(-1, flat.shape[1], -1), flat], dim=-1)
+        return torch.stack([network(joined).squeeze(-1) for network in self.q])
+
+    def forward(self, features: Tensor, poses: Tensor) -> Tensor:
+        """(B, N) least Q of the ensemble: what candidates are ranked by."""
+        return self.q_values(features, poses).amin(0)
+
+    def value(self, features: Tensor) -> Tensor:
+        """(B,) V of the scenes."""
+        return self.v((features.float() - self.feature_mean) / self.feature_std).squeeze(-1)
+
+    def advantage(self, features: Tensor, poses: Tensor) -> Tensor:
+        """(B, N) G = least Q - V."""
+        return self(features, poses) - self.value(features)[:, None]
+
+    def loss(self, features: Tensor, poses: Tensor, returns: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of every Q against returns (B, N), and expectile regression of V on the least Q."""
+        q = self.q_values(features, poses)
+        q_loss = ((q - returns.float()) ** 2).mean()
+        v_loss = expectile_loss(q.detach().amin(0) - self.value(features)[:, None], self.config.expectile).mean()
+        scalars = {"loss_q": q_loss, "loss_v": v_loss, "q": q.mean(), "advantage_std": (q.amin(0)).std(1).mean()}
+        return q_loss + v_loss, {name: scalar.detach() for name, scalar in scalars.items()}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        checkpoint.write_tensors(folder / "model.safetensors", self.state_dict())
+        checkpoint.write_json(folder / "config.json", {"family": "one_step_critic", "config": asdict(self.config)})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> OneStepCritic:
+        path = Path(folder) / "config.json"
+        raw = checkpoint.read_record(path, ("family", "config"))
+        if raw["family"] != "one_step_critic":
+            raise InputError(f"{path}: holds a {raw['family']!r}, one_step_critic was wanted; pass the critic's folder")
+        critic = cls(checkpoint.record_from(CriticConfig, raw["config"], f"{path}: config"))
+        checkpoint.load_strict(critic, Path(folder) / "model.safetensors", device)
+        return critic.eval()
+
+
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """Asymmetric squared loss; its minimiser over v of difference = q - v is the expectile of q."""
+    weight = torch.where(difference > 0, expectile, 1 - expectile)
+    return weight * difference**2
+
+
+def _flat_poses(poses: Tensor) -> Tensor:
+    """(..., horizon, 3) -> (..., horizon * 4): x, y, cos heading, sin heading."""
+    heading = poses[..., 2:]
+    return torch.cat([poses[..., :2], heading.cos(), heading.sin()], dim=-1).flatten(-2)
+
+
+def _network(config: CriticConfig, size: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(config.layers):
+        layers += [nn.Linear(size, config.hidden), nn.LayerNorm(config.hidden), nn.GELU(), nn.Dropout(config.dropout)]
+        size = config.hidden
+    return nn.Sequential(*layers, nn.Linear(size, 1))

@@ -1,0 +1,79 @@
+"""Combining the two policies at inference (paper Eq. 10): a guided estimate of the clean action for a solver.
+
+No network and no adapter here: `Predict` is any function of (x_t, t, role). Losses are in `dipole_vla.objective`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dipole_vla.paths import Prediction, Schedule, noise_level, to_x0
+
+Role = Literal["positive", "negative"] | None
+"""Which adapter predicts; None is the base model, adapters off."""
+
+Omega = float | Tensor | None
+"""Greed: one number, one per row, or None for the reference policy (the base model)."""
+
+Predict = Callable[[Tensor, Tensor, Role], Tensor]
+"""(x_t (rows, horizon, dim), t (rows,), role) -> the role's native prediction, shape of x_t."""
+
+
+def guide(positive: Tensor, negative: Tensor, omega: float | Tensor) -> Tensor:
+    """Combine the two policies' predictions at one denoising step (paper Eq. 10).
+
+    The coefficients sum to one, so noise, clean actions and velocities all give the same combination; clamp
+    afterwards, never before.
+
+    positive, negative: (rows, ...), in the backbone's own parameterisation.
+    omega: greed, a number or (rows,); 0 is the positive policy alone, -1 the negative one.
+    """
+    if isinstance(omega, Tensor):
+        omega = omega.to(positive.dtype).reshape(-1, *[1] * (positive.dim() - 1))
+    return (1 + omega) * positive - omega * negative
+
+
+def roles_for(omega: Omega, negative: Role = "negative") -> tuple[Role, ...]:
+    """The roles whose predictions omega needs: one where the other would be multiplied by zero."""
+    if omega is None:
+        return (None,)
+    values = omega if isinstance(omega, Tensor) else torch.tensor(float(omega))
+    if not torch.isfinite(values).all():
+        raise ValueError(f"omega: must be finite, got {omega}")
+    if (values == 0).all():
+        return ("positive",)
+    return (negative,) if (values == -1).all() else ("positive", negative)
+
+
+def guided_denoiser(
+    predict: Predict,
+    schedule: Schedule,
+    prediction: Prediction,
+    omega: Omega,
+    interval: tuple[float, float] = (0.0, 1.0),
+    negative: Role = "negative",
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The clean-action estimate of the guided policy, as `dipole_vla.solvers.solve` wants it.
+
+    omega == 0 runs the positive policy only, omega == -1 the negative only: each is that policy bit for bit.
+    interval: noise levels (see `paths.noise_level`) in which to guide; elsewhere the positive policy acts alone,
+        without a second pass. (0.5, 1) guides the noisier half, the cheap remedy for large omega.
+    negative: who takes the negative place; None (the base) for weighting rules that train no negative adapter.
+    """
+    roles = roles_for(omega, negative)
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        if len(roles) == 1:
+            output = predict(x_t, t, roles[0])
+        elif not interval[0] <= float(noise_level(schedule, t[:1])) <= interval[1]:
+            output = predict(x_t, t, "positive")
+        else:
+            assert omega is not None
+            output = guide(predict(x_t, t, "positive"), predict(x_t, t, negative), omega)
+        return to_x0(prediction, schedule, output, x_t, t)
+
+    return denoise

@@ -1,0 +1,179 @@
+"""DIPOLE's training objective (paper Eq. 7-9): sigmoid weights on the backbone's own denoising loss.
+
+`dichotomous_loss` is the entry; `RULES` holds the weighting rules it is compared with. Where the advantage G comes
+from is decided upstream (`dipole_vla.critic`); here it is a constant. Combination at inference: `guidance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dipole_vla.guidance import Role
+from dipole_vla.paths import Prediction, Schedule, interpolate, target
+from navsim_adapter.errors import InputError
+
+Routing = Literal["both", "bernoulli"]
+
+Denoise = Callable[[Role, Tensor, Tensor, Tensor | None], Tensor]
+"""(role, x_t, t, rows) -> native prediction, shape of x_t.
+
+rows: indices (int64) of x_t's rows in the batch, or None when x_t is the whole batch.
+"""
+
+
+def positive_weight(advantage: Tensor, beta: float) -> Tensor:
+    """sigma(beta G), in (0, 1): weight of a sample in the positive policy's loss (Eq. 7)."""
+    return torch.sigmoid(beta * advantage)
+
+
+def negative_weight(advantage: Tensor, beta: float) -> Tensor:
+    """1 - sigma(beta G): weight in the negative policy's loss (Eq. 8), without cancellation at large G."""
+    return torch.sigmoid(-beta * advantage)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How an advantage weighs a sample for each policy: functions of (advantage, beta).
+
+    negative None: no negative adapter is trained, and the base model takes its place in guidance.
+    """
+
+    positive: Callable[[Tensor, float], Tensor]
+    negative: Callable[[Tensor, float], Tensor] | None = None
+
+    @property
+    def negative_role(self) -> Role:
+        """Who takes the negative place at inference."""
+        return None if self.negative is None else "negative"
+
+
+MAX_EXPONENTIAL_WEIGHT = 100.0  # the clip of the AWR/IQL code line
+
+RULES: dict[str, Rule] = {
+    # DIPOLE
+    "dichotomous": Rule(positive_weight, negative_weight),
+    # advantage-weighted regression, the unstable ancestor (Eq. 4)
+    "exponential": Rule(lambda advantage, beta: (beta * advantage).exp().clamp(max=MAX_EXPONENTIAL_WEIGHT)),
+    # CFGRL: imitate what is at least average, guide away from the base
+    "indicator": Rule(lambda advantage, beta: (advantage >= 0).to(advantage.dtype)),
+    # is the negative policy needed? the sigmoid half alone
+    "positive_only": Rule(positive_weight),
+}
+
+
+def per_sample_loss(output: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(rows,) mean squared error over horizon and channels, in float32 at least.
+
+    output, wanted: (rows, horizon, dim), native parameterisation. mask: (horizon, dim) or (rows, horizon, dim), 1
+    where a pose and channel count.
+    """
+    error = (output.to(wanted.dtype) - wanted) ** 2
+    if mask is None:
+        return error.flatten(1).mean(1)
+    mask = mask.to(error).expand_as(error)
+    return (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp_min(1)
+
+
+def effective_fraction(weight: Tensor) -> Tensor:
+    """Effective sample size of the weights over their number, in (0, 1]; 1 when all are equal."""
+    return weight.sum() ** 2 / (weight.numel() * (weight**2).sum()).clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def dichotomous_loss(
+    denoise: Denoise,
+    schedule: Schedule,
+    prediction: Prediction,
+    x0: Tensor,
+    advantage: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    beta: float = 1.0,
+    routing: Routing = "both",
+    *,
+    rule: str = "dichotomous",
+    generator: torch.Generator | None = None,
+    sample_weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted denoising loss of both policies on one batch (Eq. 9) and scalars to log (detached).
+
+    Both policies see the same noise and time. The weights of a sample sum to one, so the loss is bounded by the
+    plain imitation loss for any beta.
+
+    x0, noise: (rows, horizon, dim); advantage, t: (rows,); `generator` draws the routes of "bernoulli".
+    routing: "both" shows every sample to both adapters; "bernoulli" sends it to one, the positive with probability
+        sigma(beta G): the same gradient in expectation for half the work.
+    sample_weight: (rows,), e.g. 0 for scenes whose candidates all score alike; the loss is the mean by this weight.
+    """
+    x_t, wanted = interpolate(schedule, x0, noise, t), target(prediction, schedule, x0, noise, t)
+    weights = _weights(RULES[rule], advantage.detach().to(x0.dtype), beta)
+    share = _shares(sample_weight, x0)
+    if routing == "both":
+        outputs: dict[Role, Tensor] = {role: denoise(role, x_t, t, None) for role in weights}
+        losses = {role: per_sample_loss(outputs[role], wanted, mask) * weights[role] for role in weights}
+        scalars = _distance(outputs)
+    else:
+        if len(weights) != 2:
+            raise InputError(f"routing: bernoulli needs two policies, rule {rule!r} trains one; use routing both")
+        parts = _routed(weights["positive"], generator)
+        losses, scalars = {}, {"fraction_positive": parts["positive"].double().mean()}
+        for role, chosen in parts.items():
+            losses[role] = _part_loss(denoise, role, chosen, x_t, wanted, t, mask)
+    terms = {role: (share * loss).sum() for role, loss in losses.items()}
+    loss = torch.stack(list(terms.values())).sum()
+    for role, weight in weights.items():
+        scalars[f"loss_{role}"] = terms[role].detach()
+        scalars[f"weight_{role}"] = (share * weight).sum()
+        scalars[f"ess_{role}"] = effective_fraction(weight * (share > 0))
+    return loss, {"loss": loss.detach(), **scalars}
+
+
+def _weights(rule: Rule, advantage: Tensor, beta: float) -> dict[Role, Tensor]:
+    weights: dict[Role, Tensor] = {"positive": rule.positive(advantage, beta)}
+    if rule.negative is not None:
+        weights["negative"] = rule.negative(advantage, beta)
+    return weights
+
+
+def _shares(sample_weight: Tensor | None, x0: Tensor) -> Tensor:
+    """(rows,) each sample's part of the mean; all zero if no sample counts."""
+    if sample_weight is None:
+        return torch.full((x0.shape[0],), 1 / x0.shape[0], dtype=x0.dtype, device=x0.device)
+    weight = sample_weight.to(x0)
+    return weight / weight.sum().clamp_min(torch.finfo(x0.dtype).tiny)
+
+
+def _routed(probability: Tensor, generator: torch.Generator | None) -> dict[Role, Tensor]:
+    """(rows,) booleans per role: positive with the given probability, else negative."""
+    device = generator.device if generator is not None else probability.device
+    draw = torch.rand(probability.shape, generator=generator, dtype=probability.dtype, device=device)
+    is_positive = draw.to(probability.device) < probability
+    return {"positive": is_positive, "negative": ~is_positive}
+
+
+def _part_loss(
+    denoise: Denoise, role: Role, chosen: Tensor, x_t: Tensor, wanted: Tensor, t: Tensor, mask: Tensor | None
+) -> Tensor:
+    """(rows,) losses of the chosen rows, zero elsewhere.
+
+    With none chosen, the first row runs at weight zero: every parameter then has a gradient at every step, which
+    distributed reducers wait for.
+    """
+    rows = chosen.nonzero().squeeze(1)
+    rows = rows if len(rows) else torch.zeros(1, dtype=torch.int64, device=x_t.device)
+    row_mask = mask[rows] if mask is not None and mask.dim() == 3 else mask
+    loss = per_sample_loss(denoise(role, x_t[rows], t[rows], rows), wanted[rows], row_mask)
+    return torch.zeros_like(chosen, dtype=loss.dtype).index_put((rows,), loss * chosen[rows])
+
+
+def _distance(outputs: dict[Role, Tensor]) -> dict[str, Tensor]:
+    """Root mean square difference between the signs' predictions; grows where neither was trained."""
+    if len(outputs) < 2:
+        return {}
+    difference = outputs["positive"].detach() - outputs["negative"].detach()
+    return {"sign_distance": difference.float().pow(2).mean().sqrt()}

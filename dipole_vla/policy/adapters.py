@@ -1,0 +1,233 @@
+"""The pair: two PEFT LoRA adapters, "positive" and "negative", on one frozen backbone.
+
+Switching and freezing live here and nowhere else: PEFT's own `set_adapter` turns gradients off on the adapter it
+leaves, so a pass is routed by the layers' `_active_adapter` instead, which touches no gradient flag (pinned by
+test_adapters.py). Two routed passes, one loss, one backward train both. Whoever checkpoints activations must make
+the recomputation run under the same role.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from dipole_vla import checkpoint
+from dipole_vla.guidance import Role
+from dipole_vla.objective import Denoise
+from dipole_vla.policy.backbone import Backbone, Context, Observation
+from navsim_adapter.errors import InputError, did_you_mean
+
+SIGNS: tuple[Literal["positive"], Literal["negative"]] = ("positive", "negative")
+"""Names of the adapters and of their folders."""
+
+SIDECAR = "dipole.json"
+_PEFT_PREFIX = "base_model.model."
+
+
+class AdapterPair:
+    """Owns both adapters of a backbone, which it freezes for good (no gradients, evaluation mode).
+
+    A fresh pair is the base policy for every omega: the second LoRA matrix starts at zero; the first ones differ.
+
+    backbone: changed in place; it may carry one pair only.
+    scope: a key of `backbone.lora_scopes`; under "head" both signs and the base share one encoding of a scene.
+    rank, alpha: LoRA's; the update is scaled by alpha / rank. alpha None means alpha = rank.
+    seed: of the starting matrices; torch's global generator is neither read nor advanced.
+    """
+
+    def __init__(
+        self, backbone: Backbone, scope: str = "head", rank: int = 32, alpha: float | None = None, seed: int = 0
+    ) -> None:
+        if scope not in backbone.lora_scopes:
+            hint = did_you_mean(scope, list(backbone.lora_scopes))
+            raise InputError(f"scope: {scope!r} is not one of {', '.join(backbone.lora_scopes)}{hint}")
+        if rank < 1:
+            raise InputError(f"rank: must be >= 1, got {rank}")
+        if any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
+            raise InputError("backbone: already carries adapters; load it afresh for another pair")
+        self.backbone, self.scope, self.rank = backbone, scope, rank
+        self.alpha = rank if alpha is None else alpha
+        self.base_fingerprint = backbone.fingerprint()
+        backbone.freeze()
+        self.layers = _attach(backbone, self._lora_config())
+        self._initialise(seed)
+        self.route(None)
+
+    @property
+    def shares_context(self) -> bool:
+        """Whether one encoding serves every role, because no adapted module is part of it."""
+        return self.scope == "head"
+
+    def route(self, role: Role) -> None:
+        """Make `role` act in the forward passes that follow; None switches the adapters off."""
+        for layer in self.layers:
+            layer._active_adapter, layer._disable_adapters = ([role], False) if role else ([], True)
+
+    def encode(self, observation: Observation, roles: Sequence[Role] = SIGNS) -> dict[Role, Context]:
+        """The scenes' context under each role; one and the same, encoded once, if `shares_context`."""
+        if self.shares_context:
+            self.route(None)
+            return dict.fromkeys(roles, self.backbone.encode(observation))
+        contexts: dict[Role, Context] = {}
+        for role in roles:
+            self.route(role)
+            contexts[role] = self.backbone.encode(observation)
+        return contexts
+
+    def prepare(self, context: Context, role: Role) -> Context:
+        """The head's work on the context alone, under `role`: valid for that role's `denoise` only."""
+        self.route(role)
+        return self.backbone.prepare(context)
+
+    def denoise(self, context: Context, x_t: Tensor, t: Tensor, role: Role) -> Tensor:
+        """Native prediction of one role, float32, shape of x_t (B*G, horizon, dim); see `Backbone.denoise`."""
+        self.route(role)
+        return self.backbone.denoise(context, x_t, t)
+
+    def denoiser(self, contexts: Mapping[Role, Context], group: int = 1) -> Denoise:
+        """What `objective.dichotomous_loss` calls, for a batch of `group` actions per scene of the contexts.
+
+        Rows routed to one adapter still share their scene's keys and values, uncopied.
+        """
+
+        def denoise(role: Role, x_t: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
+            context = contexts[role] if rows is None else contexts[role].serving(rows // group)
+            return self.denoise(context, x_t, t, role)
+
+        return denoise
+
+    def parameters(self, role: Role = None) -> Iterator[nn.Parameter]:
+        """All that trains: both adapters, or those of one sign."""
+        return (parameter for _, parameter in self.named_parameters(role))
+
+    def named_parameters(self, role: Role = None) -> Iterator[tuple[str, nn.Parameter]]:
+        wanted = (role,) if role else SIGNS
+        for name, parameter in self.backbone.named_parameters():
+            if any(f".{sign}." in name for sign in wanted) and "lora_" in name:
+                yield name, parameter
+
+    def state(self, role: str) -> dict[str, Tensor]:
+        """Tensors of one sign under the names of a PEFT file."""
+        return {_peft_name(name, role): parameter.detach() for name, parameter in self.named_parameters(_sign(role))}
+
+    def save(self, folder: str | Path) -> None:
+        """Write `folder/positive` and `folder/negative`: plain PEFT folders, each with our sidecar of role and base."""
+        for role in SIGNS:
+            target = Path(folder) / role
+            checkpoint.write_tensors(target / "adapter_model.safetensors", self.state(role))
+            config = self._lora_config()
+            config.inference_mode = True
+            checkpoint.write_json(target / "adapter_config.json", _plain(config.to_dict()))
+            checkpoint.write_json(target / SIDECAR, self._sidecar(role))
+
+    def load(self, folder: str | Path) -> None:
+        """Read what `save` wrote into this pair; InputError (nothing changed) unless role, base and sizes all match."""
+        states = {role: self._read(Path(folder) / role, role) for role in SIGNS}
+        with torch.no_grad():
+            for role, state in states.items():
+                for name, parameter in self.named_parameters(_sign(role)):
+                    parameter.copy_(state[_peft_name(name, role)])
+
+    @classmethod
+    def from_pretrained(cls, backbone: Backbone, folder: str | Path) -> AdapterPair:
+        """A pair of the saved scope, rank and alpha on `backbone`, with the saved weights."""
+        facts = _read_sidecar(Path(folder) / "positive")
+        pair = cls(backbone, facts["scope"], facts["rank"], facts["alpha"])
+        pair.load(folder)
+        return pair
+
+    def _lora_config(self) -> LoraConfig:
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a float is as good
+            target_modules=self.backbone.lora_scopes[self.scope],
+            lora_dropout=0.0,
+            bias="none",
+        )
+
+    def _initialise(self, seed: int) -> None:
+        """Kaiming-uniform first matrices (PEFT's own choice) from a generator of ours, zero second ones."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if "lora_B" in name:
+                    parameter.zero_()
+                    continue
+                bound = 1 / math.sqrt(parameter.shape[1])
+                parameter.copy_(torch.rand(parameter.shape, generator=generator, device="cpu") * 2 * bound - bound)
+
+    def _sidecar(self, role: str) -> dict[str, Any]:
+        return {
+            "role": role,
+            "family": self.backbone.family,
+            "base_fingerprint": self.base_fingerprint,
+            "scope": self.scope,
+            "rank": self.rank,
+            "alpha": self.alpha,
+        }
+
+    def _read(self, folder: Path, role: str) -> dict[str, Tensor]:
+        facts, own = _read_sidecar(folder), self._sidecar(role)
+        remedies = {
+            "role": "the folders were swapped or renamed; put each under its role's name",
+            "family": "pass the matching checkpoint",
+            "base_fingerprint": "pass the matching checkpoint",
+            "scope": "make the pair with this scope",
+            "rank": "make the pair with this rank",
+            "alpha": "make the pair with this alpha",
+        }
+        for fact, remedy in remedies.items():
+            if facts[fact] != own[fact]:
+                name = "base" if fact == "base_fingerprint" else fact
+                raise InputError(
+                    f"{folder}: {name} is {_short(facts[fact])}, this pair's is {_short(own[fact])}; {remedy}"
+                )
+        path = folder / "adapter_model.safetensors"
+        state = checkpoint.read_tensors(path)
+        checkpoint.check_names(state, self.state(role), str(path))
+        return state
+
+
+def _attach(backbone: Backbone, config: LoraConfig) -> list[LoraLayer]:
+    """Inject both adapters, leave exactly them trainable, and give the layers that carry them."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT's own starting values are replaced
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        for role in SIGNS:
+            inject_adapter_in_model(config, backbone, adapter_name=role)
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    backbone.eval()  # injected modules arrive in training mode
+    return [module for module in backbone.modules() if isinstance(module, LoraLayer)]
+
+
+def _sign(role: str) -> Role:
+    return "positive" if role == "positive" else "negative"
+
+
+def _peft_name(name: str, role: str) -> str:
+    """`decoder.x.lora_A.positive.weight` -> `base_model.model.decoder.x.lora_A.weight`."""
+    return _PEFT_PREFIX + re.sub(rf"\.{role}\.", ".", name)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """JSON-ready: PEFT's own saver turns sets into lists in the same way."""
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def _read_sidecar(folder: Path) -> dict[str, Any]:
+    keys = ("role", "family", "base_fingerprint", "scope", "rank", "alpha")
+    return checkpoint.read_record(folder / SIDECAR, keys)
+
+
+def _short(value: Any) -> Any:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else value

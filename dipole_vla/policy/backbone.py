@@ -1,0 +1,290 @@
+"""The one seam between DIPOLE and a model family: what every backbone must offer, and the records it is described by.
+
+A backbone owns what it encodes once per scene, its native prediction, its schedule and its units. It does not
+own losses, solvers, guidance or adapters (`dipole_vla.objective`, `.solvers`, `.guidance`, `.policy.adapters`).
+A new family is one file in `dipole_vla/backbones/` that fills in this class.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dipole_vla import checkpoint
+from dipole_vla.paths import Prediction, Schedule
+from dipole_vla.solvers import SolverSpec
+from navsim_adapter.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Observation = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What the network's action means: `horizon` ego poses, `interval` seconds apart, and their normaliser.
+
+    Network action = (raw - offset) / scale, channel by channel; raw channels are x, y (metres, ego frame), then the
+    heading as (cos, sin) or as an angle. Further channels up to `dim` are padding, always zero.
+
+    kinematic: "waypoint" gives x and y as positions, "diff" as steps between poses (the first from the origin).
+    offset, scale: empty (0 and 1), one number per raw channel, or horizon rows of them.
+    """
+
+    horizon: int = 8
+    dim: int = 4
+    interval: float = 0.5
+    kinematic: Literal["waypoint", "diff"] = "waypoint"
+    heading: Literal["cos_sin", "angle"] = "cos_sin"
+    offset: tuple[Any, ...] = ()
+    scale: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kinematic not in ("waypoint", "diff"):
+            raise InputError(f"action.kinematic: must be waypoint or diff, got {self.kinematic!r}")
+        if self.heading not in ("cos_sin", "angle"):
+            raise InputError(f"action.heading: must be cos_sin or angle, got {self.heading!r}")
+        if self.dim < self.real_dim:
+            raise InputError(f"action.dim: must be >= {self.real_dim} for heading {self.heading!r}, got {self.dim}")
+        for name in ("offset", "scale"):
+            shape = np.shape(getattr(self, name))
+            if shape not in ((0,), (self.real_dim,), (self.horizon, self.real_dim)):
+                raise InputError(
+                    f"action.{name}: must be empty, {self.real_dim} numbers or {self.horizon} x {self.real_dim} "
+                    f"numbers, got shape {shape}"
+                )
+        if np.any(np.asarray(self.scale) <= 0):
+            raise InputError(f"action.scale: must be > 0 in every channel, got {self.scale}")
+
+    @property
+    def real_dim(self) -> int:
+        """Channels that mean something; losses and guidance see only these."""
+        return 4 if self.heading == "cos_sin" else 3
+
+    def encode(self, poses: Tensor) -> Tensor:
+        """Poses (..., horizon, 3), x, y, heading in the ego frame -> network action (..., horizon, dim)."""
+        raw = self._raw(poses)
+        offset, scale = self._normaliser(raw)
+        return nn.functional.pad((raw - offset) / scale, (0, self.dim - self.real_dim))
+
+    def decode(self, action: Tensor) -> Tensor:
+        """Network action (..., horizon, dim) -> poses (..., horizon, 3); inverse of `encode`."""
+        action = action[..., : self.real_dim]
+        offset, scale = self._normaliser(action)
+        raw = action * scale + offset
+        xy = raw[..., :2] if self.kinematic == "waypoint" else raw[..., :2].cumsum(-2)
+        heading = raw[..., 2:3] if self.heading == "angle" else torch.atan2(raw[..., 3:4], raw[..., 2:3])
+        return torch.cat([xy, heading], dim=-1)
+
+    def fitted(self, poses: Tensor, floor: float = 0.05) -> ActionSpec:
+        """This action normalised by the mean and standard deviation of `poses` (N, horizon, 3), pose by pose.
+
+        floor: least standard deviation, in raw units, so that a nearly constant channel is not blown up.
+        """
+        raw = self._raw(poses.double())
+        mean, std = raw.mean(0), raw.std(0, correction=0).clamp_min(floor)
+        return replace(self, offset=_as_tuples(mean), scale=_as_tuples(std))
+
+    def mask(self) -> Tensor:
+        """(horizon, dim), 1 where a channel is real and 0 where it is padding."""
+        real = torch.arange(self.dim) < self.real_dim
+        return real.float().expand(self.horizon, self.dim)
+
+    def _raw(self, poses: Tensor) -> Tensor:
+        xy, heading = poses[..., :2], poses[..., 2:3]
+        if self.kinematic == "diff":
+            xy = torch.diff(xy, dim=-2, prepend=torch.zeros_like(xy[..., :1, :]))
+        angles = [heading] if self.heading == "angle" else [torch.cos(heading), torch.sin(heading)]
+        return torch.cat([xy, *angles], dim=-1)
+
+    def _normaliser(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        offset = torch.tensor(self.offset or (0.0,), dtype=like.dtype, device=like.device)
+        return offset, torch.tensor(self.scale or (1.0,), dtype=like.dtype, device=like.device)
+
+
+def _as_tuples(table: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in table.tolist())
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a backbone knows about a batch of scenes before any action is looked at: named tensors of B rows.
+
+    serves: for each row of x_t the scene it belongs to, int64; None when scene i serves rows [i*G, (i+1)*G).
+    """
+
+    tensors: Mapping[str, Tensor]
+    serves: Tensor | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __len__(self) -> int:
+        """Number of scenes B."""
+        return next(iter(self.tensors.values())).shape[0]
+
+    def rows(self, index: Tensor) -> Context:
+        """The context of scenes `index` (int64; repeats allowed), in that order."""
+        return Context({name: tensor.index_select(0, index) for name, tensor in self.tensors.items()})
+
+    def serving(self, scenes: Tensor) -> Context:
+        """For noisy actions whose row j belongs to scene scenes[j] (int64), only the scenes needed kept."""
+        needed, serves = torch.unique(scenes, return_inverse=True)
+        return replace(self.rows(needed), serves=serves)
+
+    def detach(self) -> Context:
+        return replace(self, tensors={name: tensor.detach() for name, tensor in self.tensors.items()})
+
+    def to(self, *target: Any, **options: Any) -> Context:
+        """Every tensor moved or cast, as `Tensor.to`."""
+        return replace(self, tensors={name: tensor.to(*target, **options) for name, tensor in self.tensors.items()})
+
+    def extended(self, tensors: Mapping[str, Tensor]) -> Context:
+        """This context with more tensors of the same B rows."""
+        return replace(self, tensors={**self.tensors, **tensors})
+
+
+class Processor(Protocol):
+    """Turns one scene into the tensors `Backbone.encode` takes. Picklable, holds no weights, opens no files."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names in the scene row's `cameras` struct whose pictures are wanted, e.g. ("CAM_F0",)."""
+        ...
+
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
+        """One row of the scenes table and its RGB pictures by camera name -> tensors without batch axis, stackable."""
+        ...
+
+
+class Backbone(nn.Module, ABC):
+    """A pretrained model that denoises actions. See the module docstring for who owns what.
+
+    config: the family's frozen dataclass of sizes; action, solver: how its numbers are meant and sampled.
+    """
+
+    family: ClassVar[str]
+    config_class: ClassVar[type]
+    lora_scopes: ClassVar[Mapping[str, str]]
+    """{"head": regex, "all": regex} over module names; "head" must leave `encode` untouched."""
+
+    def __init__(self, config: Any, action: ActionSpec, solver: SolverSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.action = action
+        self.solver = solver
+        self.is_frozen = False
+
+    @property
+    @abstractmethod
+    def schedule(self) -> Schedule:
+        """The path from data to noise the network was trained on, with its own time convention."""
+
+    @property
+    @abstractmethod
+    def prediction(self) -> Prediction:
+        """What `denoise` returns: "noise", "sample" (the clean action) or "velocity"."""
+
+    @abstractmethod
+    def processor(self) -> Processor: ...
+
+    @abstractmethod
+    def encode(self, observation: Observation) -> Context:
+        """All that does not depend on the noisy action, once per scene; observation tensors have B rows."""
+
+    @abstractmethod
+    def denoise(self, context: Context, x_t: Tensor, t: Tensor) -> Tensor:
+        """Native prediction, float32, for noisy actions x_t (B*G, horizon, dim) at times t (B*G,) of `schedule`.
+
+        Row i of the context (B rows) serves rows [i*G, (i+1)*G) of x_t, unless `context.serves` says otherwise.
+        """
+
+    @abstractmethod
+    def features(self, context: Context) -> Tensor:
+        """(B, d) pooled features of the scenes, for a critic."""
+
+    def prepare(self, context: Context) -> Context:
+        """Do, under the adapter active now, the head's work that depends neither on x_t nor on t.
+
+        Optional; `denoise` takes prepared and unprepared contexts. A prepared context must not be used under
+        another adapter.
+        """
+        return context
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what is neither configuration nor weights (a tokenizer). Default: nothing."""
+
+    def load_assets(self, folder: Path) -> None:
+        """Read what `save_assets` wrote."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def freeze(self) -> None:
+        """No gradients, and evaluation mode for good: else dropout would show the roles different noise."""
+        self.is_frozen = True
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, but a frozen backbone stays in evaluation mode."""
+        return super().train(mode and not self.is_frozen)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and values of the base weights and the action's meaning; adapters left out."""
+        return checkpoint.fingerprint(checkpoint.base_state(self), {"action": asdict(self.action)})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors (without adapters) and assets to `folder`."""
+        folder = Path(folder)
+        checkpoint.write_tensors(folder / "model.safetensors", checkpoint.base_state(self))
+        self.save_assets(folder)
+        description = {
+            "family": self.family,
+            "config": asdict(self.config),
+            "action": asdict(self.action),
+            "solver": asdict(self.solver),
+        }
+        checkpoint.write_json(folder / "config.json", description)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Read a folder written by `save_pretrained`, strictly; InputError names the first thing that does not fit.
+
+        The network is built on the meta device, so the weights are in memory once.
+        """
+        folder = Path(folder)
+        raw = checkpoint.read_record(folder / "config.json", ("family", "config", "action", "solver"))
+        if raw["family"] != cls.family:
+            raise InputError(
+                f"{folder}: holds a {raw['family']!r} model, {cls.family!r} was wanted; "
+                "use dipole_vla.backbones.load_backbone or pass the matching checkpoint"
+            )
+        where = f"{folder / 'config.json'}: "
+        with torch.device("meta"):
+            model = cls(
+                checkpoint.record_from(cls.config_class, raw["config"], where + "config"),
+                checkpoint.record_from(ActionSpec, raw["action"], where + "action"),
+                checkpoint.record_from(SolverSpec, raw["solver"], where + "solver"),
+            )
+        checkpoint.load_strict(model, folder / "model.safetensors", device)
+        model.load_assets(folder)
+        return model.eval()
+
+
+def wrap_angle(angle: float) -> float:
+    """The same direction in [-pi, pi)."""
+    return (angle + math.pi) % (2 * math.pi) - math.pi

@@ -1,0 +1,306 @@
+"""The policy that drives: backbone, adapter pair and critic, sampled with guidance; saved as one folder.
+
+    policy.json   where the backbone is and its fingerprint, defaults of guidance, action, what made it
+    positive/ negative/   plain PEFT adapters          critic/   picks the best of N
+    rl_tokens.json   scenes whose scores shaped the adapters; no evaluation may use them
+
+The backbone is referred to, not copied. Scoring candidates with a simulator is not done here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dipole_vla import backbones, checkpoint  # backbones as a module: it imports this package in turn
+from dipole_vla.critic.one_step import OneStepCritic
+from dipole_vla.guidance import Omega, Role, guided_denoiser, roles_for
+from dipole_vla.objective import RULES
+from dipole_vla.policy.adapters import SIGNS, AdapterPair
+from dipole_vla.policy.backbone import Backbone, Context, Observation, Processor
+from dipole_vla.solvers import solve
+from navsim_adapter.errors import InputError
+
+POLICY = "policy.json"
+RL_TOKENS = "rl_tokens.json"
+_KEYS = ("format", "family", "backbone", "backbone_fingerprint", "guidance", "action", "provenance")
+
+Default = Literal["default"]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the pair is sampled when the caller does not say.
+
+    omega: greed; 0 = positive policy alone. candidates: plans drawn per scene, of which the critic picks one.
+    rule: the weighting rule the pair was trained with (`objective.RULES`); says who takes the negative place.
+    low, high: noise levels between which to guide; elsewhere the positive policy acts alone. (0.5, 1) is the
+        noisier half.
+    clamp: empty, or (low, high) in normalised action units for the combined clean action, instead of the solver's.
+    """
+
+    omega: float = 1.0
+    candidates: int = 1
+    rule: str = "dichotomous"
+    low: float = 0.0
+    high: float = 1.0
+    clamp: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise InputError(f"guidance.rule: must be one of {', '.join(RULES)}, got {self.rule!r}")
+        if not 0 <= self.low < self.high <= 1:
+            raise InputError(f"guidance.low, high: must be 0 <= low < high <= 1, got {self.low}, {self.high}")
+        if self.candidates < 1:
+            raise InputError(f"guidance.candidates: must be >= 1, got {self.candidates}")
+
+
+class EncodedScenes:
+    """A batch of scenes, encoded once per role at most, when first needed; shared by all omegas and candidates."""
+
+    def __init__(self, policy: GuidedPolicy, observation: Observation) -> None:
+        self._policy, self._observation = policy, observation
+        self._encoded: dict[Role, Context] = {}
+        self._prepared: dict[Role, Context] = {}
+
+    def encoded(self, role: Role) -> Context:
+        """What `Backbone.encode` gave under `role`."""
+        pair = self._policy.pair
+        key = None if pair is None or pair.shares_context else role
+        if key not in self._encoded:
+            if pair is None:
+                self._encoded[key] = self._policy.backbone.encode(self._observation)
+            else:
+                self._encoded.update(pair.encode(self._observation, (key,)))
+        return self._encoded[key]
+
+    def prepared(self, role: Role) -> Context:
+        """The same with the head's work on it done under `role`."""
+        if role not in self._prepared:
+            pair, context = self._policy.pair, self.encoded(role)
+            self._prepared[role] = (
+                self._policy.backbone.prepare(context) if pair is None else pair.prepare(context, role)
+            )
+        return self._prepared[role]
+
+    def __len__(self) -> int:
+        return next(iter(self._observation.values())).shape[0]
+
+
+@dataclass
+class GuidedPolicy:
+    """See the module docstring. Without a pair it is the reference policy only (omega None).
+
+    backbone: put into evaluation mode by the caller or frozen by its pair.
+    rl_tokens: scenes whose scores shaped the adapters.
+    """
+
+    backbone: Backbone
+    pair: AdapterPair | None = None
+    critic: OneStepCritic | None = None
+    guidance: Guidance = field(default_factory=Guidance)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    rl_tokens: Sequence[str] = ()
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @cached_property
+    def processor(self) -> Processor:
+        return self.backbone.processor()
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """(horizon, dim) of one plan's start noise."""
+        return self.backbone.action.horizon, self.backbone.action.dim
+
+    @property
+    def rl_split(self) -> str | None:
+        """Split the adapters were trained on; None for the reference policy."""
+        return self.provenance.get("rl_split")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over base and adapters as they are at first use."""
+        if self.pair is None:
+            return self.backbone.fingerprint()
+        state = {f"{role}.{name}": tensor for role in SIGNS for name, tensor in self.pair.state(role).items()}
+        return checkpoint.fingerprint(state, {"base": self.pair.base_fingerprint})
+
+    def encode(self, observation: Observation) -> EncodedScenes:
+        """Scenes to pass to `sample` and `act` again and again, for many omegas and candidates."""
+        return EncodedScenes(self, observation)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        observation: Observation | EncodedScenes,
+        omega: Omega | Default = "default",
+        candidates: int | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Plans (B, N, horizon, 3): x, y, heading in the ego frame, metres and radians, float32.
+
+        omega: a number, one per scene (B,) or per plan (B, N), or None for the reference policy (adapters off).
+        candidates: N. noise: (B, N, horizon, dim) standard normal, so that policies can be compared on the same
+            numbers; else drawn from `generator`. steps: of the solver, default the backbone's own.
+        """
+        scenes = observation if isinstance(observation, EncodedScenes) else self.encode(observation)
+        omega = self.guidance.omega if isinstance(omega, str) else omega
+        start = self._start(len(scenes), candidates or self.guidance.candidates, noise, generator)
+        batch, count = start.shape[:2]
+        flat_omega = _per_row(omega, batch, count) if isinstance(omega, Tensor) else omega
+        denoise = guided_denoiser(
+            self._predict(scenes),
+            self.backbone.schedule,
+            self.backbone.prediction,
+            flat_omega,
+            (self.guidance.low, self.guidance.high),
+            RULES[self.guidance.rule].negative_role,
+        )
+        self._check_has_pair(flat_omega)
+        spec = self.backbone.solver.with_steps(steps)
+        spec = replace(spec, clamp=self.guidance.clamp) if self.guidance.clamp else spec
+        action = solve(spec, self.backbone.schedule, denoise, start.flatten(0, 1), generator)
+        return self.backbone.action.decode(action.unflatten(0, (batch, count)))
+
+    def act(
+        self,
+        observation: Observation | EncodedScenes,
+        omega: Omega | Default = "default",
+        candidates: int | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """One plan per scene (B, horizon, 3): the critic's choice among `candidates`; arguments as `sample`."""
+        scenes = observation if isinstance(observation, EncodedScenes) else self.encode(observation)
+        plans = self.sample(scenes, omega, candidates, noise, generator, steps)
+        return plans[torch.arange(len(plans)), self.choose(scenes, plans)]
+
+    @torch.no_grad()
+    def choose(self, observation: Observation | EncodedScenes, plans: Tensor) -> Tensor:
+        """(B,) index of the plan the critic rates best among plans (B, N, horizon, 3)."""
+        return self.value(observation, plans).argmax(1)
+
+    @torch.no_grad()
+    def value(self, observation: Observation | EncodedScenes, plans: Tensor) -> Tensor:
+        """(B, N) the critic's estimate of each plan's return; without a critic a single plan counts 0."""
+        if self.critic is None:
+            if plans.shape[1] > 1:
+                raise InputError(f"candidates: {plans.shape[1]} to choose from, but the policy has no critic; use 1")
+            return plans.new_zeros(plans.shape[:2])
+        scenes = observation if isinstance(observation, EncodedScenes) else self.encode(observation)
+        return self.critic(self.backbone.features(scenes.encoded(None)), plans)
+
+    def _predict(self, scenes: EncodedScenes) -> Any:
+        def predict(x_t: Tensor, t: Tensor, role: Role) -> Tensor:
+            context = scenes.prepared(role)
+            if self.pair is None:
+                return self.backbone.denoise(context, x_t, t)
+            return self.pair.denoise(context, x_t, t, role)
+
+        return predict
+
+    def _start(self, batch: int, count: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        shape = (batch, count, *self.noise_shape)
+        if noise is None:
+            device = generator.device if generator is not None else self.backbone.device
+            noise = torch.randn(shape, generator=generator, device=device)
+        elif tuple(noise.shape) != shape:
+            raise InputError(f"noise: must have shape {shape} for these scenes, got {tuple(noise.shape)}")
+        return noise.to(self.backbone.device, torch.float32)
+
+    def _check_has_pair(self, omega: Omega) -> None:
+        if self.pair is None and roles_for(omega) != (None,):
+            raise InputError("omega: this policy has no adapters; pass omega=None for the reference policy")
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        backbone: str | Path,
+        critic: str | Path | None = None,
+        rl_tokens: Sequence[str] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the policy folder. What is given here replaces what the policy holds.
+
+        backbone: folder of the frozen base, whose relative path is kept. critic: folder of a fitted critic to copy.
+        rl_tokens, provenance: see the class; provenance must be JSON.
+        """
+        folder = Path(folder)
+        if self.pair is None:
+            raise InputError(f"{folder}: a policy without adapters is its backbone; save that instead")
+        chooser = self.critic if critic is None else OneStepCritic.from_pretrained(critic)
+        self.pair.save(folder)
+        if chooser is not None:
+            chooser.save_pretrained(folder / "critic")
+        checkpoint.write_json(folder / RL_TOKENS, sorted(self.rl_tokens if rl_tokens is None else rl_tokens))
+        description = {
+            "format": 1,
+            "family": self.backbone.family,
+            "backbone": os.path.relpath(Path(backbone).resolve(), folder.resolve()),
+            "backbone_fingerprint": self.pair.base_fingerprint,
+            "guidance": asdict(self.guidance),
+            "action": asdict(self.backbone.action),
+            "provenance": dict(self.provenance if provenance is None else provenance),
+        }
+        checkpoint.write_json(folder / POLICY, description)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, backbone: str | Path | None = None, device: str | torch.device = "cpu"
+    ) -> GuidedPolicy:
+        """Read a policy folder, strictly. backbone: its folder, where it is no longer at the recorded place."""
+        folder = Path(folder)
+        raw = checkpoint.read_record(folder / POLICY, _KEYS)
+        where = Path(backbone) if backbone is not None else (folder / raw["backbone"]).resolve()
+        if not where.is_dir():
+            raise InputError(f"{folder / POLICY}: backbone {where} is not there; pass its folder as `backbone`")
+        base = backbones.load_backbone(where, device)
+        pair = AdapterPair.from_pretrained(base, folder)
+        if raw["backbone_fingerprint"] != pair.base_fingerprint:
+            raise InputError(
+                f"{folder}: made on base {raw['backbone_fingerprint'][:12]}…, "
+                f"{where} is {pair.base_fingerprint[:12]}…; pass the matching checkpoint"
+            )
+        critic = folder / "critic"
+        return cls(
+            base,
+            pair,
+            OneStepCritic.from_pretrained(critic, device) if critic.is_dir() else None,
+            checkpoint.record_from(Guidance, raw["guidance"], f"{folder / POLICY}: guidance"),
+            raw["provenance"],
+            tuple(checkpoint.read_json(folder / RL_TOKENS)),
+        )
+
+
+def load_policy(folder: str | Path, backbone: str | Path | None = None, device: str = "auto") -> GuidedPolicy:
+    """A policy folder as its guided policy, or a backbone folder as the reference policy without adapters.
+
+    device: as torch names it, or "auto": the GPU if there is one.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (Path(folder) / POLICY).is_file():
+        return GuidedPolicy.from_pretrained(folder, backbone, device)
+    return GuidedPolicy(backbones.load_backbone(folder, device))
+
+
+def _per_row(omega: Tensor, batch: int, count: int) -> Tensor:
+    """(B,) or (B, N) -> (B*N,)."""
+    if omega.dim() == 0:
+        omega = omega.expand(batch)
+    if omega.shape not in ((batch,), (batch, count)):
+        raise InputError(f"omega: must be a number, ({batch},) or ({batch}, {count}), got {tuple(omega.shape)}")
+    return omega.reshape(batch, -1).expand(batch, count).flatten()

@@ -1,0 +1,115 @@
+"""Group-relative returns and the one-step critic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import expectile as scipy_expectile
+
+from dipole_vla.critic.one_step import CriticConfig, OneStepCritic, expectile_loss
+from dipole_vla.critic.returns import group_relative, informative_groups
+from navsim_adapter.errors import InputError
+
+
+def test_group_relative_returns_are_standardised_within_the_scene():
+    returns = torch.tensor([[0.0, 1.0], [0.5, 0.9]], dtype=torch.float64)
+    torch.testing.assert_close(group_relative(returns), torch.tensor([[-1.0, 1.0]] * 2).double(), atol=1e-4, rtol=0)
+
+
+def test_a_scene_whose_candidates_score_alike_has_no_advantage_and_is_marked():
+    returns = torch.tensor([[0.3, 0.3, 0.3], [0.1, 0.2, 0.9]])
+    assert group_relative(returns)[0].tolist() == [0.0, 0.0, 0.0]
+    assert informative_groups(returns).tolist() == [False, True]
+
+
+def test_bad_returns_are_refused():
+    with pytest.raises(InputError, match="scene row 1"):
+        group_relative(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]))
+    with pytest.raises(InputError, match="at least 2"):
+        group_relative(torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.7, 0.9])
+def test_expectile_loss_has_the_expectile_as_its_minimum(level):
+    values = torch.randn(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([v], max_iter=25)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = expectile_loss(values - v, level).mean()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    assert v.item() == pytest.approx(scipy_expectile(values.numpy(), alpha=level), abs=1e-5)
+
+
+def problem(scenes=64, candidates=6):
+    """Return = how near the plan's end is to where the scene's first feature says."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(scenes, 5, generator=generator)
+    poses = torch.randn(scenes, candidates, 8, 3, generator=generator)
+    return features, poses, torch.exp(-((poses[..., -1, 0] - features[:, None, 0]) ** 2))
+
+
+def fitted():
+    torch.manual_seed(0)
+    critic = OneStepCritic(CriticConfig(feature_dim=5, hidden=32))
+    features, poses, returns = problem()
+    critic.fit_statistics(features, poses)
+    optimiser = torch.optim.Adam(critic.parameters(), 1e-2)
+    for _ in range(120):
+        loss, _ = critic.loss(features, poses, returns)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return critic.eval()
+
+
+def test_a_fitted_critic_ranks_plans_and_centres_the_advantage():
+    critic = fitted()
+    features, poses, returns = problem()
+    chosen = critic(features, poses).argmax(1)
+    picked = returns.gather(1, chosen[:, None]).mean()
+    assert picked > 0.9 * returns.amax(1).mean()
+    assert picked > returns.mean() + 0.2
+    assert critic.advantage(features, poses).mean().abs() < 0.05
+
+
+def test_v_does_not_teach_q_and_every_parameter_trains():
+    critic = OneStepCritic(CriticConfig(feature_dim=5, hidden=16))
+    loss, scalars = critic.loss(*problem())
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in critic.parameters())
+    q_gradient = [parameter.grad.clone() for parameter in critic.q.parameters()]
+    critic.zero_grad()
+    ((critic.q_values(*problem()[:2]) - problem()[2]) ** 2).mean().backward()
+    for found, alone in zip(q_gradient, critic.q.parameters()):
+        torch.testing.assert_close(found, alone.grad)
+    assert not any(scalar.requires_grad for scalar in scalars.values())
+
+
+def test_ensemble_counts_by_its_least_member():
+    critic = OneStepCritic(CriticConfig(feature_dim=5, ensemble=3))
+    features, poses, _ = problem(4)
+    values = critic.q_values(features, poses)
+    assert values.shape == (3, 4, 6)
+    assert torch.equal(critic(features, poses), values.min(0).values)
+
+
+def test_a_saved_critic_gives_the_same_numbers(tmp_path):
+    critic = OneStepCritic(CriticConfig(feature_dim=5, hidden=16, expectile=0.7))
+    features, poses, _ = problem()
+    critic.fit_statistics(features, poses)
+    critic.eval().save_pretrained(tmp_path / "critic")
+    again = OneStepCritic.from_pretrained(tmp_path / "critic")
+    assert again.config == critic.config
+    assert torch.equal(again.advantage(features, poses), critic.advantage(features, poses))
+
+
+def test_a_bad_critic_configuration_names_its_field():
+    with pytest.raises(InputError, match="expectile"):
+        CriticConfig(feature_dim=5, expectile=1.0)
+    with pytest.raises(InputError, match="feature_dim"):
+        CriticConfig()

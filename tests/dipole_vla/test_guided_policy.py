@@ -1,0 +1,220 @@
+"""The guided policy on a real, small backbone: exact ends, shared contexts, the saved folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from small_backbone import make_backbone, make_observation, spread_adapters
+
+from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
+from dipole_vla.guidance import guide
+from dipole_vla.paths import to_x0
+from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy, load_policy
+from dipole_vla.solvers import solve
+from navsim_adapter.errors import InputError
+
+SCENES, CANDIDATES = 3, 4
+
+
+def noise_of(scenes=SCENES, candidates=CANDIDATES, seed=0):
+    return torch.randn(scenes, candidates, 8, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def make_policy(scope="head", scale=0.1, **guidance):
+    backbone = make_backbone()
+    pair = AdapterPair(backbone, scope, rank=4)
+    spread_adapters(pair, scale=scale)
+    torch.manual_seed(0)
+    critic = OneStepCritic(CriticConfig(feature_dim=4 * 32 + 12, hidden=16)).eval()
+    return GuidedPolicy(backbone, pair, critic, Guidance(**guidance), {"rl_split": "train", "seed": 1}, ("a", "b"))
+
+
+@pytest.fixture(params=["head", "all"])
+def policy(request):
+    return make_policy(request.param)
+
+
+def by_hand(policy, omega, role=None):
+    """The sampling loop written out: encode and predict per role, no sharing, no preparation."""
+    pair, backbone = policy.pair, policy.backbone
+
+    def denoise(x_t, t):
+        def predict(role):
+            return pair.denoise(pair.encode(make_observation(), (role,))[role], x_t, t, role)
+
+        output = predict(role) if omega is None else guide(predict("positive"), predict("negative"), omega)
+        return to_x0("noise", backbone.schedule, output, x_t, t)
+
+    with torch.no_grad():
+        action = solve(backbone.solver, backbone.schedule, denoise, noise_of().flatten(0, 1))
+    return backbone.action.decode(action.unflatten(0, (SCENES, CANDIDATES)))
+
+
+@pytest.mark.parametrize(("omega", "role"), [(0.0, "positive"), (-1.0, "negative"), (None, None)])
+def test_ends_are_one_policy_bit_for_bit(policy, omega, role):
+    plans = policy.sample(make_observation(), omega, CANDIDATES, noise_of())
+    assert plans.shape == (SCENES, CANDIDATES, 8, 3)
+    assert torch.equal(plans, by_hand(policy, None, role))
+
+
+def test_in_between_both_signs_are_combined_at_every_step(policy):
+    plans = policy.sample(make_observation(), 1.5, CANDIDATES, noise_of())
+    torch.testing.assert_close(plans, by_hand(policy, 1.5), rtol=1e-4, atol=5e-3)
+    assert (plans - policy.sample(make_observation(), 0.0, CANDIDATES, noise_of())).abs().max() > 1e-2
+
+
+def test_without_adapters_the_reference_is_the_plain_backbone(policy):
+    reference = GuidedPolicy(make_backbone())
+    plans = reference.sample(make_observation(), None, CANDIDATES, noise_of())
+    assert torch.equal(plans, policy.sample(make_observation(), None, CANDIDATES, noise_of()))
+    with pytest.raises(InputError, match="no adapters"):
+        reference.sample(make_observation(), 1.0)
+
+
+def test_a_fresh_pair_samples_as_the_base_for_every_omega():
+    policy = GuidedPolicy(make_backbone(), None)
+    policy.pair = AdapterPair(policy.backbone, rank=4)
+    base = policy.sample(make_observation(), None, CANDIDATES, noise_of())
+    for omega in (-1.0, -0.5, 0.0, 1.0, 4.0):
+        plans = policy.sample(make_observation(), omega, CANDIDATES, noise_of())
+        # rounding of (1 + w) x - w x, magnified by 1 / alpha at the first steps
+        torch.testing.assert_close(plans, base, rtol=0, atol=1e-2)
+
+
+def test_encoded_scenes_are_shared_by_every_omega_and_number_of_candidates(policy):
+    calls = []
+    encode = policy.backbone.encode
+    policy.backbone.encode = lambda seen: calls.append(1) or encode(seen)
+    scenes = policy.encode(make_observation())
+    plans = {omega: policy.sample(scenes, omega, CANDIDATES, noise_of()) for omega in (None, -1.0, 0.0, 2.0)}
+    policy.act(scenes, 1.0, CANDIDATES, noise_of())
+    assert len(calls) == (1 if policy.pair.shares_context else 3)
+    for omega, found in plans.items():
+        assert torch.equal(found, policy.sample(make_observation(), omega, CANDIDATES, noise_of()))
+
+
+def test_candidates_are_what_single_plans_would_be(policy):
+    together = policy.sample(make_observation(), 1.0, CANDIDATES, noise_of())
+    for index in range(CANDIDATES):
+        alone = policy.sample(make_observation(), 1.0, 1, noise_of()[:, index : index + 1])
+        # other batch, other rounding, magnified by 1 / alpha = 150 at the first step; plans are tens of metres
+        torch.testing.assert_close(alone[:, 0], together[:, index], rtol=1e-4, atol=5e-3)
+
+
+def test_omega_per_scene_and_per_plan(policy):
+    omegas = torch.tensor([0.0, 1.0, 2.0])
+    plans = policy.sample(make_observation(), omegas, CANDIDATES, noise_of())
+    table = policy.sample(make_observation(), omegas[:, None].expand(-1, CANDIDATES), CANDIDATES, noise_of())
+    assert torch.equal(plans, table)
+    for scene, omega in enumerate(omegas.tolist()):
+        alone = policy.sample(make_observation(), omega, CANDIDATES, noise_of())
+        torch.testing.assert_close(plans[scene], alone[scene], rtol=1e-4, atol=5e-3)
+    with pytest.raises(InputError, match="omega"):
+        policy.sample(make_observation(), torch.ones(SCENES + 1), CANDIDATES, noise_of())
+
+
+def test_a_generator_reproduces(policy):
+    draws = [policy.sample(make_observation(), 1.0, 2, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    with pytest.raises(InputError, match="noise"):
+        policy.sample(make_observation(), 1.0, 2, noise=noise_of(candidates=3))
+
+
+def test_the_critic_picks_the_best_of_n(policy):
+    scenes = policy.encode(make_observation())
+    plans = policy.sample(scenes, 1.0, CANDIDATES, noise_of())
+    value = policy.value(scenes, plans)
+    best = policy.act(scenes, 1.0, CANDIDATES, noise_of())
+    for scene in range(SCENES):
+        assert torch.equal(best[scene], plans[scene, value[scene].argmax()])
+    policy.critic = None
+    assert torch.equal(
+        policy.act(scenes, 1.0, 1, noise_of(candidates=1)), policy.sample(scenes, 1.0, 1, noise_of(candidates=1))[:, 0]
+    )
+    with pytest.raises(InputError, match="no critic"):
+        policy.act(scenes, 1.0, CANDIDATES, noise_of())
+
+
+def test_guidance_may_be_limited_to_the_noisier_half():
+    positive, full = (make_policy().sample(make_observation(), w, CANDIDATES, noise_of()) for w in (0.0, 3.0))
+    half = make_policy(low=0.5).sample(make_observation(), 3.0, CANDIDATES, noise_of())
+    assert not torch.equal(half, positive)
+    assert not torch.equal(half, full)
+    never = make_policy(low=0.0, high=1e-9).sample(make_observation(), 3.0, CANDIDATES, noise_of())
+    assert torch.equal(never, positive)
+
+
+def test_the_combined_clean_action_may_be_clamped():
+    policy = make_policy(scale=0.4, clamp=(-1.5, 1.5))
+    plans = policy.sample(make_observation(), 4.0, CANDIDATES, noise_of())
+    xy = (plans[..., :2] - torch.tensor([10.0, 0.0])) / torch.tensor([8.0, 2.0])
+    assert xy.abs().max() <= 1.5 + 1e-5
+    unclamped = make_policy(scale=0.4).sample(make_observation(), 4.0, CANDIDATES, noise_of())
+    assert ((unclamped[..., :2] - torch.tensor([10.0, 0.0])) / torch.tensor([8.0, 2.0])).abs().max() > 1.5
+
+
+def test_rules_without_a_negative_adapter_guide_away_from_the_base():
+    policy = make_policy(rule="indicator")
+    plans = policy.sample(make_observation(), -1.0, CANDIDATES, noise_of())
+    assert torch.equal(plans, policy.sample(make_observation(), None, CANDIDATES, noise_of()))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    make_backbone().save_pretrained(tmp_path / "base")
+    policy = make_policy(omega=0.5, candidates=2)
+    policy.save_pretrained(tmp_path / "policy", backbone=tmp_path / "base")
+    return tmp_path
+
+
+def test_a_saved_policy_samples_the_same_numbers(saved):
+    policy, again = make_policy(omega=0.5, candidates=2), load_policy(saved / "policy", device="cpu")
+    assert again.fingerprint == policy.fingerprint
+    assert again.guidance == policy.guidance
+    assert (again.rl_split, again.rl_tokens, again.provenance["seed"]) == ("train", ("a", "b"), 1)
+    for omega in (None, -1.0, 0.0, 2.0):
+        wanted = policy.sample(make_observation(), omega, CANDIDATES, noise_of())
+        assert torch.equal(again.sample(make_observation(), omega, CANDIDATES, noise_of()), wanted)
+    best = again.act(make_observation(), noise=noise_of(candidates=2))  # the saved omega and candidates
+    assert torch.equal(best, policy.act(make_observation(), 0.5, 2, noise_of(candidates=2)))
+
+
+def test_a_policy_folder_may_move_with_its_backbone(saved):
+    (saved / "elsewhere").mkdir()
+    for name in ("base", "policy"):
+        shutil.move(saved / name, saved / "elsewhere" / name)
+    assert load_policy(saved / "elsewhere" / "policy", device="cpu").pair is not None
+    shutil.move(saved / "elsewhere" / "base", saved / "base")
+    with pytest.raises(InputError, match="is not there"):
+        load_policy(saved / "elsewhere" / "policy", device="cpu")
+    assert load_policy(saved / "elsewhere" / "policy", backbone=saved / "base", device="cpu").pair is not None
+
+
+def test_a_backbone_folder_loads_as_the_reference_policy(saved):
+    reference = load_policy(saved / "base", device="cpu")
+    assert reference.pair is None
+    assert reference.rl_split is None
+    assert reference.fingerprint == make_backbone().fingerprint()
+    assert reference.noise_shape == (8, 4)
+    assert reference.processor.cameras == ("CAM_L0", "CAM_F0", "CAM_R0")
+
+
+def test_another_base_is_refused_naming_both(saved):
+    make_backbone(seed=1).save_pretrained(saved / "other")
+    with pytest.raises(InputError, match=r"base is .*, this pair's is .*; pass the matching checkpoint"):
+        load_policy(saved / "policy", backbone=saved / "other", device="cpu")
+
+
+def test_a_bad_policy_file_names_its_field(saved):
+    file = saved / "policy" / "policy.json"
+    raw = json.loads(file.read_text())
+    file.write_text(json.dumps({**raw, "guidance": {**raw["guidance"], "omgea": 1.0}}))
+    with pytest.raises(InputError, match="did you mean 'omega'"):
+        load_policy(saved / "policy", device="cpu")
+    file.write_text("{")
+    with pytest.raises(InputError, match=r"policy\.json: cannot be read"):
+        load_policy(saved / "policy", device="cpu")
