@@ -13,7 +13,7 @@ console = Console(highlight=False)
 
 
 @contextmanager
-def bar(what: str, total: int) -> Iterator["Bar"]:
+def bar(what: str, total: int) -> Iterator[Bar]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),

@@ -25,15 +25,15 @@ def trust(*packages: str) -> None:
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *packages])
 
 
-def call(function: Callable[..., None], argv: Sequence[str], command: str) -> None:
+def call(function: Callable[..., None], argv: Sequence[str], command: str, positional: bool = False) -> None:
     """Run `function` with arguments from `--config RECIPE.yaml` and the command line, which has the last word.
 
-    A parameter named `recipe` is given the resolved recipe.
+    A parameter named `recipe` is given the resolved recipe. positional: required parameters are given without --name.
     """
     argv = take_imports(argv)
     parser = ArgumentParser(prog=f"dipole-vla {command}", exit_on_error=False, description=_first_line(function))
     parser.add_argument("--config", action="config", help="recipe YAML; its keys are the options below")
-    parser.add_function_arguments(function, skip={"recipe"})
+    parser.add_function_arguments(function, skip={"recipe"}, as_positional=positional)
     with one_line(recipe_of(argv), parser):
         namespace = parser.parse_args(argv)
         recipe = plain(parser, namespace)
@@ -60,7 +60,13 @@ def take_imports(argv: Sequence[str]) -> list[str]:
 def recipe_of(argv: Sequence[str]) -> str:
     """The recipe named after --config, for messages; InputError when there is no such file."""
     for word, following in zip(argv, [*argv[1:], ""]):
-        name = following if word == "--config" else word.removeprefix("--config=") if word.startswith("--config=") else None
+        name = (
+            following
+            if word == "--config"
+            else word.removeprefix("--config=")
+            if word.startswith("--config=")
+            else None
+        )
         if name is not None:
             if not Path(name).is_file():
                 raise InputError(f"{name}: no such recipe file; give its path after --config")

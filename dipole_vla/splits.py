@@ -31,7 +31,7 @@ def refuse_evaluation(
     leaks = bool(shared) or split == rl_split
     if leaks and not allow_eval_split:
         raise InputError(
-            f"split {split!r}: {len(shared)} of {len(tokens)} scenes were used for RL (rl_split {rl_split!r}); evaluate "
-            "on other scenes, or pass --allow-eval-split and the report will say so in red"
+            f"split {split!r}: {len(shared)} of {len(tokens)} scenes were used for RL (rl_split {rl_split!r}); "
+            "evaluate on other scenes, or pass --allow-eval-split and the report will say so in red"
         )
     return leaks

@@ -32,7 +32,9 @@ class StepStream(Sampler[list[int]]):
     def batch(self, step: int) -> list[int]:
         """Indices of batch `step` of this rank; ranks share one global order without overlap."""
         start = (step * self.world + self.rank) * self.batch_size
-        return [_order(self.size, self.seed, i // self.size)[i % self.size] for i in range(start, start + self.batch_size)]
+        return [
+            _order(self.size, self.seed, i // self.size)[i % self.size] for i in range(start, start + self.batch_size)
+        ]
 
 
 @lru_cache(maxsize=4)

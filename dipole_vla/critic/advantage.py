@@ -1,0 +1,68 @@
+"""`dipole-vla advantage`: the same candidates with G = Q - V from a critic in place of group-relative returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dipole_vla.critic.one_step import OneStepCritic
+from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable, open_table
+from dipole_vla.policy import load_policy
+from dipole_vla.progress import bar, skipped, wrote
+from dipole_vla.rollout import batches
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import begin, finish, read_json, stamp, write_json
+
+
+def advantage(
+    candidates: Path,
+    critic: Path,
+    scenes: Path,
+    backbone: Path,
+    out: Path,
+    sensors: Path | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+) -> None:
+    """Write a copy of the candidates whose advantage is the critic's Q - V.
+
+    Args:
+        candidates: folder written by `dipole-vla collect`.
+        critic: folder of a fitted critic.
+        scenes: the scenes of the candidates.
+        backbone: the backbone whose features the critic reads.
+        out: folder to write.
+        sensors: root of the camera paths; default is the one recorded in `scenes`.
+        batch_size: scenes per forward pass.
+        device: auto, cpu, cuda.
+    """
+    inputs = {"candidates": stamp(candidates), "critic": stamp(critic), "scenes": stamp(scenes)}
+    made_by = {"command": "advantage", **inputs}
+    actor = load_policy(backbone, device=device)
+    trained_on = read_json(Path(critic) / "provenance.json")["backbone_fingerprint"]
+    if trained_on != actor.fingerprint:
+        raise InputError(
+            f"{critic}: reads features of backbone {trained_on[:12]}…, {backbone} is {actor.fingerprint[:12]}…; "
+            "pass the matching one"
+        )
+    if not begin(out, made_by):
+        return skipped("advantage", out)
+    table, scored = SceneTable(scenes, sensors), CandidateTable(candidates)
+    model = OneStepCritic.from_pretrained(critic, actor.device)
+    positions = [table.position[token] for token in scored.tokens]
+    values = []
+    with bar("advantage", len(positions)) as progress, torch.inference_mode():
+        for batch in batches(table, positions, actor.processor, batch_size, actor.device):
+            poses = torch.from_numpy(scored.poses[len(values) : len(values) + len(batch.tokens)]).to(actor.device)
+            features = actor.backbone.features(actor.encode(batch.observation).encoded(None))
+            values += list(model.advantage(features, poses).cpu().numpy())
+            progress.advance(len(batch.tokens))
+    rows = open_table(candidates, CANDIDATE_COLUMNS)
+    rows = rows.remove_columns("advantage").add_column("advantage", np.stack(values).astype(np.float64).reshape(-1))
+    rows.save_to_disk(str(out))
+    about = {**scored.about, "advantage": "critic: least Q - V", "critic": str(critic)}
+    write_json(Path(out) / "candidates.json", about)
+    finish(out, made_by)
+    wrote("advantage", out)

@@ -1,0 +1,120 @@
+"""`dipole-vla demo`: the whole loop on a small synthetic world, as the very commands a team runs at scale.
+
+Each step is printed as one would type it, runs in this process, is skipped when complete and goes on when interrupted.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+
+from rich.table import Table
+
+from dipole_vla.progress import console
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import read_json
+
+SPLITS = {"train": "trainval", "validation": "mini", "test": "test"}  # ours -> NAVSIM's folder
+
+
+def demo(out: Path = Path("runs/demo"), seed: int = 0, recipes: Path | None = None) -> None:
+    """From logs to a policy that drives better than its data: synth, convert, cache, fit, collect, evaluate, report.
+
+    Args:
+        out: folder of everything the demo writes.
+        seed: world, weights, noise, data order.
+        recipes: folder of the demo's recipes; default is the one shipped.
+    """
+    recipes = recipes or shipped_recipes()
+    started = time.monotonic()
+    for program, *argv in steps(out, seed, recipes):
+        console.print(f"\n[bold]$ {shlex.join([program, *argv])}[/bold]")
+        _run(program, argv)
+    print_summary(out / "evaluation")
+    console.print(f"\nreport: [bold]{out / 'report' / 'index.html'}[/bold]   ({time.monotonic() - started:.0f} s)")
+
+
+def steps(out: Path, seed: int, recipes: Path) -> list[list[str]]:
+    """The command lines of the demo, in order."""
+    world, scenes, cache = out / "world", out / "scenes", out / "cache"
+    lines: list[list] = [["navsim-adapter", "synth", "--out", world, "--seed", seed]]
+    for ours, theirs in SPLITS.items():
+        lines.append(["navsim-adapter", "convert", "--data", world, "--split", theirs, "--out", scenes / ours])
+        lines.append(["navsim-adapter", "cache", "--data", world, "--split", theirs, "--out", cache / ours])
+    lines.append(["dipole-vla", "init", "--config", recipes / "init.yaml", "--out", out / "init", "--seed", seed])
+
+    def fit(name: str, model: dict[str, Path], data: dict[str, Path]) -> list:
+        line: list = ["dipole-vla", "fit", "--config", recipes / f"{name}.yaml", "--out", out / name]
+        for section, values in (("model", {**model, "seed": seed}), ("data", {**data, "seed": seed})):
+            for key, value in values.items():
+                line += [f"--{section}.{key}", value]
+        return line
+
+    train = {"scenes": scenes / "train", "candidates": out / "candidates"}
+    reference = {"backbone": out / "imitation"}
+    lines.append(fit("imitation", {"backbone": out / "init"}, {"scenes": scenes / "train"}))
+    collect: list = ["dipole-vla", "collect", "--config", recipes / "collect.yaml", "--policy", out / "imitation"]
+    collect += ["--scenes", scenes / "train", "--scorer.cache", cache / "train", "--out", out / "candidates"]
+    lines.append([*collect, "--seed", seed])
+    lines.append(fit("critic", reference, train))
+    lines.append(fit("dipole", {**reference, "critic": out / "critic"}, train))
+    for split, choose_on, name in (("validation", "null", "validation"), ("test", out / "validation", "evaluation")):
+        line: list = ["dipole-vla", "evaluate", "--config", recipes / "evaluate.yaml", "--policy", out / "dipole"]
+        line += ["--scenes", scenes / split, "--scorer.cache", cache / split, "--out", out / name]
+        lines.append([*line, "--choose_on", choose_on])
+    lines.append(["dipole-vla", "report", out / "evaluation", "--out", out / "report"])
+    return [[str(word) for word in line] for line in lines]
+
+
+def shipped_recipes() -> Path:
+    """recipes/demo of the source tree, or the copy inside an installed package."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / "recipes" / "demo", package / "recipes_shipped" / "demo"):
+        if folder.is_dir():
+            return folder
+    raise InputError(f"{package}: the demo's recipes are missing; install again or pass --recipes")
+
+
+def print_summary(evaluation: Path) -> None:
+    """The score table of an evaluation, on the terminal."""
+    summary = read_json(evaluation / "summary.json")
+    table = Table(
+        title=f"{summary['metric']} x 100 on {summary['split']}: {summary['scenes']} scenes, {summary['logs']} logs"
+    )
+    short = {name: "".join(word[0] for word in name.split("_")).upper() for name in summary["sub_scores"]}
+    for column in ("policy", "omega", "N", "score", "95 %", "vs reference", "95 %", *short.values()):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    chosen = summary["chosen"]
+    for row in summary["rows"]:
+        is_chosen = row["policy"] == "dipole" and (row["omega"], row["candidates"]) == (
+            chosen["omega"],
+            chosen["candidates"],
+        )
+        table.add_row(
+            row["policy"] + (" (simulator chooses)" if row["policy"] == "oracle" else ""),
+            "" if row["omega"] is None else f"{row['omega']:g}",
+            str(row["candidates"]),
+            f"{100 * row['score']:.1f}",
+            _interval(row["ci95"]),
+            "" if row["gain"] is None else f"{100 * row['gain']:+.1f}",
+            "" if row["gain_ci95"] is None else _interval(row["gain_ci95"]),
+            *[f"{100 * row[name]:.1f}" for name in short],
+            style="bold green" if is_chosen else "dim" if row["policy"] == "oracle" else "",
+        )
+    console.print(table)
+    console.print(f"chosen on {chosen['on']}: omega {chosen['omega']:g}, N {chosen['candidates']}")
+
+
+def _interval(interval: list[float]) -> str:
+    return f"{100 * interval[0]:.1f} … {100 * interval[1]:.1f}"
+
+
+def _run(program: str, argv: list[str]) -> None:
+    if program == "navsim-adapter":
+        from navsim_adapter.cli import main
+    else:
+        from dipole_vla.cli import main
+    code = main(argv)
+    if code:
+        raise SystemExit(code)

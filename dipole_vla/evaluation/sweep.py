@@ -1,0 +1,185 @@
+"""Evaluation: every omega, every N, the same start noise; one row per (token, policy, omega, N).
+
+The critic chooses among candidates, because the car has no simulator. Only the row named `oracle` lets the
+simulator choose, as an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from dipole_vla.data.tables import SceneTable
+from dipole_vla.evaluation.summary import summarise
+from dipole_vla.policy import load_policy
+from dipole_vla.progress import bar, skipped, wrote
+from dipole_vla.provenance import provenance
+from dipole_vla.rollout import batches, start_noise
+from dipole_vla.scoring import Scorer, columns
+from dipole_vla.splits import refuse_evaluation
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import atomic_path, begin, finish, read_json, stamp, write_json
+
+PART = 128  # scenes per resumable part
+
+
+def evaluate(
+    policy: Path,
+    scenes: Path,
+    scorer: Scorer,
+    out: Path,
+    omega: Sequence[float] = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0),
+    candidates: Sequence[int] = (1, 8),
+    choose_on: Path | None = None,
+    sensors: Path | None = None,
+    batch_size: int = 32,
+    seed: int = 1,
+    device: str = "auto",
+    allow_eval_split: bool = False,
+    recipe: dict[str, Any] | None = None,
+) -> None:
+    """Sweep omega and N over a split; writes rows.parquet, plans.parquet, scores.csv and summary.json.
+
+    Args:
+        policy: policy folder written by `dipole-vla fit`.
+        scenes: folder written by `navsim-adapter convert`, of scenes never used for training.
+        scorer: class_path of a scorer and its init_args.
+        out: folder to write.
+        omega: greed values to try.
+        candidates: numbers of candidates N; the critic keeps the best.
+        choose_on: an evaluation of another split whose best (omega, N) is the one to report; without it the best
+            of this very evaluation is marked, and is then optimistic.
+        sensors: root of the camera paths; default is the one recorded in `scenes`.
+        batch_size: scenes per forward pass.
+        seed: start noise, shared by all policies.
+        device: auto, cpu, cuda.
+        allow_eval_split: go on although RL ran on these scenes; the report says so in red.
+        recipe: filled by the command line with the resolved recipe.
+    """
+    omegas, counts = sorted({float(w) for w in omega}), sorted({int(n) for n in candidates})
+    if not omegas or not counts or counts[0] < 1:
+        raise InputError(f"omega, candidates: need values and N >= 1, got {list(omega)} and {list(candidates)}")
+    table = SceneTable(scenes, sensors)
+    made_by = {
+        "command": "evaluate",
+        "policy": stamp(policy),
+        "scenes": stamp(scenes),
+        "omega": omegas,
+        "candidates": counts,
+        "choose_on": stamp(choose_on) if choose_on else None,
+        "seed": seed,
+    }
+    actor = load_policy(policy, device=device)
+    if actor.pair is None:
+        raise InputError(f"{policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`")
+    leaks = refuse_evaluation(table.split, table.tokens, actor.rl_split, actor.rl_tokens, allow_eval_split)
+    if not begin(out, made_by):
+        return skipped("evaluate", out)
+    out = Path(out)
+    metric = _run_parts(actor, table, scorer, out / "parts", omegas, max(counts), batch_size, seed)
+    plans = pa.concat_tables([pq.read_table(path) for path in sorted((out / "parts").glob("*.parquet"))])
+    facts = {
+        "metric": metric,
+        "split": table.split,
+        "rl_split": actor.rl_split,
+        "rl_on_eval_split": leaks,
+        "provenance": {
+            **provenance(recipe or {}),
+            **actor.provenance,
+            "policy": str(policy),
+            "policy_fingerprint": actor.fingerprint,
+        },
+        "inputs": {
+            "scenes": str(scenes),
+            "sensors": str(table.sensors),
+            "cache": str(getattr(scorer, "folder", "") or "") or None,
+            "candidates": actor.provenance.get("candidates"),
+        },
+    }
+    rows, summary = summarise(
+        plans, omegas, counts, facts, read_json(Path(choose_on) / "summary.json") if choose_on else None
+    )
+    for name, content in (("plans.parquet", plans), ("rows.parquet", rows)):
+        with atomic_path(out / name) as aside:
+            pq.write_table(content, aside)
+    write_json(out / "summary.json", summary)
+    _write_csv(out / "scores.csv", rows, summary)
+    for part in (out / "parts").glob("*.parquet"):
+        part.unlink()
+    (out / "parts").rmdir()
+    finish(out, made_by)
+    wrote("evaluate", out / "summary.json")
+
+
+def _run_parts(
+    actor, table: SceneTable, scorer: Scorer, parts: Path, omegas, most: int, batch_size: int, seed: int
+) -> str:
+    with bar(f"evaluate {table.split}", len(table)) as progress:
+        for start in range(0, len(table), PART):
+            positions = range(start, min(start + PART, len(table)))
+            part = parts / f"{start:08d}.parquet"
+            if not part.is_file():
+                rows = _evaluate_part(actor, table, positions, scorer, omegas, most, batch_size, seed)
+                with atomic_path(part) as aside:
+                    pq.write_table(rows, aside)
+            progress.advance(len(positions))
+    return pq.read_schema(next(iter(sorted(parts.glob("*.parquet"))))).metadata[b"metric"].decode()
+
+
+def _evaluate_part(
+    actor, table: SceneTable, positions: range, scorer: Scorer, omegas, most: int, batch_size: int, seed: int
+) -> pa.Table:
+    """Plans of one part: human (index 0), reference and each omega (`most` candidates each), scored in one call."""
+    settings: list[float | None] = [None, *omegas]
+    tokens: list[str] = []
+    logs: list[str] = []
+    drawn, values = [], []
+    for batch in batches(table, positions, actor.processor, batch_size, actor.device):
+        noise = start_noise(batch.tokens, most, actor.noise_shape, seed).to(actor.device)
+        with torch.inference_mode():
+            context = actor.encode(batch.observation)
+            plans = [actor.sample(context, omega=w, candidates=most, noise=noise) for w in settings]
+            drawn.append(torch.cat(plans, dim=1).cpu().double().numpy())
+            values.append(torch.cat([actor.value(context, plan) for plan in plans], dim=1).cpu().double().numpy())
+        tokens += batch.tokens
+        logs += batch.log_names
+    poses, q = np.concatenate(drawn), np.concatenate(values)
+    human = np.stack([np.asarray(table.row(i)["future"], dtype=np.float64) for i in positions])
+    poses = np.concatenate([human[:, None], poses], axis=1)
+    scores = scorer.score(tokens, poses)
+    per_scene = poses.shape[1]
+    names = ["human"] + ["reference"] * most + ["dipole"] * (most * len(omegas))
+    greed = [None] * (1 + most) + [w for w in omegas for _ in range(most)]
+    index = [0] + list(range(most)) * len(settings)
+    flat = {
+        "token": np.repeat(tokens, per_scene),
+        "log_name": np.repeat(logs, per_scene),
+        "policy": names * len(tokens),
+        "omega": pa.array(greed * len(tokens), pa.float64()),
+        "index": np.tile(np.asarray(index, dtype=np.int32), len(tokens)),
+        "q": np.concatenate([np.full((len(tokens), 1), np.nan), q], axis=1).reshape(-1),
+        "poses": [p.tolist() for p in poses.reshape(-1, *poses.shape[2:])],
+        **{name: value.reshape(-1) for name, value in columns(scores).items()},
+    }
+    rows = pa.table({name: value if isinstance(value, pa.Array) else pa.array(value) for name, value in flat.items()})
+    return rows.replace_schema_metadata({"metric": scores.metric})
+
+
+def _write_csv(path: Path, rows: pa.Table, summary: dict) -> None:
+    """The chosen policy's scores in NAVSIM's own column order, with its closing `average` row."""
+    chosen = summary["chosen"]
+    frame = rows.to_pandas()
+    frame = frame[
+        (frame.policy == "dipole") & (frame.omega == chosen["omega"]) & (frame.candidates == chosen["candidates"])
+    ]
+    names = [*summary["sub_scores"], "score"]
+    frame = frame[["token", *names]].assign(valid=True)[["token", "valid", *names]]
+    frame.loc[len(frame) + 1] = ["average", True, *frame[names].mean().tolist()]
+    with atomic_path(path) as aside:
+        frame.reset_index(drop=True).to_csv(aside)

@@ -1,0 +1,79 @@
+"""Imitation: the backbone's own denoising loss on human futures. Makes the reference policy that DIPOLE tilts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dipole_vla.backbones import load_backbone
+from dipole_vla.data.module import DrivingData
+from dipole_vla.objective import per_sample_loss
+from dipole_vla.paths import interpolate, target
+from dipole_vla.training.base import FineTuning, split_decay
+from navsim_adapter.files import write_json
+
+
+class ImitationModule(FineTuning):
+    """Fine-tune every weight of a backbone on the human futures of the scenes."""
+
+    def __init__(
+        self,
+        backbone: Path,
+        fit_action: bool = False,
+        draws: int = 4,
+        lr: float = 1e-4,
+        encoder_lr_scale: float = 0.1,
+        warmup_steps: int = 100,
+        weight_decay: float = 0.01,
+        seed: int = 0,
+    ):
+        """
+        Args:
+            backbone: checkpoint folder to start from.
+            fit_action: set the action normaliser to the mean and standard deviation of the training futures.
+            draws: noise levels per scene and step; the encoder runs once for all of them.
+            lr: learning rate of the head.
+            encoder_lr_scale: the encoder's learning rate as a part of the head's.
+            warmup_steps: steps of linear warm-up; then linear decay to zero at trainer.max_steps.
+            weight_decay: AdamW, on matrices only.
+            seed: noise and times.
+        """
+        super().__init__(lr, warmup_steps, weight_decay, seed)
+        self.backbone = load_backbone(backbone).train()
+        self.fit_action, self.draws, self.encoder_lr_scale = fit_action, draws, encoder_lr_scale
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.fit_action and isinstance(data, DrivingData) and data.dataset is not None:
+            self.backbone.action = self.backbone.action.fitted(torch.from_numpy(data.dataset.scenes.futures()))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        named = list(self.backbone.named_parameters())
+        head = [(name, p) for name, p in named if not name.startswith("encoder.")]
+        encoder = [(name, p) for name, p in named if name.startswith("encoder.")]
+        return [
+            *split_decay(head, self.weight_decay),
+            *split_decay(encoder, self.weight_decay, lr=self.lr * self.encoder_lr_scale),
+        ]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        generator = self.step_generator()
+        backbone = self.backbone
+        x0 = backbone.action.encode(batch["poses"][:, 0]).repeat_interleave(self.draws, 0)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        t = backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
+        x_t = interpolate(backbone.schedule, x0, noise, t)
+        output = backbone.denoise(backbone.encode(batch["observation"]), x_t, t)
+        wanted = target(backbone.prediction, backbone.schedule, x0, noise, t)
+        loss = per_sample_loss(output, wanted, backbone.action.mask().to(x0.device)).mean()
+        self.log("loss", loss)
+        return self.checked(loss, batch["token"])
+
+    def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
+        """Write the backbone as a checkpoint folder."""
+        self.backbone.save_pretrained(folder)
+        write_json(folder / "provenance.json", dict(provenance))
