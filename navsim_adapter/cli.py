@@ -114,6 +114,27 @@ def _cache(options: argparse.Namespace) -> None:
     print(f"{content['count']} scenes of {split} in {options.out}, {len(content['skipped'])} skipped")
 
 
+# -- import ------------------------------------------------------------------------------------------------------------
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tree", metavar="TREE", help="an official metric cache: <log>/unknown/<token>/metric_cache.pkl")
+    parser.add_argument("--other", metavar="TREE", help="the same scenes cached by the other devkit version")
+    parser.add_argument("--maps", metavar="DIR", help="map root, for EPDMS in simulated traffic")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the scoring cache")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, one log each")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from navsim_adapter.cache.official_folder import import_official
+
+    with _Progress("logs") as progress:
+        content = import_official(
+            options.tree, options.out, options.other, options.maps, options.workers, progress.show
+        )
+    print(f"{content['count']} scenes of {options.tree} in {options.out}")
+
+
 # -- inspect -----------------------------------------------------------------------------------------------------------
 
 
@@ -251,8 +272,11 @@ COMMANDS: dict[str, Command] = {
     "synth": _leaf("navsim_adapter.synthetic.command", "Make a small world in NAVSIM's formats."),
     "convert": Command("Write the scenes of a split as an Arrow table.", _convert_arguments, _convert),
     "cache": Command("Build the scoring cache of a split from logs and maps.", _cache_arguments, _cache),
+    "import": Command("Turn the devkit's metric cache into ours.", _import_arguments, _import),
     "score": Command("Score trajectories with an official metric.", _score_arguments, _score),
     "inspect": Command("Say what a scoring cache holds.", _inspect_arguments, _inspect),
+    "baseline": _leaf("navsim_adapter.baselines", "Trajectories of a planner that needs no weights."),
+    "submission": _leaf("navsim_adapter.submission_command", "Write or check an official submission file."),
     "render": _leaf("navsim_adapter.render", "Draw scenes and trajectories from above."),
 }
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from navsim_adapter.cache.scene_cache import EPDMS, PDMS, STEPS, AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.errors import InputError
+from navsim_adapter.objects import FrameObjects
 from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER
 from navsim_adapter.unpickle import Record, loads
 
@@ -61,27 +62,34 @@ def find_official(folder: str | Path) -> dict[str, list[Path]]:
     return logs
 
 
-def import_log(paths: Sequence[Path], other: dict[str, Path] | None = None) -> Iterator[SceneCache]:
+def import_log(
+    paths: Sequence[Path], other: dict[str, Path] | None = None, maps: str | Path | None = None
+) -> Iterator[SceneCache]:
     """Scenes of one log in time order; `other` maps tokens to the cache of the other devkit version, to combine."""
-    scenes = sorted((read_official(path) for path in paths), key=lambda scene: scene.time_us)
+    scenes = sorted((read_official(path, maps) for path in paths), key=lambda scene: scene.time_us)
     for scene in scenes:
         twin = (other or {}).get(scene.token)
-        yield scene if twin is None else combine(scene, read_official(twin))
+        yield scene if twin is None else combine(scene, read_official(twin, maps))
 
 
-def read_official(path: str | Path) -> SceneCache:
-    """The scene of one official cache file; raises InputError if it is damaged or not a metric cache."""
+def read_official(path: str | Path, maps: str | Path | None = None) -> SceneCache:
+    """The scene of one official cache file; raises InputError if it is damaged or not a metric cache.
+
+    maps: nuPlan's map root, which simulated traffic needs (EPDMS); log replay does not.
+    """
     path = Path(path)
     root = loads(_unpacked(path), str(path), {("shapely.io", "from_wkb"): read_wkb})
     if not isinstance(root, Record) or not root.kind.endswith(".MetricCache"):
         raise InputError(f"{path}: holds no metric cache; give a {FILE_NAME} written by the devkit")
     try:
-        return _scene(root, path)
+        scene = _scene(root, path)
+        current = _current_objects(root) if maps is not None and scene.versions == EPDMS else None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as problem:
         if isinstance(problem, InputError):
             raise InputError(f"{path}: {problem}") from problem
         reason = f"{type(problem).__name__}: {problem}"
         raise InputError(f"{path}: not laid out as devkit 1.1 or 2.2 writes it ({reason}); cache it again") from problem
+    return scene if current is None else _with_traffic(scene, current, str(maps))
 
 
 def combine(pdms: SceneCache, epdms: SceneCache) -> SceneCache:
@@ -260,14 +268,13 @@ def _objects(observation: Record, version: int) -> dict[str, Any]:
         for token, pose in step.items():
             poses[rows[token], k] = pose
     things = [found[token] for token in tokens]
-    velocity = [(thing._velocity._x, thing._velocity._y) if hasattr(thing, "_velocity") else (0, 0) for thing in things]
     return {
         "object_tokens": tokens,
         "object_type": np.array([ObjectType(kinds[token]) for token in tokens], np.int8),
         "object_versions": np.full(len(tokens), version, np.uint8),
         "object_size": np.array([sizes[token] for token in tokens]).reshape(-1, 2),
         "object_pose": poses,
-        "object_velocity": np.array(velocity, np.float64).reshape(-1, 2),
+        "object_velocity": _velocities(things),
     }
 
 
@@ -303,6 +310,32 @@ def _box_pose(corners: np.ndarray, size: np.ndarray) -> tuple[float, float, floa
     width = (np.spacing(np.abs(corners)) / 2)[is_steep] / np.abs(slope[is_steep])
     middle = 0.5 * ((turn - width).max() + (turn + width).min()) if len(turn) else 0.0
     return float(center[0]), float(center[1]), heading + float(middle)
+
+
+def _current_objects(root: Record) -> FrameObjects:
+    """The raw objects of the current frame, before resampling added others; in the official order."""
+    things = root.current_tracked_objects[0].tracked_objects.tracked_objects
+    return FrameObjects(
+        tokens=tuple(thing._metadata.track_token for thing in things),
+        type=np.array([thing._tracked_object_type.args[0] for thing in things], np.int8),
+        size=np.array([[thing._box._length, thing._box._width] for thing in things], np.float64).reshape(-1, 2),
+        pose=np.array([_pose(thing._box._center) for thing in things], np.float64).reshape(-1, 3),
+        velocity=_velocities(things),
+    )
+
+
+def _velocities(things: Sequence[Record]) -> np.ndarray:
+    """(n, 2), 0 for static objects, which have none."""
+    found = [(thing._velocity._x, thing._velocity._y) if hasattr(thing, "_velocity") else (0, 0) for thing in things]
+    return np.array(found, np.float64).reshape(-1, 2)
+
+
+def _with_traffic(scene: SceneCache, current: FrameObjects, maps: str) -> SceneCache:
+    from navsim_adapter.maps import load_map  # brings the readers of map files
+    from navsim_adapter.traffic.scene import traffic_scene
+
+    arrays = traffic_scene(load_map(maps, scene.map_name), scene.ego_state[:3], current).arrays()
+    return replace(scene, extras={**scene.extras, **arrays})
 
 
 def _official_order(steps: Sequence[Sequence[str]], kinds: dict[str, int]) -> tuple[str, ...]:

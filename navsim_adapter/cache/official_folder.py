@@ -22,13 +22,15 @@ def import_official(
     tree: str | Path,
     out: str | Path,
     other: str | Path | None = None,
+    maps: str | Path | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Import a devkit metric cache into the folder `out`; returns the content of its `scenes.json`.
 
-    other: a tree of the other devkit version; scenes in both then serve both metrics. A finished folder of the same
-    inputs is left alone. Raises InputError naming the first file that cannot be read.
+    other: a tree of the other devkit version; scenes in both then serve both metrics.
+    maps: nuPlan's map root; with it EPDMS can also be scored in simulated traffic.
+    A finished folder of the same inputs is left alone. Raises InputError naming the first file that cannot be read.
     """
     out, tree = Path(out), Path(tree)
     logs = find_official(tree)
@@ -39,6 +41,7 @@ def import_official(
         "format": store.FORMAT,
         "official": str(tree.resolve()),
         "other": str(Path(other).resolve()) if other else None,
+        "maps": str(Path(maps).resolve()) if maps else None,
     }
     if is_complete(out, made_by):
         return dict(read_json(out / "scenes.json"))
@@ -92,7 +95,7 @@ def _import(job: _Job) -> tuple[str, tuple[str, ...]]:
             return _name(path), tuple(scene[0] for scene in known.scenes)
     except InputError:  # absent, torn or of another format: make it again
         pass
-    written = store.write_log(path, import_log(sources, twins), facts)
+    written = store.write_log(path, import_log(sources, twins, made_by["maps"]), facts)
     return _name(path), tuple(scene[0] for scene in written.scenes)
 
 

@@ -1,0 +1,121 @@
+"""The command `navsim-adapter submission`: trajectory tables to an official submission file, or a check of one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from navsim_adapter.errors import InputError
+from navsim_adapter.score_table import read_trajectories
+from navsim_adapter.submission import Plan, Team, check_submission, write_submission
+
+_SYNTHETIC_TOKEN = 17  # characters of a second-stage token; others have 16 (spec 1.2)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE.pkl", help="the submission to write, or with --check to look at")
+    parser.add_argument("--check", action="store_true", help="say what is wrong with FILE instead of writing it")
+    parser.add_argument("--trajectories", metavar="T.npz", help="arrays token, name, poses (M, T, 3)")
+    parser.add_argument("--second-stage-trajectories", metavar="T2.npz", help="the same for second-stage scenes")
+    parser.add_argument("--name", help="whose trajectories, where the tables hold several planners")
+    parser.add_argument(
+        "--expect",
+        metavar="SPLIT",
+        help="what must be complete: a cache folder, mapping.json, the devkit's split or scene filter YAML, or tokens, "
+        "one per line",
+    )
+    parser.add_argument("--team-name", default="")
+    parser.add_argument("--authors", nargs="+", default=[])
+    parser.add_argument("--email", default="")
+    parser.add_argument("--institution", default="")
+    parser.add_argument("--country", default="", help="country or region")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write, then check; every problem is a line, and the file stays only if there is none."""
+    first, second = expected_tokens(options.expect) if options.expect else (None, None)
+    path = Path(options.file)
+    if not options.check:
+        _write(path, options)
+    found = check_submission(path, first, second)
+    if found:
+        if not options.check:
+            path.unlink()
+        for line in found[1:]:
+            print(f"{path}: {line}")
+        raise InputError(f"{path}: {found[0]}")
+    print(f"{path}: complete and readable" + ("" if options.expect else "; give --expect to check that no scene lacks"))
+
+
+def expected_tokens(place: str | Path) -> tuple[set[str], set[str] | None]:
+    """Tokens that each stage must have; the second is None for a split of one stage."""
+    place = Path(place)
+    if place.is_dir():
+        from navsim_adapter.cache.store import open_cache
+
+        tokens = list(open_cache(place))
+        return _by_stage(tokens)
+    try:
+        text = place.read_text()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{place}: cannot be read ({problem}); check --expect") from problem
+    if place.suffix not in (".json", ".yaml", ".yml"):
+        return _by_stage(text.split())
+    try:
+        content = json.loads(text) if place.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as problem:
+        raise InputError(
+            f"{place}: cannot be parsed ({' '.join(str(problem).split())[:120]}); check --expect"
+        ) from problem
+    return _from_split(place, content)
+
+
+def _by_stage(tokens: list[str]) -> tuple[set[str], set[str] | None]:
+    second = {token for token in tokens if len(token) == _SYNTHETIC_TOKEN}
+    return set(tokens) - second, second or None
+
+
+def _from_split(place: Path, content: Any) -> tuple[set[str], set[str] | None]:
+    if isinstance(content, dict):
+        mapping = content.get("reactive_all_mapping")
+        if mapping is None:
+            tokens = content.get("tokens")
+            if not isinstance(tokens, list):
+                raise InputError(f"{place}: names no tokens; give the scene filter that lists them, or a cache folder")
+            return set(map(str, tokens)), set(map(str, content.get("reactive_synthetic_initial_tokens") or ())) or None
+    else:
+        mapping = content
+    try:
+        first = {str(token) for now, previous, _ in mapping for token in (now, previous)}
+        second = {str(token) for _, _, pairs in mapping for pair in pairs for token in pair}
+    except (TypeError, ValueError) as problem:
+        raise InputError(f"{place}: not a list of [now, previous, pairs]; give the split's mapping") from problem
+    return first, second
+
+
+def _write(path: Path, options: argparse.Namespace) -> None:
+    if not options.trajectories:
+        raise InputError(f"{path}: --trajectories is missing; name the table to submit, or --check to look at a file")
+    team = Team(options.team_name, options.authors, options.email, options.institution, options.country)
+    first = _plans(options.trajectories, options.name)
+    second = options.second_stage_trajectories
+    write_submission(path, team, first, _plans(second, options.name) if second else None)
+
+
+def _plans(table: str, name: str | None) -> dict[str, Plan]:
+    rows = read_trajectories(table)
+    names = sorted(set(rows.names))
+    if name is None and len(names) > 1:
+        raise InputError(f"{table}: holds {len(names)} planners ({', '.join(names[:5])}); choose one with --name")
+    chosen = {
+        token: Plan(poses, float(interval))
+        for token, row_name, poses, interval in zip(rows.tokens, rows.names, rows.poses, rows.interval)
+        if name in (None, row_name)
+    }
+    if not chosen:
+        raise InputError(f"{table}: has no trajectory named {name!r}; it has {', '.join(names[:5])}")
+    return chosen
