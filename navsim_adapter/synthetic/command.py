@@ -1,0 +1,40 @@
+"""`navsim-adapter synth`: write synthetic worlds in NAVSIM's formats."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from navsim_adapter.synthetic.synthesize import DEFAULT_SCENES, LAPSES, SCENES_PER_LOG, synthesize
+
+SPLITS = {"train": "trainval", "validation": "mini", "test": "test"}  # option -> folder under navsim_logs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, help="data root to write (navsim_logs, sensor_blobs, maps)")
+    parser.add_argument("--seed", type=int, default=0, help="decides everything (default 0)")
+    for option, split in SPLITS.items():
+        default = DEFAULT_SCENES[split]
+        parser.add_argument(f"--{option}", type=int, default=default, help=f"scenes in {split} (default {default})")
+    parser.add_argument("--lapses", type=float, default=LAPSES, help=f"the human's lapses per 10 s (default {LAPSES})")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; the result is the same")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    splits = {split: getattr(args, option) for option, split in SPLITS.items() if getattr(args, option) > 0}
+    with Progress(transient=True) as bar:
+        task = bar.add_task("synth", total=None)
+        made = synthesize(
+            args.out,
+            args.seed,
+            splits,
+            SCENES_PER_LOG,
+            args.lapses,
+            args.workers,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    counts = ", ".join(f"{split} {scenes}" for split, scenes in splits.items())
+    print(f"synth: {'wrote' if made else 'complete already:'} {args.out} (scenes: {counts}; seed {args.seed})")
+    return 0

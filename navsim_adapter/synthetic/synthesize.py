@@ -1,0 +1,161 @@
+"""The whole data root: maps, logs and pictures of every split, from one seed.
+
+The same arguments give the same bytes, however many processes help. A complete root is left as it is; an
+interrupted one goes on with the logs that are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.files import finish, is_complete, read_json, write_json, write_text
+from navsim_adapter.synthetic.ground import paint
+from navsim_adapter.synthetic.log_writer import FUTURE, HISTORY, LogInfo, write_log
+from navsim_adapter.synthetic.map_writer import write_maps
+from navsim_adapter.synthetic.places import MOST_PLACES, Place, places
+from navsim_adapter.synthetic.record import record
+from navsim_adapter.synthetic.setting import survey
+
+VERSION = 1  # of the generator: raise it when the same seed gives something else
+DEFAULT_SCENES = {"trainval": 840, "mini": 60, "test": 96}
+SCENES_PER_LOG = {"trainval": 6, "mini": 3, "test": 2}
+LAPSES = 2.4  # lapses of the human per ten seconds
+FIRST_DAY_US = 1_620_000_000_000_000
+SETTINGS = "synthetic.json"
+README = """# Synthetic NAVSIM data
+
+Made by `navsim-adapter synth`; `synthetic.json` holds the arguments. Formats are NAVSIM's: logs in `navsim_logs`,
+pictures in `sensor_blobs`, maps in `maps`. The places of `mini` and `test` occur in no other split; `sg-one-north`
+only in `test`. Everybody drives on the right, in every city.
+
+Pictures exist for the frames that can be the current one of a scene with 4 history and 10 future frames, and for
+CAM_F0, CAM_L0 and CAM_R0 only. There are no LiDAR files.
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The logs of one place: indices in the split."""
+
+    place: Place
+    logs: tuple[int, ...]
+    frames: int
+
+
+def synthesize(
+    out: str | Path,
+    seed: int = 0,
+    splits: Mapping[str, int] = DEFAULT_SCENES,
+    scenes_per_log: Mapping[str, int] = SCENES_PER_LOG,
+    lapses: float = LAPSES,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> bool:
+    """Write an OPENSCENE_DATA_ROOT to `out`; False if it was complete already.
+
+    splits: split -> number of scenes (at least; every log of a split has the same number).  lapses: how many
+    lapses of the human to expect per ten seconds.  progress: called with (logs done, logs in all).
+    """
+    out = Path(out)
+    unknown = [name for name in splits if name not in MOST_PLACES]
+    if unknown:
+        raise InputError(f"synth: no split called {unknown[0]!r}{did_you_mean(unknown[0], list(MOST_PLACES))}")
+    made_by = _arguments(seed, splits, scenes_per_log, lapses)
+    if is_complete(out, made_by):
+        return False
+    _claim(out, made_by)
+    jobs = [job for name, scenes in splits.items() for job in _jobs(name, scenes, scenes_per_log[name])]
+    networks: dict[str, list[Any]] = {}
+    for job in jobs:
+        networks.setdefault(job.place.city.name, []).append(job.place.network(seed))
+    write_maps(out / "maps", networks)
+    total, done = sum(len(job.logs) for job in jobs), 0
+    for count in _run(jobs, out, seed, lapses, workers):
+        done += count
+        if progress is not None:
+            progress(done, total)
+    write_text(out / "README.md", README)
+    finish(out, made_by)
+    return True
+
+
+def _arguments(
+    seed: int, splits: Mapping[str, int], scenes_per_log: Mapping[str, int], lapses: float
+) -> dict[str, Any]:
+    return {
+        "command": "synth",
+        "version": VERSION,
+        "seed": seed,
+        "splits": dict(splits),
+        "scenes_per_log": {name: scenes_per_log[name] for name in splits},
+        "lapses": lapses,
+    }
+
+
+def _claim(out: Path, made_by: dict[str, Any]) -> None:
+    """Note what is being made, so that a run with other arguments never mixes with it."""
+    if (out / SETTINGS).is_file():
+        if read_json(out / SETTINGS) != made_by:
+            raise InputError(
+                f"{out}: holds synthetic data made with other arguments; delete it or choose another --out"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty and not synthetic data; choose another --out")
+    else:
+        write_json(out / SETTINGS, made_by)
+
+
+def _jobs(split: str, scenes: int, per_log: int) -> list[Job]:
+    logs = -(-scenes // per_log)
+    sites = places(split, logs)
+    frames = HISTORY + FUTURE + per_log - 1
+    return [Job(place, tuple(range(i, logs, len(sites))), frames) for i, place in enumerate(sites)]
+
+
+def _run(jobs: list[Job], out: Path, seed: int, lapses: float, workers: int) -> Iterator[int]:
+    """Numbers of logs done, place after place."""
+    if workers <= 1:
+        for job in jobs:
+            yield _write_place(job, out, seed, lapses)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for future in [pool.submit(_write_place, job, out, seed, lapses) for job in jobs]:
+            yield future.result()
+
+
+def _write_place(job: Job, out: Path, seed: int, lapses: float) -> int:
+    """Make the logs of one place that are not there yet."""
+    place, split = job.place, job.place.split
+    folder, pictures = out / "navsim_logs" / split, out / "sensor_blobs" / split
+    infos = {index: _info(seed, place, index, job.frames) for index in job.logs}
+    missing = {index: info for index, info in infos.items() if not (folder / f"{info.name}.pkl").is_file()}
+    if missing:
+        net = place.network(seed)
+        site, ground = survey(net), paint(net)
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures.mkdir(parents=True, exist_ok=True)
+        current = range(HISTORY - 1, job.frames - FUTURE)
+        for index, info in missing.items():
+            recording = record([seed, 2, place.number, index], site, job.frames, current, lapses)
+            write_log(folder, pictures, info, recording, ground, [seed, 3, place.number, index])
+    return len(job.logs)
+
+
+def _info(seed: int, place: Place, index: int, frames: int) -> LogInfo:
+    """A nuPlan-like name: date, time, vehicle, first and last second."""
+    rng = np.random.default_rng([seed, 4, place.number, index])
+    second = (place.number * 200 + index) * 900 + int(rng.integers(0, 600))
+    start_us = FIRST_DAY_US + second * 1_000_000 + int(rng.integers(0, 1_000_000))
+    day = np.datetime64(start_us // 1_000_000, "s").astype(object)
+    vehicle = f"veh-{int(rng.choice([12, 28, 35, 47, 53]))}"
+    first = int(rng.integers(10, 900))
+    name = f"{day:%Y.%m.%d.%H.%M.%S}_{vehicle}_{first:05d}_{first + frames // 2:05d}"
+    return LogInfo(name, place.city.name, vehicle, start_us)
