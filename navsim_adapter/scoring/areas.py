@@ -31,7 +31,7 @@ def ego_corners(states, k, c, corners) -> None:
 @kernel
 def is_off_road(area, corners) -> bool:
     """NON_DRIVABLE: at least one corner in no roadblock, intersection or car park."""
-    for i in range(4):
+    for i in range(4):  # noqa: SIM110 (numba has no generators)
         if categories_at(area, corners[i, 0], corners[i, 1], DRIVABLE) == 0:
             return True
     return False

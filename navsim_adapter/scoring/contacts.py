@@ -11,6 +11,7 @@ from math import inf, sqrt
 from navsim_adapter.scoring import collisions, ttc
 from navsim_adapter.scoring.areas import center, ego_corners
 from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.packed import whole
 from navsim_adapter.scoring.simulate import COSINE, SINE, SPEED
 from navsim_adapter.scoring.traffic_index import (
     IS_AGENT,
@@ -46,16 +47,16 @@ def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled,
         has_corners = False
         for offset in range(ttc.OFFSETS if is_watching else 1):
             at = k + offset * ttc.STRIDE
-            reach = speed * (offset * ttc.STRIDE * INTERVAL)
-            shift_x, shift_y = cosine * reach, sine * reach
+            later = (offset * ttc.STRIDE) * INTERVAL
+            shift_x, shift_y = (cosine * speed) * later, (sine * speed) * later
             first, last = entries_near(traffic, x + shift_x, y + shift_y)
             step = 2 if first >= 0 else 1
             for entry in range(max(first, 0), last, step):
                 m = entry
                 if first >= 0:
-                    if (traffic.wholes[entry + 1] >> at) & 1 == 0:
+                    if (whole(traffic, entry + 1) >> at) & 1 == 0:
                         continue
-                    m = traffic.wholes[entry]
+                    m = whole(traffic, entry)
                 if not has_corners:
                     ego_corners(states, k, c, corners)
                     has_corners = True

@@ -21,14 +21,13 @@ def driving_direction_compliance(area, states, c, spare_intersections, moved) ->
     moved: (41,) scratch.
     """
     exempt = ON_ROUTE | INTERSECTION if spare_intersections else ON_ROUTE
-    x, y = center(states, 0, c)
-    moved[0] = 0.0
+    x, y = 0.0, 0.0
     is_compliant = True
-    for k in range(1, STATES):
+    for k in range(STATES):
         x_before, y_before = x, y
         x, y = center(states, k, c)
         moved[k] = 0.0
-        if categories_at(area, x, y, exempt) == 0:
+        if k > 0 and categories_at(area, x, y, exempt) == 0:
             moved[k] = sqrt((x - x_before) ** 2 + (y - y_before) ** 2)
             is_compliant = False
     if is_compliant:

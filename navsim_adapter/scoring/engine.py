@@ -79,7 +79,8 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
         block = np.empty((simulate.PLANES, STATES, lanes))
         series = np.empty((comfort.SCRATCH_SERIES, STATES + history.shape[0], lanes))
         turns, is_comfortable = np.empty(lanes), np.empty(lanes)
-        is_settled, corners = np.empty((2, object_count(traffic)), np.bool_), np.empty((3, 4, 2))
+        is_settled = np.empty((2, object_count(traffic)), np.bool_)
+        corners, other, shifted = np.empty((4, 2)), np.empty((4, 2)), np.empty((4, 2))
         moved = np.empty(STATES)
         is_tied = False
         for first in range(0, count, LANES):
@@ -96,13 +97,11 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
                 comfort.comfort(block, ego[6], n, series, turns, is_comfortable)
             for c in range(n):
                 row = table[first + c]
-                _judge(area, traffic, ego, block, c, is_epdms, is_settled, corners, moved, row)
+                _judge(area, traffic, ego, block, c, is_epdms, is_settled, corners, other, shifted, moved, row)
                 row[RAW + COMFORT] = is_comfortable[c]
                 combine(row, is_epdms, best_other, human, np.nan)
                 if is_thorough:
-                    row[SEVERAL_LANES], row[OFF_ROAD], row[ONCOMING] = areas.count_area_steps(
-                        area, block, c, corners[0]
-                    )
+                    row[SEVERAL_LANES], row[OFF_ROAD], row[ONCOMING] = areas.count_area_steps(area, block, c, corners)
                 if states.shape[0] > 0:
                     _write_states(ego, block, c, states[first + c])
         return is_tied
@@ -111,13 +110,13 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
 
 
 @kernel
-def _judge(area, traffic, ego, block, c, is_epdms, is_settled, corners, moved, row):
+def _judge(area, traffic, ego, block, c, is_epdms, is_settled, corners, other, shifted, moved, row):
     """Everything about one simulated candidate but its comfort."""
     ttc_steps = STATES - 9 if is_epdms else STATES  # EPDMS's objects end with the states (6.7)
     row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
-        area, traffic, measured_speed(ego), block, c, ttc_steps, is_settled, corners[0], corners[1], corners[2]
+        area, traffic, measured_speed(ego), block, c, ttc_steps, is_settled, corners, other, shifted
     )
-    row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, corners[0])
+    row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, corners)
     row[RAW + DDC] = driving_direction_compliance(area, block, c, is_epdms, moved)
     row[RAW + LK] = lane_keeping(area, block, c) if is_epdms else 1.0
     row[PROGRESS_RAW] = raw_progress(area, block, c)

@@ -89,6 +89,15 @@ def quad_contains(corners, px, py) -> bool:
 
 @kernel
 def segment_meets_quad(ax, ay, bx, by, corners) -> bool:
+    """Whether a closed segment shares a point with a closed convex quadrilateral."""
+    if max(ax, bx) < min(min(corners[0, 0], corners[1, 0]), min(corners[2, 0], corners[3, 0])):
+        return False
+    if min(ax, bx) > max(max(corners[0, 0], corners[1, 0]), max(corners[2, 0], corners[3, 0])):
+        return False
+    if max(ay, by) < min(min(corners[0, 1], corners[1, 1]), min(corners[2, 1], corners[3, 1])):
+        return False
+    if min(ay, by) > max(max(corners[0, 1], corners[1, 1]), max(corners[2, 1], corners[3, 1])):
+        return False
     if quad_contains(corners, ax, ay):
         return True
     for i in range(4):

@@ -8,6 +8,7 @@ from navsim_adapter.scoring.areas import center
 from navsim_adapter.scoring.geometry import distance_to_segment
 from navsim_adapter.scoring.jit import kernel
 from navsim_adapter.scoring.map_index import BLOCK, BLOCK_BOXES, CENTERLINE, INTERSECTION, categories_at
+from navsim_adapter.scoring.packed import real, whole
 from navsim_adapter.scoring.vehicle import STATES
 
 _DEVIATION = 0.5  # m, strict
@@ -32,18 +33,26 @@ def lane_keeping(area, states, c) -> float:
 @kernel
 def _vertex_within(area, x, y, hint):
     """Where a centerline segment within the allowed deviation starts, -1 if there is none; tried first at `hint`."""
-    reals, wholes = area.reals, area.wholes
-    start, end = wholes[CENTERLINE], wholes[CENTERLINE + 1]
+    start, end = whole(area, CENTERLINE), whole(area, CENTERLINE + 1)
     if hint >= 0:
         for v in range(hint, min(hint + 12, end - 3), 3):
-            if distance_to_segment(x, y, reals[v], reals[v + 1], reals[v + 3], reals[v + 4]) <= _DEVIATION:
+            if (
+                distance_to_segment(x, y, real(area, v), real(area, v + 1), real(area, v + 3), real(area, v + 4))
+                <= _DEVIATION
+            ):
                 return v
     first = start
-    for box in range(wholes[BLOCK_BOXES], wholes[BLOCK_BOXES + 1], 4):
-        dx, dy = max(reals[box] - x, x - reals[box + 2]), max(reals[box + 1] - y, y - reals[box + 3])
+    for box in range(whole(area, BLOCK_BOXES), whole(area, BLOCK_BOXES + 1), 4):
+        dx, dy = (
+            max(real(area, box) - x, x - real(area, box + 2)),
+            max(real(area, box + 1) - y, y - real(area, box + 3)),
+        )
         if max(dx, dy) <= _DEVIATION:
             for v in range(first, min(first + 3 * BLOCK, end - 3), 3):
-                if distance_to_segment(x, y, reals[v], reals[v + 1], reals[v + 3], reals[v + 4]) <= _DEVIATION:
+                if (
+                    distance_to_segment(x, y, real(area, v), real(area, v + 1), real(area, v + 3), real(area, v + 4))
+                    <= _DEVIATION
+                ):
                     return v
         first += 3 * BLOCK
     return -1

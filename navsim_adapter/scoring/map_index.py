@@ -15,7 +15,7 @@ from navsim_adapter.scoring import cells
 from navsim_adapter.scoring.cells import CELL, CUT_SHIFT, FLAG_BITS, IS_INSIDE, IS_UNSURE
 from navsim_adapter.scoring.geometry import polygon_boxes, side
 from navsim_adapter.scoring.jit import kernel
-from navsim_adapter.scoring.packed import POLYGONS, Packed, pack_polygons, polygon_contains
+from navsim_adapter.scoring.packed import POLYGONS, VERTICES, Packed, pack_polygons, polygon_contains, real, whole
 
 # Categories of an area, as bits. (Numpy integers: numba compiles a function anew for every literal it is called with.)
 DRIVABLE, ON_ROUTE, INTERSECTION, LANE = np.int64(1), np.int64(2), np.int64(4), np.int64(8)
@@ -94,23 +94,22 @@ def _block_boxes(centerline: np.ndarray) -> np.ndarray:
 @kernel
 def categories_at(area, x, y, wanted) -> int:
     """Which of the wanted categories have a polygon with (x, y) strictly inside."""
-    reals, wholes = area.reals, area.wholes
-    origin, shape = wholes[ORIGIN], wholes[SHAPE]
-    columns, rows = wholes[shape], wholes[shape + 1]
-    column, row = (x - reals[origin]) / CELL, (y - reals[origin + 1]) / CELL
+    origin, shape = whole(area, ORIGIN), whole(area, SHAPE)
+    columns, rows = whole(area, shape), whole(area, shape + 1)
+    column, row = (x - real(area, origin)) / CELL, (y - real(area, origin + 1)) / CELL
     if not (0.0 <= column < columns and 0.0 <= row < rows):
         return _categories_off_grid(area, x, y, wanted)
     cell = int(row) * columns + int(column)
-    number = wholes[wholes[CELLS] + cell]
+    number = whole(area, whole(area, CELLS) + cell)
     found = number & wanted
     if ((number >> CUT_SHIFT) & wanted & ~found) == 0:
         return found
-    for item in range(number >> FLAG_BITS, wholes[wholes[CELLS] + cell + 1] >> FLAG_BITS):
-        category = wholes[wholes[CATEGORIES] + wholes[wholes[ITEMS] + 3 * item]] & wanted
+    for item in range(number >> FLAG_BITS, whole(area, whole(area, CELLS) + cell + 1) >> FLAG_BITS):
+        category = whole(area, whole(area, CATEGORIES) + whole(area, whole(area, ITEMS) + 3 * item)) & wanted
         if (category & ~found) != 0:
-            center_x = reals[origin] + (np.floor(column) + 0.5) * CELL
-            center_y = reals[origin + 1] + (np.floor(row) + 0.5) * CELL
-            if _item_contains(area, wholes[ITEMS] + 3 * item, center_x, center_y, x, y):
+            center_x = real(area, origin) + (np.floor(column) + 0.5) * CELL
+            center_y = real(area, origin + 1) + (np.floor(row) + 0.5) * CELL
+            if _item_contains(area, whole(area, ITEMS) + 3 * item, center_x, center_y, x, y):
                 found |= category
     return found
 
@@ -118,13 +117,12 @@ def categories_at(area, x, y, wanted) -> int:
 @kernel
 def _item_contains(area, item, center_x, center_y, x, y):
     """Whether (x, y) is strictly inside the item's polygon, from where the cell's center is and the edges between."""
-    reals, wholes = area.reals, area.wholes
-    if wholes[item + 1] == IS_UNSURE:
-        return polygon_contains(area, wholes[item], x, y)
-    is_inside = wholes[item + 1] == IS_INSIDE
-    for edge in range(wholes[EDGES] + wholes[item + 2], wholes[EDGES] + wholes[item + 5]):
-        v = wholes[0] + 2 * wholes[edge]
-        ax, ay, bx, by = reals[v], reals[v + 1], reals[v + 2], reals[v + 3]
+    if whole(area, item + 1) == IS_UNSURE:
+        return polygon_contains(area, whole(area, item), x, y)
+    is_inside = whole(area, item + 1) == IS_INSIDE
+    for edge in range(whole(area, EDGES) + whole(area, item + 2), whole(area, EDGES) + whole(area, item + 5)):
+        v = whole(area, VERTICES) + 2 * whole(area, edge)
+        ax, ay, bx, by = real(area, v), real(area, v + 1), real(area, v + 2), real(area, v + 3)
         point_side = side(ax, ay, bx, by, x, y)
         if point_side == 0 and min(ax, bx) <= x <= max(ax, bx) and min(ay, by) <= y <= max(ay, by):
             return False  # on the boundary
@@ -137,10 +135,9 @@ def _item_contains(area, item, center_x, center_y, x, y):
 
 @kernel
 def _categories_off_grid(area, x, y, wanted):
-    wholes = area.wholes
     found = 0
-    for polygon in range(wholes[CATEGORIES + 1] - wholes[CATEGORIES]):
-        category = wholes[wholes[CATEGORIES] + polygon] & wanted
+    for polygon in range(whole(area, CATEGORIES + 1) - whole(area, CATEGORIES)):
+        category = whole(area, whole(area, CATEGORIES) + polygon) & wanted
         if (category & ~found) != 0 and _is_in_box(area, polygon, x, y) and polygon_contains(area, polygon, x, y):
             found |= category
     return found
@@ -148,18 +145,16 @@ def _categories_off_grid(area, x, y, wanted):
 
 @kernel
 def _is_in_box(area, polygon, x, y):
-    box = area.wholes[BOXES] + 4 * polygon
-    reals = area.reals
-    return reals[box] < x < reals[box + 2] and reals[box + 1] < y < reals[box + 3]
+    box = whole(area, BOXES) + 4 * polygon
+    return real(area, box) < x < real(area, box + 2) and real(area, box + 1) < y < real(area, box + 3)
 
 
 @kernel
 def is_over_several_lanes(area, corners) -> bool:
     """MULTI_LANE (6.1): more than one lane holds a corner, and no lane holds all four."""
-    wholes = area.wholes
     touched = 0
-    for polygon in range(wholes[CATEGORIES + 1] - wholes[CATEGORIES]):
-        if wholes[wholes[CATEGORIES] + polygon] & LANE:
+    for polygon in range(whole(area, CATEGORIES + 1) - whole(area, CATEGORIES)):
+        if whole(area, whole(area, CATEGORIES) + polygon) & LANE:
             held = 0
             for i in range(4):
                 x, y = corners[i, 0], corners[i, 1]

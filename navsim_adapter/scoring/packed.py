@@ -1,25 +1,60 @@
 """An index as one flat block of memory: named sections of float64 or int64, found through a header.
 
-Kernels take two views of the same block instead of dozens of arrays. Each array argument costs machine code in every
-function it passes through and time at every call from Python; a block also maps straight from a file.
+Kernels take the block's address and read single numbers from it. Dozens of arrays as arguments would cost machine code
+in every function they pass through, time at every call from Python, and an atomic reference count at every use; and a
+block maps straight from a file. Whoever calls a kernel keeps the block alive and answers for the positions being in
+it; nothing is ever written through an address.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from navsim_adapter.scoring.geometry import crosses_right, segment_meets_quad
 from navsim_adapter.scoring.jit import kernel
 
 
-class Packed(NamedTuple):
-    """wholes[s] is where section s starts, wholes[s + 1] where it ends."""
+@dataclass(frozen=True)
+class Packed:
+    """Numbers s and s + 1 of the header say where section s starts and ends.
 
-    reals: np.ndarray  # (n,) float64
-    wholes: np.ndarray  # (n,) int64, the same memory
+    reals: (n,) float64, the block.
+    """
+
+    reals: np.ndarray
+
+    @property
+    def wholes(self) -> np.ndarray:
+        """(n,) int64, the same memory."""
+        return self.reals.view(np.int64)
+
+    @property
+    def address(self) -> int:
+        return int(self.reals.ctypes.data)
+
+
+def _reader(kind: Any, memory: ir.Type) -> Any:
+    def read(typing_context: Any, block: Any, position: Any) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+            start = builder.inttoptr(arguments[0], memory.as_pointer())
+            number = builder.load(builder.gep(start, [arguments[1]]))
+            number.set_metadata("invariant.load", builder.module.add_metadata([]))  # may be read early, or once
+            return number
+
+        return kind(types.int64, types.int64), generate
+
+    return read
+
+
+real = intrinsic(_reader(types.float64, ir.DoubleType()))
+whole = intrinsic(_reader(types.int64, ir.IntType(64)))
 
 
 # Sections that every block with polygons starts with. Rings hold the position of their first vertex in `reals`,
@@ -38,12 +73,7 @@ def pack(sections: Sequence[np.ndarray]) -> Packed:
     for section, start, size in zip(sections, starts[:-1], sizes):
         target = reals if section.dtype == np.float64 else wholes
         target[start : start + size] = section.ravel()
-    return Packed(reals, wholes)
-
-
-def unpack(block: np.ndarray) -> Packed:
-    """The block as `pack` made it, from its float64 view."""
-    return Packed(block, block.view(np.int64))
+    return Packed(reals)
 
 
 def pack_polygons(
@@ -57,14 +87,13 @@ def pack_polygons(
 
 
 @kernel
-def polygon_contains(packed, polygon, x, y) -> bool:
+def polygon_contains(block, polygon, x, y) -> bool:
     """Whether (x, y) is strictly inside a polygon of rings (even-odd), its boundary excluded."""
-    reals, wholes = packed.reals, packed.wholes
-    at = wholes[POLYGONS] + polygon
+    at = whole(block, POLYGONS) + polygon
     is_inside = False
-    for ring in range(wholes[at], wholes[at + 1]):
-        for v in range(wholes[ring], wholes[ring + 1] - 2, 2):
-            crossing = crosses_right(reals[v], reals[v + 1], reals[v + 2], reals[v + 3], x, y)
+    for ring in range(whole(block, at), whole(block, at + 1)):
+        for v in range(whole(block, ring), whole(block, ring + 1) - 2, 2):
+            crossing = crosses_right(real(block, v), real(block, v + 1), real(block, v + 2), real(block, v + 3), x, y)
             if crossing < 0:
                 return False
             if crossing > 0:
@@ -73,12 +102,11 @@ def polygon_contains(packed, polygon, x, y) -> bool:
 
 
 @kernel
-def quad_meets_polygon(corners, packed, polygon) -> bool:
+def quad_meets_polygon(corners, block, polygon) -> bool:
     """Whether a closed convex quadrilateral shares a point with a polygon of rings."""
-    reals, wholes = packed.reals, packed.wholes
-    at = wholes[POLYGONS] + polygon
-    for ring in range(wholes[at], wholes[at + 1]):
-        for v in range(wholes[ring], wholes[ring + 1] - 2, 2):
-            if segment_meets_quad(reals[v], reals[v + 1], reals[v + 2], reals[v + 3], corners):
+    at = whole(block, POLYGONS) + polygon
+    for ring in range(whole(block, at), whole(block, at + 1)):
+        for v in range(whole(block, ring), whole(block, ring + 1) - 2, 2):
+            if segment_meets_quad(real(block, v), real(block, v + 1), real(block, v + 2), real(block, v + 3), corners):
                 return True
-    return polygon_contains(packed, polygon, corners[0, 0], corners[0, 1])
+    return polygon_contains(block, polygon, corners[0, 0], corners[0, 1])

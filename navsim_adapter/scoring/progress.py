@@ -10,6 +10,7 @@ from navsim_adapter.scoring.areas import center
 from navsim_adapter.scoring.geometry import distance_to_segment
 from navsim_adapter.scoring.jit import kernel
 from navsim_adapter.scoring.map_index import BLOCK, BLOCK_BOXES, CENTERLINE
+from navsim_adapter.scoring.packed import real, whole
 from navsim_adapter.scoring.vehicle import STEPS
 
 
@@ -24,25 +25,27 @@ def raw_progress(area, states, c) -> float:
 @kernel
 def project(area, x, y) -> float:
     """Arc length of the first nearest point of the centerline (GEOS line-locate)."""
-    reals, wholes = area.reals, area.wholes
-    start, end = wholes[CENTERLINE], wholes[CENTERLINE + 1]
+    start, end = whole(area, CENTERLINE), whole(area, CENTERLINE + 1)
     bound = inf  # on the squared distance, from one vertex of each block
     for v in range(start, end, 3 * BLOCK):
-        bound = min(bound, (reals[v] - x) ** 2 + (reals[v + 1] - y) ** 2)
+        bound = min(bound, (real(area, v) - x) ** 2 + (real(area, v + 1) - y) ** 2)
     bound = _with_slack(bound)
     nearest, where = inf, 0.0
     first = start
-    for box in range(wholes[BLOCK_BOXES], wholes[BLOCK_BOXES + 1], 4):
-        dx, dy = max(reals[box] - x, x - reals[box + 2]), max(reals[box + 1] - y, y - reals[box + 3])
+    for box in range(whole(area, BLOCK_BOXES), whole(area, BLOCK_BOXES + 1), 4):
+        dx, dy = (
+            max(real(area, box) - x, x - real(area, box + 2)),
+            max(real(area, box + 1) - y, y - real(area, box + 3)),
+        )
         dx, dy = max(dx, 0.0), max(dy, 0.0)
         if dx * dx + dy * dy <= bound:
             for v in range(first, min(first + 3 * BLOCK, end - 3), 3):
-                ax, ay, bx, by = reals[v], reals[v + 1], reals[v + 3], reals[v + 4]
+                ax, ay, bx, by = real(area, v), real(area, v + 1), real(area, v + 3), real(area, v + 4)
                 distance = distance_to_segment(x, y, ax, ay, bx, by)
                 if distance < nearest:
                     nearest = distance
                     bound = min(bound, _with_slack(distance * distance))
-                    where = _measure(x, y, ax, ay, bx, by, reals[v + 2], reals[v + 5])
+                    where = _measure(x, y, ax, ay, bx, by, real(area, v + 2), real(area, v + 5))
         first += 3 * BLOCK
     return where
 

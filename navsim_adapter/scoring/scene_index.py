@@ -40,6 +40,7 @@ class SceneIndex:
     reference_progress: float  # PDM-Closed's raw progress, m
     reference_best: float  # the same times its product
     human: np.ndarray  # (engine.COLUMNS,) the human's row; NaN where there is no filter
+    is_synthetic: bool = False  # a second-stage scene: no human filter, no earlier frame
 
 
 def build_index(scene: SceneCache, metric: Metric) -> SceneIndex:
@@ -57,6 +58,7 @@ def build_index(scene: SceneCache, metric: Metric) -> SceneIndex:
         reference_progress=0.0,
         reference_best=0.0,
         human=np.full(engine.COLUMNS, np.nan),
+        is_synthetic=scene.is_synthetic,
     )
     reference = scene.reference_epdms if is_epdms else scene.reference_pdms
     row = run(bare, np.array(reference, np.float64)[None], is_planned=True)[0]
@@ -140,8 +142,9 @@ def run(
 
     def score(poses: np.ndarray, headings: np.ndarray, table: np.ndarray, states: np.ndarray) -> bool:
         return engine.score_trajectories(
-            index.area, index.traffic, index.ego, index.time_us, index.history, index.reference_best, index.human,
-            index.is_epdms, poses, interval, is_planned, headings, is_thorough, table, states,
+            index.area.address, index.traffic.address, index.ego, index.time_us, index.history,
+            index.reference_best, index.human, index.is_epdms,
+            poses, interval, is_planned, headings, is_thorough, table, states,
         )  # fmt: skip
 
     if score(poses, headings, table, states):

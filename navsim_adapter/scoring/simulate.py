@@ -276,40 +276,63 @@ def track(ego, reference, speed, moments, n, states):
         states[YAW_RATE, 0, c] = 0.0
         states[COSINE, 0, c], states[SINE, 0, c] = ego_cosine, ego_sine
     for k in range(STEPS):
-        target = speed[min(k + _HORIZON, STEPS - 1)]
-        reference_x, reference_y, reference_heading = reference[X, k], reference[Y, k], reference[HEADING, k]
-        reference_cosine, reference_sine = reference[_REFERENCE_COSINE, k], reference[_REFERENCE_SINE, k]
-        m0, m1, m2, m3 = moments[0, k], moments[1, k], moments[2, k], moments[3, k]
-        x0, y0, heading0 = states[X, k], states[Y, k], states[HEADING, k]
-        v0, a0, steering0 = states[SPEED, k], states[ACCELERATION, k], states[STEERING, k]
-        cosine0, sine0 = states[COSINE, k], states[SINE, k]
-        x1, y1, heading1 = states[X, k + 1], states[Y, k + 1], states[HEADING, k + 1]
-        v1, a1, steering1 = states[SPEED, k + 1], states[ACCELERATION, k + 1], states[STEERING, k + 1]
-        rate1, yaw_rate1 = states[STEERING_RATE, k + 1], states[YAW_RATE, k + 1]
-        cosine1, sine1 = states[COSINE, k + 1], states[SINE, k + 1]
-        for c in range(n):
-            v, steering, heading = v0[c], steering0[c], heading0[c]
-            dx, dy = x0[c] - reference_x[c], y0[c] - reference_y[c]
-            lateral = -dx * reference_sine[c] + dy * reference_cosine[c]
-            turned = wrap(heading - reference_heading[c])
-            is_stopping = (target[c] <= _STOP_SPEED) & (v <= _STOP_SPEED)
-            push = -_STOP_GAIN * (v - target[c]) if is_stopping else (10.0 / 11.0) * (target[c] - v)
-            steer = _steering_rate(lateral, turned, steering, v, push, m0[c], m1[c], m2[c], m3[c])
-            steer = 0.0 if is_stopping else steer
+        _command(reference, speed, moments, k, n, states)
+        _move(k, n, states)
 
-            a = a0[c] + _SPEED_FILTER * (push - a0[c])
-            wanted = steering + _STEERING_FILTER * (MOTION_STEP * steer)
-            rate = (wanted - steering) / MOTION_STEP
-            tangent_sine, tangent_cosine = sine_cosine(steering)
-            x1[c] = x0[c] + v * cosine0[c] * MOTION_STEP
-            y1[c] = y0[c] + v * sine0[c] * MOTION_STEP
-            angle = principal(heading + v * (tangent_sine / tangent_cosine) / WHEELBASE * MOTION_STEP)
-            new_v = v + a * MOTION_STEP
-            new_steering = min(max(steering + rate * MOTION_STEP, -_STEERING_LIMIT), _STEERING_LIMIT)
-            tangent_sine, tangent_cosine = sine_cosine(new_steering)
-            heading1[c], v1[c], a1[c], steering1[c], rate1[c] = angle, new_v, a, new_steering, rate
-            yaw_rate1[c] = new_v * (tangent_sine / tangent_cosine) / WHEELBASE
-            sine1[c], cosine1[c] = sine_cosine(angle)
+
+# Two loops and not one: with all their arrays together LLVM gives up on vectorising.
+@kernel
+def _command(reference, speed, moments, k, n, states):
+    """The tracker's acceleration and steering rate at step k (5.4), left in those planes of row k + 1."""
+    target = speed[min(k + _HORIZON, STEPS - 1)]
+    reference_x, reference_y, reference_heading = reference[X, k], reference[Y, k], reference[HEADING, k]
+    reference_cosine, reference_sine = reference[_REFERENCE_COSINE, k], reference[_REFERENCE_SINE, k]
+    m0, m1, m2, m3 = moments[0, k], moments[1, k], moments[2, k], moments[3, k]
+    x, y, heading = states[X, k], states[Y, k], states[HEADING, k]
+    speeds, steering = states[SPEED, k], states[STEERING, k]
+    acceleration, rate = states[ACCELERATION, k + 1], states[STEERING_RATE, k + 1]
+    for c in range(n):
+        v = speeds[c]
+        dx, dy = x[c] - reference_x[c], y[c] - reference_y[c]
+        lateral = -dx * reference_sine[c] + dy * reference_cosine[c]
+        turned = wrap(heading[c] - reference_heading[c])
+        is_stopping = (target[c] <= _STOP_SPEED) & (v <= _STOP_SPEED)
+        push = -_STOP_GAIN * (v - target[c]) if is_stopping else (10.0 / 11.0) * (target[c] - v)
+        steer = _steering_rate(lateral, turned, steering[c], v, push, m0[c], m1[c], m2[c], m3[c])
+        acceleration[c] = push
+        rate[c] = 0.0 if is_stopping else steer
+
+
+@kernel
+def _move(k, n, states):
+    """The bicycle model's step from row k to row k + 1 (5.5)."""
+    x0, y0, heading0, cosine0, sine0 = (
+        states[X, k],
+        states[Y, k],
+        states[HEADING, k],
+        states[COSINE, k],
+        states[SINE, k],
+    )
+    v0, a0, steering0 = states[SPEED, k], states[ACCELERATION, k], states[STEERING, k]
+    x1, y1, heading1 = states[X, k + 1], states[Y, k + 1], states[HEADING, k + 1]
+    cosine1, sine1 = states[COSINE, k + 1], states[SINE, k + 1]
+    v1, a1, steering1 = states[SPEED, k + 1], states[ACCELERATION, k + 1], states[STEERING, k + 1]
+    rate1, yaw_rate1 = states[STEERING_RATE, k + 1], states[YAW_RATE, k + 1]
+    for c in range(n):
+        v, steering = v0[c], steering0[c]
+        a = a0[c] + _SPEED_FILTER * (a1[c] - a0[c])
+        wanted = steering + _STEERING_FILTER * (MOTION_STEP * rate1[c])
+        rate = (wanted - steering) / MOTION_STEP
+        wheel_sine, wheel_cosine = sine_cosine(steering)
+        x1[c] = x0[c] + v * cosine0[c] * MOTION_STEP
+        y1[c] = y0[c] + v * sine0[c] * MOTION_STEP
+        angle = principal(heading0[c] + v * (wheel_sine / wheel_cosine) / WHEELBASE * MOTION_STEP)
+        new_v = v + a * MOTION_STEP
+        new_steering = min(max(steering + rate * MOTION_STEP, -_STEERING_LIMIT), _STEERING_LIMIT)
+        wheel_sine, wheel_cosine = sine_cosine(new_steering)
+        heading1[c], v1[c], a1[c], steering1[c], rate1[c] = angle, new_v, a, new_steering, rate
+        yaw_rate1[c] = new_v * (wheel_sine / wheel_cosine) / WHEELBASE
+        sine1[c], cosine1[c] = sine_cosine(angle)
 
 
 @kernel

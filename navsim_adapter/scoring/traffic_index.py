@@ -15,7 +15,7 @@ import numpy as np
 from navsim_adapter.cache.scene_cache import ObjectType, Polygons
 from navsim_adapter.scoring.geometry import box_corners, ego_gap, polygon_boxes, quads_meet
 from navsim_adapter.scoring.jit import entry, kernel
-from navsim_adapter.scoring.packed import POLYGONS, Packed, pack_polygons
+from navsim_adapter.scoring.packed import POLYGONS, Packed, pack_polygons, real, whole
 from navsim_adapter.scoring.vehicle import RADIUS
 
 TRAFFIC_CELL = 4.0  # m
@@ -158,12 +158,12 @@ def _by_cell(found, count):
 
 @kernel
 def object_count(traffic) -> int:
-    return traffic.wholes[OBJECTS + 1] - traffic.wholes[OBJECTS]
+    return whole(traffic, OBJECTS + 1) - whole(traffic, OBJECTS)
 
 
 @kernel
 def has_flag(traffic, m, flag) -> bool:
-    return (traffic.wholes[traffic.wholes[OBJECTS] + m] & flag) != 0
+    return (whole(traffic, whole(traffic, OBJECTS) + m) & flag) != 0
 
 
 @kernel
@@ -172,13 +172,14 @@ def entries_near(traffic, x, y) -> tuple[int, int]:
 
     Off the grid everything is near: (-1, number of objects and lights).
     """
-    reals, wholes = traffic.reals, traffic.wholes
-    origin, shape = wholes[ORIGIN], wholes[SHAPE]
-    column, row = (x - reals[origin]) / TRAFFIC_CELL, (y - reals[origin + 1]) / TRAFFIC_CELL
-    if 0.0 <= column < wholes[shape] and 0.0 <= row < wholes[shape + 1]:
-        cell = wholes[CELLS] + int(row) * wholes[shape] + int(column)
-        return wholes[ENTRIES] + 2 * wholes[cell], wholes[ENTRIES] + 2 * wholes[cell + 1]
-    return -1, object_count(traffic) + wholes[LIGHT_STEPS + 1] - wholes[LIGHT_STEPS]
+    origin, shape = whole(traffic, ORIGIN), whole(traffic, SHAPE)
+    column, row = (x - real(traffic, origin)) / TRAFFIC_CELL, (y - real(traffic, origin + 1)) / TRAFFIC_CELL
+    if 0.0 <= column < whole(traffic, shape) and 0.0 <= row < whole(traffic, shape + 1):
+        cell = whole(traffic, CELLS) + int(row) * whole(traffic, shape) + int(column)
+        return whole(traffic, ENTRIES) + 2 * whole(traffic, cell), whole(traffic, ENTRIES) + 2 * whole(
+            traffic, cell + 1
+        )
+    return -1, object_count(traffic) + whole(traffic, LIGHT_STEPS + 1) - whole(traffic, LIGHT_STEPS)
 
 
 @kernel
@@ -187,11 +188,17 @@ def touches_object(traffic, m, k, x, y, cosine, sine, corners, other) -> bool:
 
     other: (4, 2) out, the object's corners; filled only when the answer is yes.
     """
-    reals, wholes = traffic.reals, traffic.wholes
-    box, half = wholes[BOXES] + 4 * (k * object_count(traffic) + m), wholes[HALF_SIZES] + 2 * m
-    box_x, box_y, box_cosine, box_sine = reals[box], reals[box + 1], reals[box + 2], reals[box + 3]
-    gap = ego_gap(box_x - x, box_y - y, cosine, sine, box_cosine, box_sine, reals[half], reals[half + 1])
+    box, half = whole(traffic, BOXES) + 4 * (k * object_count(traffic) + m), whole(traffic, HALF_SIZES) + 2 * m
+    box_x, box_y, box_cosine, box_sine = (
+        real(traffic, box),
+        real(traffic, box + 1),
+        real(traffic, box + 2),
+        real(traffic, box + 3),
+    )
+    gap = ego_gap(
+        box_x - x, box_y - y, cosine, sine, box_cosine, box_sine, real(traffic, half), real(traffic, half + 1)
+    )
     if not gap <= _UNSURE_GAP:  # apart, or absent (NaN)
         return False
-    box_corners(box_x, box_y, box_cosine, box_sine, reals[half], reals[half + 1], other)
+    box_corners(box_x, box_y, box_cosine, box_sine, real(traffic, half), real(traffic, half + 1), other)
     return gap < -_UNSURE_GAP or quads_meet(corners, other)

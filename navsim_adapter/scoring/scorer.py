@@ -1,0 +1,290 @@
+"""Scores trajectories of many scenes: the Python way into the engine.
+
+    scores = Scorer("cache/navtest", metric="epdms").score(tokens, trajectories)      # (S, N, T, 3)
+    scores.score, scores["ego_progress"], scores.metric
+
+Input is checked here and trusted below: whatever cannot be scored raises InputError with the scene's token.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from navsim_adapter.cache.scene_cache import SceneCache
+from navsim_adapter.errors import InputError
+from navsim_adapter.scoring import engine, two_frame
+from navsim_adapter.scoring.scene_index import Metric, SceneIndex, build_index, run
+from navsim_adapter.scoring.vehicle import STATES
+
+VERSIONS = {"pdms": "pdms-v1.1", "epdms": "epdms-v2.2"}
+SUB_SCORES: dict[str, dict[str, int]] = {
+    "pdms": {
+        "no_at_fault_collisions": engine.NC,
+        "drivable_area_compliance": engine.DAC,
+        "ego_progress": engine.EP,
+        "time_to_collision_within_bound": engine.TTC,
+        "comfort": engine.COMFORT,
+        "driving_direction_compliance": engine.DDC,
+    },
+    "epdms": {
+        "no_at_fault_collisions": engine.NC,
+        "drivable_area_compliance": engine.DAC,
+        "driving_direction_compliance": engine.DDC,
+        "traffic_light_compliance": engine.TLC,
+        "ego_progress": engine.EP,
+        "time_to_collision_within_bound": engine.TTC,
+        "lane_keeping": engine.LK,
+        "history_comfort": engine.COMFORT,
+        "two_frame_extended_comfort": engine.TWO_FRAME,
+    },
+}
+_DIAGNOSTICS = dict(zip(engine.DIAGNOSTICS, range(engine.UNFILTERED_SCORE + 1, engine.COLUMNS)))
+_FARTHEST = 1e6  # m and rad: beyond it a pose is garbage and the simulation would overflow
+_KEPT_SCENES = 256  # indexes kept in memory, about half a megabyte each
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Named figures of trajectories, each of the shape of the call: (S, N), or (M,) for rows.
+
+    metric: "pdms-v1.1" or "epdms-v2.2".  table: (..., engine.COLUMNS).
+    EPDMS figures are after the human filter; `unfiltered_<name>` and `pdm_score` (without two-frame comfort) are the
+    ones before it. Where there is no earlier frame, two_frame_extended_comfort is NaN and out of the score.
+    """
+
+    metric: str
+    table: np.ndarray
+
+    @property
+    def score(self) -> np.ndarray:
+        return self.table[..., engine.SCORE]
+
+    @property
+    def sub_scores(self) -> dict[str, np.ndarray]:
+        """In the official order."""
+        return {name: self.table[..., column] for name, column in SUB_SCORES[self._family].items()}
+
+    @property
+    def diagnostics(self) -> dict[str, np.ndarray]:
+        """Raw progress (m), times of the first collision and time-to-collision infraction (s, inf if none), and, of a
+        thorough call, how many of the 41 states were over several lanes, off the drivable area, off the route."""
+        return {name: self.table[..., column] for name, column in _DIAGNOSTICS.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.table[..., self._columns()[name]]
+
+    @property
+    def _family(self) -> str:
+        return self.metric.split("-")[0]
+
+    def _columns(self) -> dict[str, int]:
+        own = SUB_SCORES[self._family]
+        raw = {f"unfiltered_{name}": engine.RAW + column for name, column in own.items() if column < engine.TWO_FRAME}
+        return {**own, "score": engine.SCORE, "pdm_score": engine.UNFILTERED_SCORE, **raw, **_DIAGNOSTICS}
+
+
+class Scorer:
+    """Scores under one metric; keeps the indexes of the scenes it met last.
+
+    cache: a folder written by `navsim-adapter cache`, or a mapping token -> SceneCache.
+    threads: scenes scored at a time; the kernels run without Python's lock. The figures do not depend on it.
+    May be pickled and used in worker processes, forked ones too.
+    """
+
+    def __init__(self, cache: str | Path | Mapping[str, SceneCache], metric: Metric = "pdms", *, threads: int = 1):
+        if metric not in VERSIONS:
+            raise InputError(f"metric: must be pdms or epdms, got {metric!r}")
+        if threads < 1:
+            raise InputError(f"threads: must be at least 1, got {threads}")
+        if not isinstance(cache, Mapping):
+            from navsim_adapter.cache.store import open_cache
+
+            cache = open_cache(cache)
+        self.cache: Mapping[str, SceneCache] = cache
+        self.metric: Metric = metric
+        self.threads = threads
+        self._indexes: OrderedDict[str, SceneIndex] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def score(
+        self,
+        tokens: Sequence[str],
+        trajectories: np.ndarray,
+        interval: float = 0.5,
+        *,
+        pair_frames: bool = True,
+        thorough: bool = False,
+    ) -> Scores:
+        """Score N trajectories for each of S scenes; figures come as (S, N).
+
+        tokens: S.  trajectories: (S, N, T, 3) ego-frame x, y, heading every `interval` seconds, without t = 0.
+        pair_frames (EPDMS): trajectories of one index are one planner's, whose plans of neighbouring scenes are
+        compared; False for unrelated candidates, which then have no two-frame comfort.
+        thorough: also count the steps in each kind of area.
+        Raises InputError for a wrong shape, NaN or infinite poses, or a token that the cache lacks.
+        """
+        poses = _checked(tokens, trajectories, interval)
+        count = poses.shape[1]
+        table = np.empty((len(tokens), count, engine.COLUMNS))
+        if self.metric == "epdms" and pair_frames and len(tokens) > 1:
+            names = tuple(str(planner) for planner in range(count))
+            rows = [(token, name) for token in tokens for name in names]
+            flat = self._score_rows(rows, list(poses.reshape(-1, *poses.shape[2:])), [interval] * len(rows), thorough)
+            return Scores(VERSIONS[self.metric], flat.reshape(table.shape))
+
+        def one(scene: int) -> None:
+            table[scene] = run(self.index(tokens[scene]), poses[scene], interval, is_thorough=thorough)
+
+        self._each(one, range(len(tokens)))
+        return Scores(VERSIONS[self.metric], table)
+
+    def score_rows(
+        self,
+        tokens: Sequence[str],
+        names: Sequence[str],
+        poses: Sequence[np.ndarray],
+        interval: Sequence[float] | np.ndarray | float = 0.5,
+        *,
+        thorough: bool = False,
+    ) -> Scores:
+        """Score M rows of any samplings; figures come as (M,) in the order of the rows.
+
+        names: rows of one name are one planner's, whose plans of neighbouring scenes two-frame comfort compares.
+        poses: M arrays (T_i, 3).  interval: seconds between them, one for all or one per row.
+        """
+        intervals = np.broadcast_to(np.asarray(interval, np.float64), (len(tokens),))
+        if not len(tokens) == len(names) == len(poses):
+            raise InputError(
+                f"rows: {len(tokens)} tokens, {len(names)} names, {len(poses)} trajectories; give one of each per row"
+            )
+        checked = [
+            _checked((token,), np.asarray(row)[None, None], float(step))[0, 0]
+            for token, row, step in zip(tokens, poses, intervals)
+        ]
+        table = self._score_rows(list(zip(tokens, names)), checked, intervals.tolist(), thorough)
+        return Scores(VERSIONS[self.metric], table)
+
+    def simulate(self, token: str, trajectories: np.ndarray, interval: float = 0.5) -> np.ndarray:
+        """What the ego does with trajectories (N, T, 3) of a scene: (N, 41, 11) states at 0.1 s, columns as in 5.2."""
+        poses = _checked((token,), np.asarray(trajectories)[None], interval)[0]
+        states = np.empty((len(poses), STATES, 11))
+        run(self.index(token), poses, interval, states=states)
+        return states
+
+    def index(self, token: str) -> SceneIndex:
+        """The scene, ready to be scored; built on first use."""
+        with self._lock:
+            known = self._indexes.get(token)
+            if known is not None:
+                self._indexes.move_to_end(token)
+                return known
+        try:
+            scene = self.cache[token]
+        except KeyError:
+            raise InputError(
+                f"scene {token}: not in the scoring cache; convert its log or leave the token out"
+            ) from None
+        built = build_index(scene, self.metric)
+        with self._lock:
+            self._indexes[token] = built
+            if len(self._indexes) > _KEPT_SCENES:
+                self._indexes.popitem(last=False)
+        return built
+
+    def _score_rows(
+        self, rows: Sequence[tuple[str, str]], poses: Sequence[np.ndarray], intervals: Sequence[float], thorough: bool
+    ) -> np.ndarray:
+        """The table (M, engine.COLUMNS) of (token, name) rows, two-frame comfort included."""
+        table = np.empty((len(rows), engine.COLUMNS))
+        traces = np.empty((len(rows), 2, STATES)) if self.metric == "epdms" else None
+        groups: dict[str, dict[tuple[int, float], list[int]]] = {}
+        for row, (token, _) in enumerate(rows):
+            groups.setdefault(token, {}).setdefault((len(poses[row]), intervals[row]), []).append(row)
+
+        def one(token: str) -> None:
+            index = self.index(token)
+            for (_, interval), chosen in groups[token].items():
+                states = None if traces is None else np.empty((len(chosen), STATES, 11))
+                stacked = np.stack([poses[row] for row in chosen])
+                table[chosen] = run(index, stacked, interval, is_thorough=thorough, states=states)
+                if traces is not None and states is not None:
+                    traces[chosen] = two_frame.traces_of(states)
+
+        self._each(one, groups)
+        if traces is not None:
+            self._compare_frames(rows, table, traces)
+        return table
+
+    def _compare_frames(self, rows: Sequence[tuple[str, str]], table: np.ndarray, traces: np.ndarray) -> None:
+        """Fill in two-frame comfort and the score of rows whose planner also has the frame before (6.12)."""
+        facts = {token: self._facts(token) for token in {token for token, _ in rows}}
+        planners: dict[str, list[int]] = {}
+        for row, (token, name) in enumerate(rows):
+            if not facts[token][2]:
+                planners.setdefault(name, []).append(row)
+        now: list[int] = []
+        before: list[int] = []
+        for members in planners.values():
+            own = [facts[rows[row][0]] for row in members]
+            for row, earlier in zip(members, two_frame.predecessors([f[0] for f in own], [f[1] for f in own])):
+                if earlier >= 0:
+                    now.append(row)
+                    before.append(members[earlier])
+        if not now:
+            return
+        gaps = np.array(
+            [two_frame.gap_in_steps(facts[rows[a][0]][1], facts[rows[b][0]][1]) for a, b in zip(now, before)], np.int64
+        )
+        comfort = np.empty(len(now))
+        two_frame.compare_plans(traces[now], traces[before], gaps, comfort)
+        for row, value in zip(now, comfort):
+            index = self.index(rows[row][0])
+            engine.combine_rows(table[row : row + 1], True, index.reference_best, index.human, np.array([value]))
+
+    def _facts(self, token: str) -> tuple[str, int, bool]:
+        """Log, start time and whether the scene is a synthetic one, which has no earlier frame."""
+        index = self.index(token)
+        return index.log_name, index.time_us, index.is_synthetic
+
+    def _each(self, work: Callable[[Any], None], items: Iterable[Any]) -> None:
+        if self.threads == 1:
+            for item in items:
+                work(item)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            for _ in pool.map(work, items):
+                pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"cache": self.cache, "metric": self.metric, "threads": self.threads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["cache"], state["metric"], threads=state["threads"])  # type: ignore[misc]
+
+
+def _checked(tokens: Sequence[str], trajectories: np.ndarray, interval: float) -> np.ndarray:
+    """The poses as (S, N, T, 3) float64, or InputError naming the scene."""
+    poses = np.ascontiguousarray(trajectories, np.float64)
+    if poses.ndim != 4 or len(poses) != len(tokens) or poses.shape[3] != 3 or 0 in poses.shape[1:3]:
+        where = f"scene {tokens[0]}: " if len(tokens) == 1 else ""
+        raise InputError(
+            f"{where}trajectories: shape {np.shape(trajectories)} for {len(tokens)} tokens; "
+            "expected (scenes, candidates, poses, 3): x, y, heading"
+        )
+    if not 0.0 < interval < np.inf:
+        raise InputError(f"interval: must be a positive number of seconds, got {interval}")
+    if not np.abs(poses).max(initial=0.0) <= _FARTHEST:  # also true of NaN
+        scene, candidate, step = (int(at[0]) for at in np.nonzero(~(np.abs(poses) <= _FARTHEST).all(axis=3)))
+        raise InputError(
+            f"scene {tokens[scene]}: trajectory {candidate} has NaN, infinite or absurd poses at step {step} "
+            f"({poses[scene, candidate, step].tolist()}); repair it or leave it out"
+        )
+    return poses
