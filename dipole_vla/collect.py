@@ -131,10 +131,12 @@ def _assemble(
     out: Path, parts: Path, table: SceneTable, actor, made_by: dict, recipe: dict, allow_eval_split: bool
 ) -> None:
     from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
 
     tables = [pq.read_table(path) for path in sorted(parts.glob("*.parquet"))]
     metric = tables[0].schema.metadata[b"metric"].decode()
     rows = pa.concat_tables(tables)
+    disable_progress_bar()
     Dataset(rows.replace_schema_metadata(None)).save_to_disk(str(out))
     advantage = rows["advantage"].to_numpy().reshape(len(table), -1)
     write_json(

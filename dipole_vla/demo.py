@@ -9,8 +9,10 @@ import shlex
 import time
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
+from dipole_vla.evaluation.report.metrics import sub_score
 from dipole_vla.progress import console
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import read_json
@@ -28,9 +30,9 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, recipes: Path | None = No
     """
     recipes = recipes or shipped_recipes()
     started = time.monotonic()
-    for program, *argv in steps(out, seed, recipes):
-        console.print(f"\n[bold]$ {shlex.join([program, *argv])}[/bold]")
-        _run(program, argv)
+    for line in steps(out, seed, recipes):
+        console.print(f"\n[bold]$ {shlex.join(line)}[/bold]")
+        run_step(line)
     print_summary(out / "evaluation")
     console.print(f"\nreport: [bold]{out / 'report' / 'index.html'}[/bold]   ({time.monotonic() - started:.0f} s)")
 
@@ -72,7 +74,7 @@ def shipped_recipes() -> Path:
     package = Path(__file__).resolve().parent
     for folder in (package.parent / "recipes" / "demo", package / "recipes_shipped" / "demo"):
         if folder.is_dir():
-            return folder
+            return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     raise InputError(f"{package}: the demo's recipes are missing; install again or pass --recipes")
 
 
@@ -82,7 +84,7 @@ def print_summary(evaluation: Path) -> None:
     table = Table(
         title=f"{summary['metric']} x 100 on {summary['split']}: {summary['scenes']} scenes, {summary['logs']} logs"
     )
-    short = {name: "".join(word[0] for word in name.split("_")).upper() for name in summary["sub_scores"]}
+    short = {name: sub_score(name).short for name in summary["sub_scores"]}
     for column in ("policy", "omega", "N", "score", "95 %", "vs reference", "95 %", *short.values()):
         table.add_column(column, justify="left" if column == "policy" else "right")
     chosen = summary["chosen"]
@@ -102,7 +104,7 @@ def print_summary(evaluation: Path) -> None:
             *[f"{100 * row[name]:.1f}" for name in short],
             style="bold green" if is_chosen else "dim" if row["policy"] == "oracle" else "",
         )
-    console.print(table)
+    Console(width=max(console.width, 130), highlight=False).print(table)
     console.print(f"chosen on {chosen['on']}: omega {chosen['omega']:g}, N {chosen['candidates']}")
 
 
@@ -110,11 +112,12 @@ def _interval(interval: list[float]) -> str:
     return f"{100 * interval[0]:.1f} … {100 * interval[1]:.1f}"
 
 
-def _run(program: str, argv: list[str]) -> None:
-    if program == "navsim-adapter":
-        from navsim_adapter.cli import main
-    else:
-        from dipole_vla.cli import main
-    code = main(argv)
+def run_step(line: list[str]) -> None:
+    """Run one command line in this process; SystemExit when it fails (it has said why)."""
+    from dipole_vla import cli as training_cli
+    from navsim_adapter import cli as adapter_cli
+
+    program, *argv = line
+    code = (adapter_cli if program == "navsim-adapter" else training_cli).main(argv)
     if code:
         raise SystemExit(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,8 +15,11 @@ class Scores(Protocol):
 
 
 class Scorer(Protocol):
-    def score(self, tokens: Sequence[str], trajectories: np.ndarray) -> Scores:
-        """tokens: S; trajectories (S, N, T, 3) ego-frame poses. Named (S, N) arrays; raises rather than guesses."""
+    def score(self, tokens: Sequence[str], trajectories: np.ndarray) -> Any:
+        """`Scores` of S tokens with trajectories (S, N, T, 3), ego-frame poses; raises rather than guesses.
+
+        Declared as Any because recipes compare return types by identity, and a scorer has its own class of scores.
+        """
 
 
 def columns(scores: Scores) -> dict[str, np.ndarray]:

@@ -52,7 +52,7 @@ def advantage(
     table, scored = SceneTable(scenes, sensors), CandidateTable(candidates)
     model = OneStepCritic.from_pretrained(critic, actor.device)
     positions = [table.position[token] for token in scored.tokens]
-    values = []
+    values: list[np.ndarray] = []
     with bar("advantage", len(positions)) as progress, torch.inference_mode():
         for batch in batches(table, positions, actor.processor, batch_size, actor.device):
             poses = torch.from_numpy(scored.poses[len(values) : len(values) + len(batch.tokens)]).to(actor.device)

@@ -46,10 +46,11 @@ class DrivingData(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         if self.dataset is None:
             assert self.trainer is not None
-            processor = self.trainer.lightning_module.backbone.processor()
+            module: Any = self.trainer.lightning_module
+            processor = module.backbone.processor()
             scenes = SceneTable(self.scenes, self.sensors)
             candidates = CandidateTable(self.candidates) if self.candidates else None
-            self.dataset = DrivingDataset(scenes, processor, candidates, self.keep_in_memory)
+            self.dataset = DrivingDataset(scenes, processor, candidates, self.keep_in_memory, module.needs_observation)
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
@@ -75,8 +76,14 @@ class DrivingDataset(Dataset):
     """One item per scene; scenes whose candidates all scored alike are left out (they carry no preference)."""
 
     def __init__(
-        self, scenes: SceneTable, processor: Any, candidates: CandidateTable | None, keep_in_memory: bool = False
+        self,
+        scenes: SceneTable,
+        processor: Any,
+        candidates: CandidateTable | None,
+        keep_in_memory: bool = False,
+        with_observation: bool = True,
     ):
+        self.with_observation = with_observation
         self.scenes, self.processor, self.candidates = scenes, processor, candidates
         self.memory: dict[int, dict[str, Tensor]] | None = {} if keep_in_memory else None
         if candidates is None:
@@ -101,7 +108,9 @@ class DrivingDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         scene, group = self.items[index]
-        item: dict[str, Any] = {"token": self.scenes.tokens[scene], "observation": self.observe(scene)}
+        item: dict[str, Any] = {"token": self.scenes.tokens[scene]}
+        if self.with_observation:
+            item["observation"] = self.observe(scene)
         if self.candidates is None:
             item["poses"] = self.futures[group][None]
             item["score"] = item["advantage"] = torch.zeros(1)

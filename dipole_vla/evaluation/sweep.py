@@ -78,7 +78,7 @@ def evaluate(
     actor = load_policy(policy, device=device)
     if actor.pair is None:
         raise InputError(f"{policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`")
-    leaks = refuse_evaluation(table.split, table.tokens, actor.rl_split, actor.rl_tokens, allow_eval_split)
+    leaks = refuse_evaluation(table.split, table.tokens, actor.rl_split or "", set(actor.rl_tokens), allow_eval_split)
     if not begin(out, made_by):
         return skipped("evaluate", out)
     out = Path(out)
@@ -98,7 +98,7 @@ def evaluate(
         "inputs": {
             "scenes": str(scenes),
             "sensors": str(table.sensors),
-            "cache": str(getattr(scorer, "folder", "") or "") or None,
+            "cache": ((recipe or {}).get("scorer") or {}).get("init_args", {}).get("cache"),
             "candidates": actor.provenance.get("candidates"),
         },
     }

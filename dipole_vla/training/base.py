@@ -15,7 +15,12 @@ from navsim_adapter.errors import InputError
 
 
 class FineTuning(L.LightningModule):
-    """A LightningModule whose checkpoints hold only what trains, and which ends in an exported folder."""
+    """A LightningModule whose checkpoints hold only what trains, and which ends in an exported folder.
+
+    needs_observation: whether training steps look at the scene itself (pictures, prompt, history).
+    """
+
+    needs_observation = True
 
     def __init__(self, lr: float, warmup_steps: int, weight_decay: float, seed: int):
         super().__init__()
@@ -54,6 +59,8 @@ class FineTuning(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        if frozen:  # a frozen backbone's buffers do not change either
+            frozen |= {name for name, _ in self.named_buffers()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -81,7 +88,8 @@ class WarmupThenLinear:
 
 def split_decay(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, **options: Any) -> list[dict[str, Any]]:
     """AdamW groups: matrices decay, vectors (biases, norms, embeddings of positions) do not."""
-    matrices, vectors = [], []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for _, parameter in named:
         if parameter.requires_grad:
             (matrices if parameter.ndim >= 2 else vectors).append(parameter)

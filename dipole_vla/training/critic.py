@@ -8,19 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from dipole_vla.backbones import load_backbone
 from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.data.module import DrivingData
+from dipole_vla.progress import bar
 from dipole_vla.training.base import FineTuning, split_decay
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_json
 
-STATISTICS_BATCH = 64
+FEATURES_BATCH = 64
 
 
 class CriticModule(FineTuning):
     """Fit Q(scene, trajectory) to scored returns and V(scene) to an expectile of Q."""
+
+    needs_observation = False  # features are read once, before the first step
 
     def __init__(
         self,
@@ -52,7 +56,7 @@ class CriticModule(FineTuning):
         self.backbone = load_backbone(backbone)
         self.backbone.freeze()
         self.backbone_folder = Path(backbone)
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "hidden": hidden,
             "layers": layers,
             "ensemble": ensemble,
@@ -60,26 +64,29 @@ class CriticModule(FineTuning):
             "dropout": dropout,
         }
         self.critic: OneStepCritic | None = None
+        self.features: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """Size the critic by the features and fit its input statistics, on the same scenes whatever the order."""
+        """Read every scene's features once (the backbone is frozen), size the critic by them, fit its statistics."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.critic is not None or not isinstance(data, DrivingData) or data.dataset is None:
             return
-        if data.candidates is None:
-            raise InputError("data.candidates: the critic learns from scored candidates; give the folder of `collect`")
         dataset = data.dataset
-        features, poses = [], []
-        for start in range(0, len(dataset), STATISTICS_BATCH):
-            items = [dataset[i] for i in range(start, min(start + STATISTICS_BATCH, len(dataset)))]
-            batch = torch.utils.data.default_collate([item["observation"] for item in items])
-            features.append(self._features({name: value.to(self.device) for name, value in batch.items()}).cpu())
-            poses.append(torch.stack([item["poses"] for item in items]))
+        if dataset.candidates is None:
+            raise InputError("data.candidates: the critic learns from scored candidates; give the folder of `collect`")
+        with bar("critic features", len(dataset)) as progress:
+            for start in range(0, len(dataset), FEATURES_BATCH):
+                scenes = [dataset.items[i][0] for i in range(start, min(start + FEATURES_BATCH, len(dataset)))]
+                batch = default_collate([dataset.observe(scene) for scene in scenes])
+                features = self._encode({name: value.to(self.device) for name, value in batch.items()}).cpu()
+                self.features.update(zip([dataset.scenes.tokens[scene] for scene in scenes], features))
+                progress.advance(len(scenes))
+        table = torch.stack(list(self.features.values()))
+        poses = torch.from_numpy(dataset.candidates.poses)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.noise_seed)
-            config = CriticConfig(feature_dim=features[0].shape[1], horizon=poses[0].shape[2], **self.sizes)
-            self.critic = OneStepCritic(config)
-        self.critic.fit_statistics(torch.cat(features), torch.cat(poses))
+            self.critic = OneStepCritic(CriticConfig(table.shape[1], poses.shape[2], **self.sizes))
+        self.critic.fit_statistics(table, poses)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         assert self.critic is not None
@@ -87,12 +94,13 @@ class CriticModule(FineTuning):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         assert self.critic is not None
-        loss, scalars = self.critic.loss(self._features(batch["observation"]), batch["poses"], batch["score"])
+        features = torch.stack([self.features[token] for token in batch["token"]]).to(self.device)
+        loss, scalars = self.critic.loss(features, batch["poses"], batch["score"])
         self.log_dict({"loss": loss, **scalars})
         return self.checked(loss, batch["token"])
 
-    @torch.no_grad()
-    def _features(self, observation: dict[str, Tensor]) -> Tensor:
+    @torch.inference_mode()
+    def _encode(self, observation: dict[str, Tensor]) -> Tensor:
         return self.backbone.features(self.backbone.encode(observation))
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -79,7 +79,7 @@ def fit(argv: Sequence[str]) -> None:
         cli = _parse(argv, recipe)
     except AlreadyComplete as done:
         return skipped("fit", Path(str(done)))
-    module, trainer = cli.model, cli.trainer
+    module, trainer = cli.model, cast(Any, cli.trainer)
     name = type(module).__name__.removesuffix("Module").lower()
     keeper = ModelCheckpoint(
         dirpath=cli.out / CHECKPOINTS,

@@ -8,9 +8,14 @@ from navsim_adapter.files import atomic_path, begin, finish, is_complete, stamp,
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(RuntimeError), atomic_path(tmp_path / "a.txt") as aside:
-        aside.write_text("half of the ne")
-        raise RuntimeError("killed")
+
+    def killed() -> None:
+        with atomic_path(tmp_path / "a.txt") as aside:
+            aside.write_text("half of the ne")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        killed()
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 

@@ -1,0 +1,139 @@
+"""The main loop through the real command lines: what it leaves, what a second run does, what a kill costs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dipole_vla.cli import main
+from dipole_vla.data.tables import CandidateTable, SceneTable
+from dipole_vla.training.fit import newest_checkpoint
+from navsim_adapter.files import verify
+from navsim_adapter.scoring.scorer import Scorer
+from tests.small_loop import small_steps
+
+STAGES = ("imitation", "candidates", "critic", "dipole", "validation", "evaluation", "report")
+
+
+def test_every_stage_ends_with_a_manifest_that_holds(loop: Path) -> None:
+    for stage in STAGES:
+        verify(loop / stage)
+
+
+def test_summary_has_the_promised_fields(loop: Path) -> None:
+    summary = json.loads((loop / "evaluation" / "summary.json").read_text())
+    assert summary["metric"] == "pdms-v1.1"
+    assert (summary["split"], summary["rl_split"], summary["rl_on_eval_split"]) == ("test", "trainval", False)
+    assert summary["chosen"]["on"] == "validation"
+    validation = json.loads((loop / "validation" / "summary.json").read_text())
+    assert summary["chosen"]["omega"] == validation["chosen"]["omega"]
+    rows = {(row["policy"], row["omega"], row["candidates"]) for row in summary["rows"]}
+    assert {("human", None, 1), ("reference", None, 1), ("reference", None, 2)} < rows
+    assert {("dipole", omega, n) for omega in (-1.0, 0.0, 1.0) for n in (1, 2)} < rows
+    for row in summary["rows"]:
+        low, high = row["ci95"]
+        assert 0 <= low <= row["score"] <= high <= 1
+        assert set(summary["sub_scores"]) < row.keys()
+
+
+def test_evaluation_rows_carry_the_scorers_own_figures(loop: Path) -> None:
+    rows = pd.read_parquet(loop / "evaluation" / "rows.parquet")
+    assert len(rows) == 6 * (1 + 2 + 6 + 1)
+    scorer = Scorer(loop / "cache" / "test")
+    for _, row in rows.sample(10, random_state=0).iterrows():
+        poses = np.stack([np.asarray(pose) for pose in row["poses"]])
+        again = scorer.score([row["token"]], poses[None, None])
+        assert again.score[0, 0] == row["score"]
+
+
+def test_the_navsim_csv_ends_with_the_average(loop: Path) -> None:
+    table = pd.read_csv(loop / "evaluation" / "scores.csv", index_col=0)
+    assert list(table.columns)[:3] == ["token", "valid", "no_at_fault_collisions"]
+    assert table.iloc[-1]["token"] == "average"
+    assert table.iloc[-1]["score"] == pytest.approx(table["score"][:-1].mean())
+
+
+def test_candidates_hold_the_human_and_group_relative_advantages(loop: Path) -> None:
+    table = CandidateTable(loop / "candidates")
+    scenes = SceneTable(loop / "scenes" / "train")
+    assert table.poses.shape == (12, 4, 8, 3)
+    assert np.allclose(table.poses[:, 0], scenes.futures(), atol=1e-5)
+    for advantage, score in zip(table.advantage, table.score):
+        spread = score.std()
+        expected = (score - score.mean()) / (spread + 1e-6) if np.ptp(score) > 1e-6 else 0 * score
+        assert np.allclose(advantage, expected)
+
+
+def test_a_finished_loop_runs_again_without_doing_anything(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for stage in STAGES for path in (loop / stage).rglob("*") if path.is_file()}
+    for line in small_steps(loop):
+        if line[0] == "dipole-vla":
+            assert main(line[1:]) == 0
+    after = {path: path.stat().st_mtime_ns for stage in STAGES for path in (loop / stage).rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_a_training_killed_after_a_checkpoint_ends_in_the_same_weights(loop: Path, tmp_path: Path) -> None:
+    """The folder as a kill would leave it after step 2 of 4: same command, bit-identical adapters."""
+    out = tmp_path / "dipole"
+    shutil.copytree(loop / "dipole", out)
+    for name in ("manifest.json", "policy.json", "rl_tokens.json"):
+        (out / name).unlink()
+    for folder in ("positive", "negative", "critic"):
+        shutil.rmtree(out / folder)
+    (out / "checkpoints" / "step=00000004.ckpt").unlink()
+    line = next(
+        line for line in small_steps(loop) if line[:2] == ["dipole-vla", "fit"] and line[5] == str(loop / "dipole")
+    )
+    assert main([*line[1:4], "--out", str(out), *line[6:]]) == 0
+    for sign in ("positive", "negative"):
+        name = f"{sign}/adapter_model.safetensors"
+        resumed, undisturbed = load_file(out / name), load_file(loop / "dipole" / name)
+        assert resumed.keys() == undisturbed.keys()
+        assert all(torch.equal(resumed[key], undisturbed[key]) for key in resumed)
+
+
+def test_a_damaged_newest_checkpoint_is_skipped(loop: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(loop / "dipole" / "checkpoints", folder)
+    older, newer = sorted(folder.glob("*.ckpt"))
+    newer.write_bytes(newer.read_bytes()[: newer.stat().st_size // 2])
+    assert newest_checkpoint(folder) == older
+
+
+def test_training_checkpoints_hold_adapters_and_no_backbone(loop: Path) -> None:
+    state = torch.load(next((loop / "dipole" / "checkpoints").glob("*.ckpt")), weights_only=True)["state_dict"]
+    assert state
+    assert all("lora_" in name for name in state)
+
+
+def test_an_interrupted_collection_goes_on_and_ends_alike(loop: Path, tmp_path: Path, monkeypatch) -> None:
+    import dipole_vla.collect as collection
+
+    monkeypatch.setattr(collection, "PART", 5)
+    line = next(line for line in small_steps(loop) if line[1] == "collect")
+    arguments = [*line[1:], "--out", str(tmp_path / "candidates")]
+    scored, score_part = [], collection._score_part
+
+    def killed_at_the_second_part(*args):
+        if len(scored) == 1:
+            raise KeyboardInterrupt
+        scored.append(args[2])
+        return score_part(*args)
+
+    monkeypatch.setattr(collection, "_score_part", killed_at_the_second_part)
+    assert main(arguments) == 130
+    assert [path.name for path in (tmp_path / "candidates" / "parts").iterdir()] == ["00000000.parquet"]
+    monkeypatch.setattr(collection, "_score_part", lambda *args: scored.append(args[2]) or score_part(*args))
+    assert main(arguments) == 0
+    assert [list(part) for part in scored] == [list(range(0, 5)), list(range(5, 10)), list(range(10, 12))]
+    resumed, undisturbed = CandidateTable(tmp_path / "candidates"), CandidateTable(loop / "candidates")
+    assert np.array_equal(resumed.poses, undisturbed.poses)
+    assert np.array_equal(resumed.advantage, undisturbed.advantage)

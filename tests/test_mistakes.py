@@ -1,0 +1,183 @@
+"""Wrong input through the real command line: one line with file, field and remedy, exit 2, nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dipole_vla.cli import main
+from dipole_vla.demo import shipped_recipes
+
+
+def refused(arguments: list, capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "Traceback" not in lines[0]
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., Path]:
+    def write(name: str, change: Callable[[dict], None]) -> Path:
+        content = yaml.safe_load((shipped_recipes() / name).read_text())
+        change(content)
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def fit(recipe: Path, loop: Path, out: Path, *more: str) -> list:
+    return [
+        "fit", "--config", recipe, "--out", out, "--model.backbone", loop / "imitation", "--data.scenes",
+        loop / "scenes/train", "--data.candidates", loop / "candidates", "--trainer.max_steps", "2", *more,
+    ]  # fmt: skip
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys) -> None:
+    refused(["evalute"], capsys, "did you mean 'evaluate'?")
+
+
+def test_a_missing_recipe_names_the_file(capsys) -> None:
+    refused(["fit", "--config", "nowhere.yaml"], capsys, "nowhere.yaml", "no such recipe")
+
+
+def test_broken_yaml(tmp_path, capsys) -> None:
+    (tmp_path / "r.yaml").write_text("model: [unclosed")
+    refused(["fit", "--config", tmp_path / "r.yaml"], capsys, "r.yaml")
+
+
+def test_a_recipe_cannot_run_python(tmp_path, capsys) -> None:
+    canary = tmp_path / "canary"
+    (tmp_path / "r.yaml").write_text(f"model: !!python/object/apply:os.system ['touch {canary}']\nout: x\n")
+    refused(["fit", "--config", tmp_path / "r.yaml"], capsys, "r.yaml")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("model", "betta", 1.0, ("betta", "did you mean", "beta")),
+        ("model", "beta", "high", ("beta", "float", "high")),
+        ("model", "beta", -1.0, ("model.beta", "must be > 0", "-1.0")),
+        ("model", "routing", "bernouli", ("routing", "bernouli")),
+        ("data", "batch_size", "many", ("batch_size", "many")),
+        ("data", "scenes", "nowhere", ("nowhere", "no such folder")),
+    ],
+)
+def test_recipe_mistakes_name_the_key(loop, recipe, tmp_path, capsys, section, key, value, words) -> None:
+    path = recipe("dipole.yaml", lambda r: r[section]["init_args"].update({key: value}))
+    out = tmp_path / "out"
+    arguments = fit(path, loop, out, "--model.critic", loop / "critic")
+    if key == "scenes":
+        del arguments[arguments.index("--data.scenes") : arguments.index("--data.scenes") + 2]
+    refused(arguments, capsys, *words)
+    assert not (out / "manifest.json").exists()
+
+
+def test_a_class_outside_the_known_packages_is_not_even_imported(loop, recipe, tmp_path, capsys) -> None:
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Model: ...\n")
+    path = recipe("dipole.yaml", lambda r: r["model"].update(class_path="evil_module.Model"))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        refused(fit(path, loop, tmp_path / "out"), capsys, "evil_module.Model", "not allowed")
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_collecting_on_an_evaluation_split_is_refused(loop, tmp_path, capsys) -> None:
+    arguments = ["collect", "--config", shipped_recipes() / "collect.yaml", "--policy", loop / "imitation"]
+    arguments += ["--scenes", loop / "scenes/test", "--scorer.cache", loop / "cache/test", "--out", tmp_path / "c"]
+    refused(arguments, capsys, "split 'test'", "--allow-eval-split")
+    assert not (tmp_path / "c").exists()
+
+
+def evaluate(loop: Path, out: Path, scenes: str, *more: str) -> list:
+    return [
+        "evaluate", "--config", shipped_recipes() / "evaluate.yaml", "--policy", loop / "dipole", "--scenes",
+        loop / "scenes" / scenes, "--scorer.cache", loop / "cache" / scenes, "--out", out, "--choose_on", "null",
+        "--omega", "[0]", "--candidates", "[1]", *more,
+    ]  # fmt: skip
+
+
+def test_evaluating_on_the_scenes_of_rl_is_refused_or_said_in_red(loop, tmp_path, capsys) -> None:
+    refused(evaluate(loop, tmp_path / "e", "train"), capsys, "of 12 scenes were used for RL", "--allow-eval-split")
+    assert not (tmp_path / "e").exists()
+    assert main([str(a) for a in evaluate(loop, tmp_path / "e", "train", "--allow-eval-split")]) == 0
+    assert main(["report", str(tmp_path / "e"), "--out", str(tmp_path / "r")]) == 0
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "not a held-out result" in page or "RL ran on" in page
+
+
+def test_a_backbone_is_not_a_policy(loop, tmp_path, capsys) -> None:
+    arguments = evaluate(loop, tmp_path / "e", "test")
+    arguments[arguments.index("--policy") + 1] = loop / "imitation"
+    refused(arguments, capsys, "without adapters", "dipole-vla fit")
+
+
+def test_adapters_of_another_base_are_refused(loop, tmp_path, capsys) -> None:
+    policy = tmp_path / "x" / "dipole"
+    shutil.copytree(loop / "dipole", policy)
+    shutil.copytree(loop / "init", tmp_path / "x" / "imitation")
+    arguments = evaluate(loop, tmp_path / "e", "test")
+    arguments[arguments.index("--policy") + 1] = policy
+    refused(arguments, capsys, "base", "matching checkpoint")
+
+
+def test_swapped_signs_are_refused(loop, tmp_path, capsys) -> None:
+    policy = tmp_path / "dipole"
+    shutil.copytree(loop / "dipole", policy)
+    shutil.copytree(loop / "imitation", tmp_path / "imitation")
+    (policy / "positive").rename(policy / "aside")
+    (policy / "negative").rename(policy / "positive")
+    (policy / "aside").rename(policy / "negative")
+    arguments = evaluate(loop, tmp_path / "e", "test")
+    arguments[arguments.index("--policy") + 1] = policy
+    refused(arguments, capsys, "positive", "negative")
+
+
+def test_a_corrupt_picture_is_named(loop, tmp_path, capsys) -> None:
+    shutil.copytree(loop / "world" / "sensor_blobs" / "test", tmp_path / "blobs")
+    for picture in (tmp_path / "blobs").rglob("*.jpg"):
+        picture.write_bytes(picture.read_bytes()[:100])
+    refused(
+        evaluate(loop, tmp_path / "e", "test", "--sensors", str(tmp_path / "blobs")), capsys, ".jpg", "cannot be read"
+    )
+
+
+def test_an_unfinished_input_is_refused(loop, tmp_path, capsys) -> None:
+    shutil.copytree(loop / "candidates", tmp_path / "candidates")
+    (tmp_path / "candidates" / "manifest.json").unlink()
+    arguments = fit(shipped_recipes() / "critic.yaml", loop, tmp_path / "out")
+    arguments[arguments.index("--data.candidates") + 1] = tmp_path / "candidates"
+    refused(arguments, capsys, "candidates", "not finished")
+
+
+def test_an_output_folder_of_another_recipe_is_refused(loop, capsys) -> None:
+    arguments = fit(shipped_recipes() / "critic.yaml", loop, loop / "critic", "--model.hidden", "32")
+    refused(arguments, capsys, "critic", "made with", "choose another --out")
+
+
+def test_a_training_without_steps_is_refused(loop, tmp_path, capsys) -> None:
+    arguments = fit(shipped_recipes() / "critic.yaml", loop, tmp_path / "out", "--trainer.max_steps", "-1")
+    refused(arguments, capsys, "trainer.max_steps", "> 0")
+
+
+def test_the_installed_program_prints_one_line_and_exits_with_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dipole_vla.cli", "demo", "--sed", "3"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "did you mean 'seed'?" in done.stderr
