@@ -12,6 +12,7 @@ USAGE = """usage: dipole-vla COMMAND [options]      (dipole-vla COMMAND --help s
 
   demo       the whole loop on a small synthetic world, on a CPU, in minutes
   init       a new backbone folder with random weights, from a family's configuration
+  import     a published checkpoint (DP-VLA, X-VLA) as a backbone folder
   fit        train by recipe: imitation, critic or dipole; the same command resumes
   collect    let a policy drive every scene K times, score it, write the advantage beside it
   advantage  rewrite the advantage column from a critic's Q - V
@@ -88,6 +89,7 @@ def _fit(argv: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": _function("dipole_vla.demo:demo"),
     "init": _function("dipole_vla.backbones.init:init"),
+    "import": _function("dipole_vla.backbones.importing:convert", positional=True),
     "fit": _fit,
     "collect": _function("dipole_vla.collect:collect"),
     "advantage": _function("dipole_vla.critic.advantage:advantage"),

@@ -13,6 +13,7 @@ from navsim_adapter.errors import InputError, did_you_mean
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "dp_vla": ("dipole_vla.backbones.dp_vla", "DPVLA"),
+    "xvla": ("dipole_vla.backbones.xvla", "XVLA"),
 }
 """Family name in config.json -> module and class; imported when first used."""
 

@@ -51,7 +51,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.depth))
         self.action_in_proj = MLP(sizes.action_dim, sizes.input_width, width, approximate="none")
         self.y_in_proj = MLP(sizes.proprio_dim, sizes.input_width, width, approximate="none")
-        self.final_layer = FinalLayer(width, sizes.action_dim, sizes.mlp_ratio)
+        self.final_layer = FinalLayer(width, sizes.action_dim)
         self._start_as_identity()
 
     def _start_as_identity(self) -> None:
@@ -198,9 +198,9 @@ class TimeEmbedder(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    def __init__(self, width: int, out: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        hidden = int(width * mlp_ratio)
+        hidden = 4 * width  # whatever mlp_ratio is, as published
         self.norm_final = nn.LayerNorm(width)
         self.proj = nn.Sequential(
             nn.LayerNorm(width),

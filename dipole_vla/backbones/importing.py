@@ -1,0 +1,173 @@
+"""`dipole-vla import`: a published checkpoint, in its family's own layout, becomes a checkpoint folder of ours.
+
+    OUT           config.json, model.safetensors, tokenizer/
+    OUT/policy    only where the source has a pair of adapters: the guided policy on that backbone
+
+How a family's files are read is in its own module, named in `IMPORTERS`. Nothing is imported partly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dipole_vla.checkpoint import check_names, read_json
+from dipole_vla.policy.adapters import SIGNS, AdapterPair
+from dipole_vla.policy.backbone import Backbone
+from dipole_vla.policy.guided import Guidance, GuidedPolicy
+from dipole_vla.progress import console, skipped, wrote
+from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.files import begin, finish, is_complete
+
+IMPORTERS: dict[str, str] = {
+    "dp_vla": "dipole_vla.backbones.dp_vla_import",
+    "xvla": "dipole_vla.backbones.xvla_import",
+}
+"""Family -> module with `read(source, **options) -> Imported`."""
+
+
+@dataclass(frozen=True)
+class PublishedPair:
+    """Two LoRA adapters as a file has them, under our names (`AdapterPair.state`)."""
+
+    rank: int
+    alpha: float
+    states: Mapping[str, Mapping[str, Tensor]]  # by sign
+    omega: float = 1.0
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a source held.
+
+    base: folder of the backbone where the source has adapters only; it is then referred to, not copied.
+    notes: what the source does not say and was assumed, or what is missing; printed.
+    """
+
+    backbone: Backbone
+    pair: PublishedPair | None = None
+    base: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(
+    source: Path,
+    family: str | None = None,
+    out: Path | None = None,
+    prediction: Literal["noise", "sample"] | None = None,
+    kinematic: Literal["waypoint", "diff"] | None = None,
+    encoder: Path | None = None,
+    tokenizer: Path | None = None,
+    base: Path | None = None,
+    heads: int | None = None,
+    action_mode: str | None = None,
+    horizon: int | None = None,
+    domain: int | None = None,
+    rl_split: str | None = None,
+    seed: int | None = None,
+) -> None:
+    """Turn a published checkpoint into a checkpoint folder of this program.
+
+    Args:
+        source: published folder or file.
+        family: dp_vla or xvla.
+        out: folder to write.
+        prediction: dp_vla: what the network predicts; its files do not say. Default noise for waypoints, else sample.
+        kinematic: dp_vla: what x and y mean, where no config.json says so.
+        encoder: dp_vla: a Florence-2 folder for the encoder's sizes, tokenizer and, if the source has none, weights;
+            for the last also a full DP-VLA folder.
+        tokenizer: folder of the tokenizer, where the source has none.
+        base: dp_vla: imported backbone folder, for a source that holds adapters only.
+        heads: dp_vla: attention heads of the action head, where no config.json says so.
+        action_mode: xvla: auto turns a checkpoint for robot arms into one to be trained for driving.
+        horizon: xvla: poses in a plan, instead of the checkpoint's chunk size.
+        domain: xvla: which of the checkpoint's domains to start from, instead of the one its files name.
+        rl_split: split that the imported adapters were trained on; evaluation refuses it.
+        seed: of weights that the source does not have (a new action head).
+    """
+    if family is None or out is None:
+        raise InputError(f"--{'family' if family is None else 'out'}: is required; see dipole-vla import --help")
+    options = {
+        "prediction": prediction,
+        "kinematic": kinematic,
+        "encoder": encoder,
+        "tokenizer": tokenizer,
+        "base": base,
+        "heads": heads,
+        "action_mode": action_mode,
+        "horizon": horizon,
+        "domain": domain,
+        "seed": seed,
+    }
+    import_checkpoint(family, source, out, rl_split, **options)
+
+
+def import_checkpoint(family: str, source: Path, out: Path, rl_split: str | None = None, **options: Any) -> None:
+    """Read `source` by its family's rules and write OUT; see `convert` for the options, of which None means unset."""
+    source, out = Path(source), Path(out)
+    if family not in IMPORTERS:
+        hint = did_you_mean(family, list(IMPORTERS))
+        raise InputError(f"family: {family!r} cannot be imported{hint}; known are {', '.join(IMPORTERS)}")
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; pass the published checkpoint")
+    if (source / "config.json").is_file() and "family" in read_json(source / "config.json"):
+        raise InputError(f"{source}: is already a checkpoint of this program; use it as it is")
+    read = importlib.import_module(IMPORTERS[family]).read
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in inspect.signature(read).parameters:
+            raise InputError(f"--{name}: means nothing to family {family}; leave it out")
+    made_by = {
+        "command": "import",
+        "family": family,
+        "source": str(source.resolve()),
+        "source_files": _listing(source),
+        "rl_split": rl_split,
+        "options": {name: str(value) for name, value in given.items()},
+    }
+    if is_complete(out, made_by):
+        return skipped("import", out)
+    imported: Imported = read(source, **given)  # before OUT is begun: a refused source must leave nothing there
+    begin(out, made_by)
+    if imported.base is None:
+        imported.backbone.save_pretrained(out)
+    total = sum(parameter.numel() for parameter in imported.backbone.parameters())
+    if imported.pair is not None:
+        provenance = {"imported_from": source.name, "rl_split": rl_split}
+        folder = out / "policy" if imported.base is None else out
+        _save_policy(imported, imported.pair, folder, imported.base or out, provenance)
+        console.print(f"guided policy (rank {imported.pair.rank}): {folder}")
+    finish(out, made_by)
+    console.print(f"{family}: {total / 1e6:.2f} M parameters, every key of the source accounted for")
+    for note in imported.notes:
+        console.print(f"note: {note}")
+    wrote("import", out)
+
+
+def _save_policy(
+    imported: Imported, published: PublishedPair, folder: Path, base: Path, provenance: dict[str, Any]
+) -> None:
+    pair = AdapterPair(imported.backbone, "head", published.rank, published.alpha)
+    for role in SIGNS:
+        check_names(published.states[role], pair.state(role), f"{published.where}: {role}")
+    with torch.no_grad():
+        for role in SIGNS:
+            for name, parameter in pair.state(role).items():
+                parameter.copy_(published.states[role][name])
+    policy = GuidedPolicy(imported.backbone, pair, guidance=Guidance(omega=published.omega), provenance=provenance)
+    policy.save_pretrained(folder, base)
+
+
+def _listing(source: Path) -> dict[str, int]:
+    """Names and sizes of the source's files: what tells two sources apart without hashing gigabytes."""
+    if source.is_file():
+        return {source.name: source.stat().st_size}
+    return {str(path.relative_to(source)): path.stat().st_size for path in sorted(source.rglob("*")) if path.is_file()}

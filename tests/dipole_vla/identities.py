@@ -1,0 +1,81 @@
+"""What must hold for every model family and both scopes, whatever the network: used by the families' own tests."""
+
+from __future__ import annotations
+
+import torch
+from small_backbone import spread_adapters
+from torch import Tensor
+
+from dipole_vla.guidance import guide
+from dipole_vla.paths import to_noise, to_x0
+from dipole_vla.policy import AdapterPair, Backbone, GuidedPolicy
+from dipole_vla.solvers import solve
+
+
+def check_identities(backbone: Backbone, observation: dict[str, Tensor], scope: str) -> None:
+    """A fresh pair is the base for every omega; a trained one is each sign bit for bit at omega 0 and -1."""
+    policy = GuidedPolicy(backbone, AdapterPair(backbone, scope, rank=2))
+    scenes, noise = len(observation["pixels"]), _noise(backbone, len(observation["pixels"]), 2)
+    base = policy.sample(observation, omega=None, candidates=2, noise=noise)
+    for omega in (-1.0, 0.0, 0.7, 3.0):
+        torch.testing.assert_close(
+            policy.sample(observation, omega=omega, candidates=2, noise=noise), base, rtol=1e-4, atol=1e-4
+        )
+    spread_adapters(policy.pair)
+    for omega, sign in ((0.0, "positive"), (-1.0, "negative")):
+        alone = _alone(policy, observation, noise, sign)
+        assert torch.equal(policy.sample(observation, omega=omega, candidates=2, noise=noise), alone)
+        assert not torch.allclose(alone, base, rtol=1e-3, atol=1e-3)
+    assert torch.equal(policy.sample(observation, omega=None, candidates=2, noise=noise), base)
+    _check_parameterisations(policy, observation)
+    _check_rows(policy, observation, scenes)
+
+
+def _alone(policy: GuidedPolicy, observation: dict[str, Tensor], noise: Tensor, sign: str) -> Tensor:
+    backbone, pair = policy.backbone, policy.pair
+    with torch.no_grad():
+        context = pair.prepare(pair.encode(observation, (sign,))[sign], sign)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return to_x0(backbone.prediction, backbone.schedule, pair.denoise(context, x_t, t, sign), x_t, t)
+
+        action = solve(backbone.solver, backbone.schedule, denoise, noise.flatten(0, 1))
+    return backbone.action.decode(action.unflatten(0, noise.shape[:2]))
+
+
+def _check_parameterisations(policy: GuidedPolicy, observation: dict[str, Tensor]) -> None:
+    """Combining clean actions or noises is combining the native predictions."""
+    backbone, pair = policy.backbone, policy.pair
+    x_t = _noise(backbone, len(observation["pixels"]), 1, seed=4)[:, 0]
+    t = torch.full((len(x_t),), 0.4)
+    with torch.no_grad():
+        contexts = pair.encode(observation)
+        signs = [pair.denoise(contexts[sign], x_t, t, sign) for sign in ("positive", "negative")]
+    combined = guide(*signs, 1.5)
+    for convert in (to_x0, to_noise):
+        native, *each = (convert(backbone.prediction, backbone.schedule, p, x_t, t) for p in (combined, *signs))
+        torch.testing.assert_close(native, guide(*each, 1.5), rtol=1e-4, atol=1e-4)
+
+
+def _check_rows(policy: GuidedPolicy, observation: dict[str, Tensor], scenes: int) -> None:
+    """G rows per scene, contiguous or by index, are as G separate calls."""
+    backbone, pair = policy.backbone, policy.pair
+    x_t = _noise(backbone, scenes, 3, seed=5).flatten(0, 1)
+    t = torch.rand(len(x_t), generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        context = pair.encode(observation, ("positive",))["positive"]
+        together = pair.denoise(context, x_t, t, "positive")
+        assert together.dtype == torch.float32
+        for row in range(len(x_t)):
+            alone = pair.denoise(
+                context.rows(torch.tensor([row // 3])), x_t[row : row + 1], t[row : row + 1], "positive"
+            )
+            torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-5)
+        rows = torch.tensor([4, 0, 3, 5])
+        some = pair.denoise(context.serving(rows // 3), x_t[rows], t[rows], "positive")
+        torch.testing.assert_close(some, together[rows], rtol=1e-5, atol=1e-5)
+
+
+def _noise(backbone: Backbone, scenes: int, candidates: int, seed: int = 3) -> Tensor:
+    shape = (scenes, candidates, backbone.action.horizon, backbone.action.dim)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
