@@ -1,4 +1,8 @@
-"""From plans to rows and a summary: which candidate the critic kept, means, intervals, the chosen (omega, N)."""
+"""From plans to rows and a summary: which candidate the critic kept, means, intervals, the chosen (omega, N).
+
+Every drawn candidate counts: with 8 drawn, N = 1 is averaged over 8 single drives and N = 8 is one choice among 8.
+`rows.parquet` keeps the first group only, the plan that would have been driven.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,9 @@ from dipole_vla.evaluation.statistics import LogBootstrap
 
 PLAN_COLUMNS = ("token", "log_name", "policy", "omega", "index", "q", "poses")
 
+Setting = tuple[str, float | None, int, str]
+"""(policy, omega, N, column by which the best of N is kept)."""
+
 
 def summarise(
     plans: pa.Table,
@@ -24,17 +31,19 @@ def summarise(
     """Rows (one per token, policy, omega, N) and the summary; `validation` is the summary that chooses (omega, N)."""
     frame = plans.to_pandas()
     sub_scores = [name for name in frame.columns if name not in PLAN_COLUMNS and name != "score"]
-    kept = [_keep(frame[frame.policy == "human"], "human", None, 1)]
-    kept += [_keep(frame[frame.policy == "reference"], "reference", None, n) for n in counts]
-    for omega in omegas:
-        kept += [_keep(frame[(frame.policy == "dipole") & (frame.omega == omega)], "dipole", omega, n) for n in counts]
-    chosen = dict(validation["chosen"], on="validation") if validation else _best(kept, facts["split"])
-    candidates_of_chosen = frame[(frame.policy == "dipole") & (frame.omega == chosen["omega"])]
-    kept.append(_keep(candidates_of_chosen, "oracle", chosen["omega"], max(counts), by="score"))
+    settings: list[Setting] = [("human", None, 1, "q")]
+    settings += [("reference", None, n, "q") for n in counts]
+    settings += [("dipole", omega, n, "q") for omega in omegas for n in counts]
+    scenes = {setting: _per_scene(frame, setting, sub_scores) for setting in settings}
+    chosen = dict(validation["chosen"], on="validation") if validation else _best(scenes, facts["split"])
+    oracle: Setting = ("oracle", chosen["omega"], max(counts), "score")
+    scenes[oracle] = _per_scene(frame, oracle, sub_scores)
 
-    bootstrap = LogBootstrap(kept[0].log_name.tolist())
-    reference = next(k for k in kept if k.policy.iloc[0] == "reference" and k.candidates.iloc[0] == counts[0])
-    rows = [_row(k, reference, sub_scores, bootstrap) for k in kept]
+    logs = frame.drop_duplicates("token").set_index("token").log_name
+    bootstrap = LogBootstrap(logs.loc[scenes[oracle].index].tolist())
+    reference = scenes["reference", None, counts[0], "q"]
+    rows = [_row(setting, table, reference, sub_scores, bootstrap) for setting, table in scenes.items()]
+    kept = [_first_group(frame, setting) for setting in scenes]
     summary = {
         **{key: facts[key] for key in ("metric", "split", "rl_split", "rl_on_eval_split")},
         "scenes": len(reference),
@@ -48,34 +57,56 @@ def summarise(
     return pa.Table.from_pandas(pd.concat(kept, ignore_index=True), preserve_index=False), summary
 
 
-def _keep(plans: pd.DataFrame, policy: str, omega: float | None, candidates: int, by: str = "q") -> pd.DataFrame:
-    """Of each scene's first N candidates the one with the greatest `by`; order of scenes as in `plans`."""
-    pool = plans[plans["index"] < candidates].reset_index(drop=True)
-    best = pool.groupby("token", sort=False)[by].idxmax() if candidates > 1 else pool.index
-    kept = pool.loc[best].reset_index(drop=True).assign(policy=policy, candidates=candidates)
-    kept["omega"] = np.nan if omega is None else omega
+def _pool(plans: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    policy, omega, _, _ = setting
+    policy = "dipole" if policy == "oracle" else policy
+    return plans[(plans.policy == policy) & (True if omega is None else plans.omega == omega)]
+
+
+def _chosen_of_groups(plans: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """The drawn candidates fall into groups of N; of each group the one with the greatest `by` is kept."""
+    _, _, candidates, by = setting
+    pool = _pool(plans, setting)
+    groups = (pool["index"].max() + 1) // candidates
+    pool = pool[pool["index"] < groups * candidates].assign(group=lambda frame: frame["index"] // candidates)
+    pool = pool.reset_index(drop=True)
+    if candidates == 1:
+        return pool
+    return pool.loc[pool.groupby(["token", "group"], sort=False)[by].idxmax()].reset_index(drop=True)
+
+
+def _per_scene(plans: pd.DataFrame, setting: Setting, sub_scores: Sequence[str]) -> pd.DataFrame:
+    """Score and sub-scores by token, averaged over the groups: N = 1 of 8 drawn candidates averages 8 drives."""
+    return _chosen_of_groups(plans, setting).groupby("token")[[*sub_scores, "score"]].mean()
+
+
+def _first_group(plans: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """One plan per scene, the one that would have been driven first; rows of `rows.parquet`."""
+    policy, omega, candidates, _ = setting
+    kept = _chosen_of_groups(plans, setting).query("group == 0").drop(columns="group")
+    kept = kept.assign(policy=policy, candidates=candidates, omega=np.nan if omega is None else omega)
     return kept.sort_values("token", ignore_index=True)
 
 
 def _row(
-    kept: pd.DataFrame, reference: pd.DataFrame, sub_scores: Sequence[str], bootstrap: LogBootstrap
+    setting: Setting, scenes: pd.DataFrame, reference: pd.DataFrame, sub_scores: Sequence[str], bootstrap: LogBootstrap
 ) -> dict[str, Any]:
-    omega = kept.omega.iloc[0]
-    difference = kept.score.to_numpy() - reference.score.to_numpy()
-    is_reference = kept is reference
+    policy, omega, candidates, _ = setting
+    difference = (scenes.score - reference.score).to_numpy()
+    is_reference = scenes is reference
     return {
-        "policy": kept.policy.iloc[0],
-        "omega": None if np.isnan(omega) else float(omega),
-        "candidates": int(kept.candidates.iloc[0]),
-        "score": float(kept.score.mean()),
-        "ci95": list(bootstrap.interval(kept.score.to_numpy())),
+        "policy": policy,
+        "omega": omega,
+        "candidates": candidates,
+        "score": float(scenes.score.mean()),
+        "ci95": list(bootstrap.interval(scenes.score.to_numpy())),
         "gain": None if is_reference else float(difference.mean()),
         "gain_ci95": None if is_reference else list(bootstrap.interval(difference)),
-        **{name: float(kept[name].mean()) for name in sub_scores},
+        **{name: float(scenes[name].mean()) for name in sub_scores},
     }
 
 
-def _best(kept: Sequence[pd.DataFrame], split: str) -> dict[str, Any]:
-    dipole = [k for k in kept if k.policy.iloc[0] == "dipole"]
-    best = max(dipole, key=lambda k: k.score.mean())
-    return {"omega": float(best.omega.iloc[0]), "candidates": int(best.candidates.iloc[0]), "on": split}
+def _best(scenes: Mapping[Setting, pd.DataFrame], split: str) -> dict[str, Any]:
+    dipole = {setting: table.score.mean() for setting, table in scenes.items() if setting[0] == "dipole"}
+    _, omega, candidates, _ = max(dipole, key=lambda setting: dipole[setting])
+    return {"omega": omega, "candidates": candidates, "on": split}

@@ -63,12 +63,15 @@ def test_the_critic_keeps_and_only_the_oracle_looks_at_scores(sweep):
     assert row(summary, "oracle", 1.0, 2)["score"] == pytest.approx(0.7)
 
 
-def test_gains_are_paired_with_the_reference_at_one_candidate(sweep):
-    _, summary = summarise(sweep, [0.0, 1.0], [1, 2], FACTS, None)
-    assert row(summary, "dipole", 1.0, 1)["gain"] == pytest.approx(0.2)
-    assert row(summary, "dipole", 1.0, 1)["gain_ci95"] == pytest.approx([0.2, 0.2])
+def test_every_drawn_candidate_counts_and_gains_are_paired_with_single_drives_of_the_reference(sweep):
+    rows, summary = summarise(sweep, [0.0, 1.0], [1, 2], FACTS, None)
+    assert row(summary, "reference")["score"] == pytest.approx(0.55)
+    assert row(summary, "dipole", 1.0, 1)["gain"] == pytest.approx(0.45 - 0.55)
+    assert row(summary, "dipole", 1.0, 1)["gain_ci95"] == pytest.approx([-0.1, -0.1])
     assert row(summary, "reference")["gain"] is None
-    assert row(summary, "human")["gain"] == pytest.approx(0.25)
+    assert row(summary, "human")["gain"] == pytest.approx(0.75 - 0.55)
+    first = rows.to_pandas().query("policy == 'dipole' and omega == 1 and candidates == 1")
+    assert (first.score == 0.7).all(), "rows keep the first group: one plan per scene"
 
 
 def test_omega_and_n_are_chosen_on_validation_not_here(sweep):
