@@ -23,7 +23,10 @@ X, Y, HEADING, VX, VY = range(5)
 
 
 class Agents:
-    """pose: (A, 3) boxes, NaN once removed.  vehicle: (A,) their rows in the traffic scene."""
+    """pose: (A, 3) boxes, NaN once removed; size: (A, 2); radius: (A,) of the circle around a box.
+
+    vehicle: (A,) their rows in the traffic scene.
+    """
 
     def __init__(self, token: str, scene: TrafficScene):
         """token: of the scene, for error messages."""
@@ -34,10 +37,11 @@ class Agents:
             scene.path, scene.path_start, scene.agent_progress, scene.agent_speed, scene.target_speed,
             scene.vehicle_size[self.vehicle],
         )  # fmt: skip
-        self.pose = self._state.pose
+        self.pose, self.size = self._state.pose, self._state.size
+        self.radius = np.hypot(self.size[:, 0], self.size[:, 1]) / 2
         # What each occupies (the ego last): its snapped box at first, later made when asked for.
         snapped = _simplified(boxes(scene.agent_pose, self._state.size))
-        self._shape: list[shapely.Geometry | None] = [*snapped, None]
+        self._shape: list[np.ndarray | None] = [*snapped[:, None], None]
 
     def advance(self, ego: np.ndarray) -> None:
         """One step of all agents, each seeing the new state of those before it.  ego: (11,) one step before.
@@ -45,9 +49,9 @@ class Agents:
         The ego's body is centered on its rear axle, 1.461 m too far back, as officially.
         """
         count = len(self.pose)
-        self.pose[np.hypot(*(self.pose[:, :2] - ego[:2]).T) > RADIUS] = np.nan
+        self.pose[np.hypot(self.pose[:, 0] - ego[X], self.pose[:, 1] - ego[Y]) > RADIUS] = np.nan
         motion.cover_ego(self._state, ego)
-        self._shape[-1] = _simplified(boxes(ego[: HEADING + 1], EGO_SIZE))
+        self._shape[-1] = _simplified(boxes(ego[None, : HEADING + 1], EGO_SIZE))
         agent = motion.advance_alone(self._state, 0)
         while agent < count:
             self._forget_moved()
@@ -69,43 +73,58 @@ class Agents:
 
     def _leader(self, agent: int) -> tuple[int, float]:
         """Index of what is nearest among all on the agent's path (A: the ego; -1: nothing), and its distance."""
-        own, near = self._occupied(agent), np.flatnonzero(self._state.near)
-        strip = self._strip_ahead(agent, motion.path_to_go(self._state, agent))
+        met = np.flatnonzero(self._on_path(agent)).tolist()
+        if not met:
+            return -1, np.inf
+        own = self._occupied(agent)[:, None]
+        distance = [float(shapely.distance(own, self._occupied(other)).min()) for other in met]
+        least = min(distance)
+        if distance.count(least) > 1:
+            return self._first_in_tree(agent), least
+        return met[distance.index(least)], least
+
+    def _on_path(self, agent: int) -> np.ndarray:
+        """(A + 1,) what meets the strip of lane ahead of the agent."""
+        near, is_met = self._state.near, self._state.is_met.copy()
+        is_past_end = motion.is_past_end(self._state, agent)
+        unsure = np.flatnonzero(near & ~is_met)
+        if not len(unsure) and not is_past_end:
+            return is_met
+        strip = self._strip(agent, motion.path_to_go(self._state, agent, False))
         shapely.prepare(strip)
-        if not shapely.intersects(strip, own):
+        if is_past_end and not shapely.intersects(strip, self._occupied(agent)).any():
             raise InputError(
                 f"scene {self._token}: vehicle {self._names[agent]} is past the end of its lane, where IDM traffic "
                 "fails; this trajectory has no score"
             )
-        shapes = np.array([self._occupied(other) for other in near], dtype=object)
-        is_met = shapely.intersects(strip, shapes)
-        if not is_met.any():
-            return -1, np.inf
-        met, distance = near[is_met], shapely.distance(own, shapes[is_met])
-        if (distance == distance.min()).sum() > 1:
-            return self._first_in_tree(agent), float(distance.min())
-        return int(met[distance.argmin()]), float(distance.min())
+        for other in unsure.tolist():
+            is_met[other] = shapely.intersects(strip, self._occupied(other)).any()
+        return is_met
 
     def _first_in_tree(self, agent: int) -> int:
         """Among equally near ones the official choice is that of a tree over those that the path meets."""
-        strip = self._strip_ahead(agent, motion.path_to_go(self._state, agent, is_whole=True))
+        strip = self._strip(agent, motion.path_to_go(self._state, agent, True))
         everyone = np.append(np.flatnonzero(~np.isnan(self.pose[:, 0])), len(self.pose))
-        shapes = np.array([self._occupied(other) for other in everyone], dtype=object)
+        shapes = np.array([shapely.union_all(self._occupied(other)) for other in everyone.tolist()], dtype=object)
         order = shapely.STRtree(shapes, node_capacity=10).query(strip)
         met = [row for row in order if everyone[row] != agent and shapely.intersects(strip, shapes[row])]
-        found = shapely.STRtree(shapes[met], node_capacity=10).nearest(self._occupied(agent))
-        return int(everyone[met[found]])
+        own = shapes[np.flatnonzero(everyone == agent)[0]]
+        return int(everyone[met[shapely.STRtree(shapes[met], node_capacity=10).nearest(own)]])
 
-    def _occupied(self, agent: int) -> shapely.Geometry:
-        """The agent's box united with the strip of lane from its tail to its headway in front; the ego's box."""
+    def _occupied(self, agent: int) -> np.ndarray:
+        """Polygons (1 or 2) of the agent's box and the strip of lane from its tail to its headway in front.
+
+        The official shape is their union, simplified by 1e-5 m, which distances and contacts need not know.
+        """
         shape = self._shape[agent]
         if shape is None:
-            swept = self._strip_ahead(agent, motion.occupied_path(self._state, agent))
+            swept = _simplified(self._strip(agent, motion.occupied_path(self._state, agent)))
             box = shapely.polygons(motion.corners(self._state, agent))
-            shape = self._shape[agent] = _simplified(shapely.union(swept, box))
+            parts = [box] if shapely.is_empty(swept) else [swept, box]  # empty past the end of the path
+            shape = self._shape[agent] = np.array(parts, dtype=object)
         return shape
 
-    def _strip_ahead(self, agent: int, path: np.ndarray) -> shapely.Geometry:
+    def _strip(self, agent: int, path: np.ndarray) -> shapely.Geometry:
         return shapely.buffer(shapely.linestrings(path), self._state.size[agent, 1] / 2, cap_style="flat")
 
 

@@ -24,9 +24,12 @@ def idm(cache: SceneCache, states: np.ndarray) -> TrafficObjects:
     Raises InputError where the cache has no traffic arrays and where the official run fails.
     """
     scene = read_traffic_scene(cache)
-    if scene.short_path[0] >= 0:
-        token = scene.current[scene.short_path[0]]
-        raise InputError(f"scene {cache.token}: vehicle {token} is on a lane of two points, which IDM traffic rejects")
+    if scene.failing[0] >= 0:
+        token = scene.current[scene.failing[0]]
+        raise InputError(
+            f"scene {cache.token}: vehicle {token} is on a lane whose baseline is missing or has two points, where IDM "
+            "traffic fails; this scene has no reactive score"
+        )
     return with_vehicles(cache, scene, vehicle_poses(cache.token, scene, states))
 
 
@@ -37,20 +40,36 @@ def vehicle_poses(token: str, scene: TrafficScene, states: np.ndarray) -> np.nda
     """
     poses = np.full((len(scene.vehicle_pose), STEPS, 3), np.nan)
     poses[:, 0] = scene.vehicle_pose
-    agents = Agents(token, scene)
+    agents, bystanders = Agents(token, scene), _Bystanders(scene)
     for k in range(1, STEPS):
         agents.advance(states[k - 1])
         poses[agents.vehicle, k] = agents.pose
-        _keep_bystanders(scene, poses[:, k])
+        kept = bystanders.vehicle[bystanders.remain(agents)]
+        poses[kept, k] = scene.vehicle_pose[kept]
     return poses
 
 
-def _keep_bystanders(scene: TrafficScene, poses: np.ndarray) -> None:
-    """Put the parked and the far vehicles back where they were, unless something stands there; (V, 3), in place."""
-    radius = np.hypot(scene.vehicle_size[:, 0], scene.vehicle_size[:, 1]) / 2
-    for row in np.flatnonzero(scene.vehicle_stays & np.isnan(poses[:, 0])):
-        gap = np.hypot(*(poses[:, :2] - scene.vehicle_pose[row, :2]).T) - radius - radius[row]
-        near = np.flatnonzero(gap <= 0.0)  # NaN: not there
-        standing = boxes(poses[near], scene.vehicle_size[near])
-        if not shapely.intersects(boxes(scene.vehicle_pose[row], scene.vehicle_size[row]), standing).any():
-            poses[row] = scene.vehicle_pose[row]
+class _Bystanders:
+    """Parked and far vehicles, which are put back where they were unless something stands there (8.3, output).
+
+    vehicle: (S,) their rows in the traffic scene; none of them is ever an agent.
+    """
+
+    def __init__(self, scene: TrafficScene):
+        self.vehicle = np.flatnonzero(scene.vehicle_stays)
+        self._center = scene.vehicle_pose[self.vehicle, :2]
+        self._radius = np.hypot(*scene.vehicle_size[self.vehicle].T) / 2
+        self._boxes = boxes(scene.vehicle_pose[self.vehicle], scene.vehicle_size[self.vehicle])
+        self._overlaps = np.tril(shapely.intersects(self._boxes[:, None], self._boxes), k=-1)
+
+    def remain(self, agents: Agents) -> np.ndarray:
+        """(S,) bool: meets neither an agent nor a bystander that was put back before it."""
+        gap = np.hypot(*(self._center[:, None] - agents.pose[:, :2]).T).T - self._radius[:, None] - agents.radius
+        own, other = np.nonzero(gap <= 0.0)  # NaN, an agent that is gone, is never near
+        remains = np.ones(len(self.vehicle), dtype=bool)
+        if len(own):
+            met = shapely.intersects(self._boxes[own], boxes(agents.pose[other], agents.size[other]))
+            remains[own[met]] = False
+        for row in np.flatnonzero(self._overlaps.any(axis=1)):
+            remains[row] &= not (self._overlaps[row] & remains).any()
+        return remains

@@ -35,7 +35,8 @@ class TrafficScene:
     current: tokens of all objects of the current frame, in order; the vehicles are the first V of them.
     agent_pose: (A, 3) the start snapped to the baseline; agent_progress, agent_speed, target_speed: (A,).
     path: (P, 4) x, y, unwrapped heading, progress of the paths' vertices; path_start: (A + 1,).
-    short_path: (1,) index of the first vehicle whose path has fewer than two vertices (the official run fails), or -1.
+    failing: (1,) index of the first vehicle whose lane has no baseline, or one that keeps fewer than two vertices (the
+    official run fails there), or -1.
     """
 
     current: tuple[str, ...]
@@ -50,7 +51,7 @@ class TrafficScene:
     target_speed: np.ndarray
     path: np.ndarray
     path_start: np.ndarray
-    short_path: np.ndarray
+    failing: np.ndarray
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As named numeric arrays for `SceneCache.extras`."""
@@ -83,8 +84,11 @@ def traffic_scene(city: Map, ego_pose: np.ndarray, objects: FrameObjects) -> Tra
     progress: list[float] = []
     targets: list[float] = []
     paths: list[np.ndarray] = []
-    target, short_path = DEFAULT_SPEED, -1
+    target, failing = DEFAULT_SPEED, -1
     for row, place in enumerate(places):
+        if place.lane is not None and place.lane.line is None:
+            failing = row
+            break
         if place.lane is None or place.distance > SNAP_DISTANCE:
             continue
         box = shapely.polygons(box_corners(place.pose[:2], place.pose[2], objects.size[row] / 2))
@@ -93,7 +97,7 @@ def traffic_scene(city: Map, ego_pose: np.ndarray, objects: FrameObjects) -> Tra
         taken.append(box)
         path = _path(place.lane.baseline)
         if len(path) < 2:
-            short_path = row
+            failing = row
             break
         target = place.lane.speed_limit or target
         agents[row] = len(poses)
@@ -116,7 +120,7 @@ def traffic_scene(city: Map, ego_pose: np.ndarray, objects: FrameObjects) -> Tra
         target_speed=np.array(targets),
         path=np.concatenate([np.zeros((0, 4)), *paths]),
         path_start=np.cumsum([0] + [len(path) for path in paths]),
-        short_path=np.array([short_path]),
+        failing=np.array([failing]),
     )
 
 
@@ -140,16 +144,18 @@ def _place(city: Map, pose: np.ndarray) -> _Place:
         lanes, is_on_road = layers.connectors_at(point), True
     if not lanes:
         return _Place(is_on_road)
-    nearest = [_nearest_pose(lane.baseline, point) for lane in lanes]
+    for lane in lanes:
+        if lane.line is None:
+            return _Place(True, lane, distance=0.0)
+    nearest = [_nearest_pose(lane.line, point) for lane in lanes]
     errors = [abs(candidate[0][2] - pose[2]) for candidate in nearest]  # not wrapped, as officially
     best = int(np.argmin(errors))
     found, progress = nearest[best]
     return _Place(True, lanes[best], found, progress, float(np.hypot(*(found[:2] - pose[:2]))))
 
 
-def _nearest_pose(baseline: np.ndarray, point: shapely.Point) -> tuple[np.ndarray, float]:
+def _nearest_pose(line: shapely.LineString, point: shapely.Point) -> tuple[np.ndarray, float]:
     """The baseline's nearest pose, heading over half a metre ahead, and its progress."""
-    line = shapely.LineString(baseline[:, :2])
     progress = float(shapely.line_locate_point(line, point))
     here, ahead = shapely.get_coordinates(shapely.line_interpolate_point(line, [progress, progress + LOOK_AHEAD]))
     if (here == ahead).all():
