@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,6 @@ from navsim_adapter import __version__
 from navsim_adapter.errors import InputError
 
 if TYPE_CHECKING:
-    from navsim_adapter.cache.scene_cache import SceneCache
     from navsim_adapter.root import DataRoot
     from navsim_adapter.scenes import SceneFilter
 
@@ -86,7 +85,7 @@ def _convert(options: argparse.Namespace) -> None:
     from navsim_adapter.dataset import convert
 
     root, split, chosen = _selection(options)
-    with _Progress("scenes") as progress:
+    with Progress("scenes") as progress:
         content = convert(root, split, chosen, options.out, lambda done: progress.show(done, None))
     print(f"{content['count']} scenes of {split} in {options.out}")
 
@@ -95,8 +94,9 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _cache_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser)
+    add_data_arguments(parser, needs_split=False)
     add_filter_arguments(parser)
+    parser.add_argument("--two-stage", metavar="FOLDER", help="cache this folder's rendered scenes, not a split's")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the scoring cache")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, one log each")
 
@@ -104,14 +104,31 @@ def _cache_arguments(parser: argparse.ArgumentParser) -> None:
 def _cache(options: argparse.Namespace) -> None:
     from navsim_adapter.cache.folder import build_cache
 
+    if options.two_stage:
+        _cache_second_stage(options)
+        return
     root, split, chosen = _selection(options)
-    with _Progress("logs") as progress:
+    with Progress("logs") as progress:
         content = build_cache(
             root, split, chosen, options.out, options.workers, lambda done, total, _: progress.show(done, total)
         )
     for item in content["skipped"]:
         print(f"skipped: {item['reason']}", file=sys.stderr)
     print(f"{content['count']} scenes of {split} in {options.out}, {len(content['skipped'])} skipped")
+
+
+def _cache_second_stage(options: argparse.Namespace) -> None:
+    from navsim_adapter.cache.second_stage import cache_second_stage
+
+    if options.split or options.filter or options.max_scenes is not None:
+        raise InputError("--two-stage: caches all rendered scenes; leave --split, --filter and --max-scenes out")
+    with Progress("scenes") as progress:
+        content = cache_second_stage(
+            options.two_stage, root_of(options).maps, options.out, options.workers, progress.show
+        )
+    for item in content["skipped"]:
+        print(f"skipped: {item['reason']}", file=sys.stderr)
+    print(f"{content['count']} rendered scenes in {options.out}, {len(content['skipped'])} skipped")
 
 
 # -- import ------------------------------------------------------------------------------------------------------------
@@ -128,7 +145,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 def _import(options: argparse.Namespace) -> None:
     from navsim_adapter.cache.official_folder import import_official
 
-    with _Progress("logs") as progress:
+    with Progress("logs") as progress:
         content = import_official(
             options.tree, options.out, options.other, options.maps, options.workers, progress.show
         )
@@ -153,68 +170,10 @@ def _inspect(options: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-# -- score -------------------------------------------------------------------------------------------------------------
-
-
-def _score_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, needs_split=False)
-    parser.add_argument("--trajectories", required=True, metavar="T.npz", help="arrays token, name, poses (M, T, 3)")
-    parser.add_argument("--metric", choices=("pdms", "epdms"), default="pdms", help="PDMS v1.1 or EPDMS v2.2")
-    parser.add_argument("--out", required=True, metavar="CSV", help="table of sub-scores and scores, in input order")
-    parser.add_argument("--cache", metavar="DIR", help="read scenes from this cache, not from logs and maps")
-    parser.add_argument("--workers", type=int, default=1, help="processes that build scenes when there is no cache")
-
-
-def _score(options: argparse.Namespace) -> None:
-    from navsim_adapter.score_table import read_trajectories, score_rows, write_csv
-    from navsim_adapter.scoring.scorer import Scorer
-
-    trajectories = read_trajectories(options.trajectories)
-    cache, skipped = _scenes_to_score(options, trajectories.tokens)
-    columns = score_rows(Scorer(cache, metric=options.metric), trajectories, frozenset(skipped))
-    write_csv(options.out, trajectories, columns)
-    for reason in skipped.values():
-        print(f"not scored: {reason}", file=sys.stderr)
-    scored = sum(token not in skipped for token in trajectories.tokens)
-    print(f"{scored} of {len(trajectories)} trajectories scored with {options.metric} in {options.out}")
-
-
-def _scenes_to_score(
-    options: argparse.Namespace, tokens: Sequence[str]
-) -> tuple[Mapping[str, SceneCache], dict[str, str]]:
-    """The scenes of these tokens, and why the rest has none; raises InputError for tokens that are nowhere."""
-    from navsim_adapter.cache.folder import build_scenes, skipped_in
-    from navsim_adapter.cache.store import open_cache
-    from navsim_adapter.scenes import every_frame, split_filter
-
-    cache: Mapping[str, SceneCache]
-    wanted = sorted(set(tokens))
-    if options.cache:
-        cache, skipped = open_cache(options.cache), skipped_in(options.cache)
-        place = options.cache
-    elif not options.split:
-        raise InputError("--split: not given; name the split that holds the scenes, or a cache with --cache")
-    else:
-        split = split_filter(options.split)[0]
-        cache, found = build_scenes(_root(options), split, every_frame(wanted), options.workers)
-        skipped = {item.token: item.reason for item in found}
-        place = f"split {split}"
-    missing = [token for token in wanted if token not in cache and token not in skipped]
-    if missing:
-        raise InputError(
-            f"{options.trajectories}: {len(missing)} of {len(wanted)} tokens are no scene of {place} "
-            f"(first: {missing[0]}); a scene needs 3 frames before, 10 after and a route; check --split and --data"
-        )
-    skipped = {token: skipped[token] for token in wanted if token in skipped}
-    if len(skipped) == len(wanted):
-        raise InputError(f"none of {len(wanted)} scenes can be scored; first: {next(iter(skipped.values()))}")
-    return cache, skipped
-
-
 # -- shared ------------------------------------------------------------------------------------------------------------
 
 
-def _root(options: argparse.Namespace) -> DataRoot:
+def root_of(options: argparse.Namespace) -> DataRoot:
     from navsim_adapter.root import data_root
 
     return data_root(options.data, os.environ)
@@ -226,15 +185,17 @@ def _selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]
 
     from navsim_adapter.scenes import split_filter
 
+    if not options.split:
+        raise InputError("--split: not given; name the folder under navsim_logs, or navmini, navtrain, navtest")
     split, chosen = split_filter(options.split, options.filter)
     if options.max_scenes is not None:
         if options.max_scenes < 1:
             raise InputError(f"--max-scenes: must be at least 1, got {options.max_scenes}")
         chosen = replace(chosen, max_scenes=options.max_scenes)
-    return _root(options), split, chosen
+    return root_of(options), split, chosen
 
 
-class _Progress:
+class Progress:
     """A rich progress bar on stderr; silent where stderr is no terminal."""
 
     def __init__(self, unit: str):
@@ -246,7 +207,7 @@ class _Progress:
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task(unit, total=None)
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         self.bar.start()
         return self
 
@@ -273,7 +234,8 @@ COMMANDS: dict[str, Command] = {
     "convert": Command("Write the scenes of a split as an Arrow table.", _convert_arguments, _convert),
     "cache": Command("Build the scoring cache of a split from logs and maps.", _cache_arguments, _cache),
     "import": Command("Turn the devkit's metric cache into ours.", _import_arguments, _import),
-    "score": Command("Score trajectories with an official metric.", _score_arguments, _score),
+    "score": _leaf("navsim_adapter.score_command", "Score trajectories with an official metric."),
+    "merge": _leaf("navsim_adapter.shards", "Put the shards of a score run together."),
     "inspect": Command("Say what a scoring cache holds.", _inspect_arguments, _inspect),
     "baseline": _leaf("navsim_adapter.baselines", "Trajectories of a planner that needs no weights."),
     "submission": _leaf("navsim_adapter.submission_command", "Write or check an official submission file."),

@@ -1,7 +1,7 @@
 """Trajectory tables in (.npz), score tables out (.csv): what `navsim-adapter score` reads and writes.
 
-Rows of one name are one planner. Rows are scored in blocks (scenes x names) of one sampling, so that EPDMS can compare
-a planner's plans of neighbouring scenes; the block a row is in changes nothing else.
+Rows of one name are one planner. Floats are written to the last digit, so a table that is read back and written again
+is the same file; `shards` rests on that.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import atomic_path
 
-if TYPE_CHECKING:
-    from navsim_adapter.scoring.scorer import Scorer
-
+FARTHEST = 1e6  # m and rad: beyond it a pose is garbage and the simulation would overflow
+ROW = "row"  # column of a shard's table: where the row stands in the whole one
+LABELS = ("token", "name", "frame_type")
 DEFAULT_INTERVAL = 0.5
 
 
@@ -35,10 +34,52 @@ class Trajectories:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def take(self, rows: Sequence[int]) -> Trajectories:
+        """These rows, in this order."""
+        return Trajectories(
+            tuple(self.tokens[row] for row in rows),
+            tuple(self.names[row] for row in rows),
+            [self.poses[row] for row in rows],
+            self.interval[np.asarray(rows, np.int64)],
+        )
 
-def read_trajectories(path: str | Path) -> Trajectories:
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Figures of M trajectories in the order of the input.
+
+    labels: column name -> M texts that come before the figures.  figures: (M, F), NaN where there is none.
+    rows: (M,) where each stands in the whole input, if the table is a part of it.
+    """
+
+    labels: Mapping[str, Sequence[str]]
+    columns: tuple[str, ...]
+    figures: np.ndarray
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.figures)
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        return self.labels["token"]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.labels["name"]
+
+    @property
+    def is_scored(self) -> np.ndarray:
+        """(M,) bool."""
+        return ~np.isnan(self.figures[:, self.columns.index("score")])
+
+
+def read_trajectories(path: str | Path, *, any_numbers: bool = False) -> Trajectories:
     """Read and check a table: `token`, `name`, `poses` (M, T, 3); mixed samplings as `poses` (sum T, 3) beside `size`
-    and `interval`. Raises InputError for missing arrays, wrong shapes, NaN or infinity, and repeated rows."""
+    and `interval`. Raises InputError for missing arrays, wrong shapes, NaN or infinity, and repeated rows.
+
+    any_numbers: leave it to `check_poses` whether poses are finite, as rows of scenes without cache need not be.
+    """
     content = _read_arrays(Path(path))
     count = len(content["token"])
     for name in ("name", "size", "interval"):
@@ -48,56 +89,68 @@ def read_trajectories(path: str | Path) -> Trajectories:
     names = tuple(str(name) for name in content["name"])
     poses = _split_poses(path, content, count)
     interval = np.asarray(content.get("interval", np.full(count, DEFAULT_INTERVAL)), np.float64)
-    for row in range(count):
-        where = f"{path}: trajectory {names[row]!r} of scene {tokens[row]}"
-        if not np.isfinite(poses[row]).all():
-            step = int(np.argmin(np.isfinite(poses[row]).all(axis=1)))
-            raise InputError(f"{where}: poses contain NaN or infinity at step {step}; repair or leave out this row")
-        if not len(poses[row]) or not 0 < interval[row] < np.inf:
-            raise InputError(f"{where}: has {len(poses[row])} poses at interval {interval[row]}; both must be positive")
+    table = Trajectories(tokens, names, poses, interval)
+    if not (all(map(len, poses)) and (interval > 0).all() and np.isfinite(interval).all()):
+        row = next(row for row in range(count) if not (len(poses[row]) and 0 < interval[row] < np.inf))
+        raise InputError(
+            f"{path}: trajectory {names[row]!r} of scene {tokens[row]}: has {len(poses[row])} poses at interval "
+            f"{interval[row]}; both must be positive"
+        )
+    if not any_numbers:
+        check_poses(table, f"{path}: ")
     _refuse_repeats(path, tokens, names)
-    return Trajectories(tokens, names, poses, interval)
+    return table
 
 
-def score_rows(
-    scorer: Scorer, trajectories: Trajectories, missing: frozenset[str] = frozenset()
-) -> dict[str, np.ndarray]:
-    """Column name -> (M,) figures in the table's order; NaN where there is none (rows of `missing` scenes)."""
-    columns: dict[str, np.ndarray] = {}
-    for tokens, rows in _blocks(trajectories, missing):
-        poses = np.array([[trajectories.poses[row] for row in line] for line in rows], np.float64)
-        interval = float(trajectories.interval[rows[0][0]])
-        scores = scorer.score(list(tokens), poses, interval=interval)
-        for name in (*scores.sub_scores, "score"):
-            column = columns.setdefault(name, np.full(len(trajectories), np.nan))
-            column[np.array(rows)] = scores[name]
-    return columns
+def check_poses(table: Trajectories, where: str = "") -> None:
+    """Raises InputError naming the first trajectory with poses that are no places: NaN, infinite or absurdly far.
+
+    where: what to begin the message with.
+    """
+    if not len(table) or (np.abs(np.concatenate(table.poses)) <= FARTHEST).all():  # False for NaN
+        return
+    for token, name, own in zip(table.tokens, table.names, table.poses):
+        start = f"{where}trajectory {name!r} of scene {token}"
+        if not np.isfinite(own).all():
+            step = int(np.argmin(np.isfinite(own).all(axis=1)))
+            raise InputError(f"{start}: poses contain NaN or infinity at step {step}; repair or leave out this row")
+        if np.abs(own).max() > FARTHEST:
+            step = int(np.argmax(np.abs(own).max(axis=1) > FARTHEST))
+            raise InputError(f"{start}: pose {own[step].tolist()} at step {step} is no place; repair this row")
 
 
-def write_csv(path: str | Path, trajectories: Trajectories, columns: Mapping[str, np.ndarray]) -> None:
-    """token, name and the columns, in input order, floats to the last digit; an empty cell where there is no figure."""
+def write_table(path: str | Path, table: ScoreTable) -> None:
+    """token, name and the figures, floats to the last digit; an empty cell where there is no figure."""
     with atomic_path(path) as aside, open(aside, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["token", "name", *columns])
-        for row, (token, name) in enumerate(zip(trajectories.tokens, trajectories.names)):
-            figures = [float(column[row]) for column in columns.values()]
-            writer.writerow([token, name, *("" if np.isnan(figure) else repr(figure) for figure in figures)])
+        places = [] if table.rows is None else [ROW]
+        writer.writerow([*places, *table.labels, *table.columns])
+        for row, (labels, figures) in enumerate(zip(zip(*table.labels.values()), table.figures.tolist())):
+            place = [] if table.rows is None else [int(table.rows[row])]
+            writer.writerow([*place, *labels, *map(cell, figures)])
 
 
-def _blocks(trajectories: Trajectories, missing: frozenset[str]) -> list[tuple[tuple[str, ...], list[list[int]]]]:
-    """(tokens, rows per token and name): names that have the same scenes and the same sampling go together."""
-    of_name: dict[tuple[str, int, float], dict[str, int]] = {}
-    for row, (token, name) in enumerate(zip(trajectories.tokens, trajectories.names)):
-        if token not in missing:
-            sampling = (name, len(trajectories.poses[row]), float(trajectories.interval[row]))
-            of_name.setdefault(sampling, {})[token] = row
-    together: dict[tuple[tuple[str, ...], int, float], list[dict[str, int]]] = {}
-    for (_, size, interval), rows in of_name.items():
-        together.setdefault((tuple(sorted(rows)), size, interval), []).append(rows)
-    return [
-        (tokens, [[rows[token] for rows in planners] for token in tokens])
-        for (tokens, _, _), planners in together.items()
-    ]
+def cell(figure: float) -> str:
+    """A figure as text that reads back to the same bits; empty for NaN."""
+    return "" if figure != figure else repr(figure)
+
+
+def read_table(path: str | Path) -> ScoreTable:
+    """A table as `write_table` leaves it; raises InputError if it is none."""
+    try:
+        with open(path, newline="") as file:
+            header, *lines = csv.reader(file)
+        first = 1 if header[0] == ROW else 0
+        last = next(place for place in range(len(header)) if header[place] not in (ROW, *LABELS))
+        if {"token", "name"} - set(header[first:last]) or any(len(line) != len(header) for line in lines):
+            raise ValueError("its rows do not fit its header")
+        figures = np.array([[float(text or "nan") for text in line[last:]] for line in lines])
+        rows = np.array([int(line[0]) for line in lines], np.int64) if first else None
+    except (OSError, ValueError, StopIteration, UnicodeDecodeError, csv.Error) as problem:
+        reason = " ".join(str(problem).split())[:120]
+        raise InputError(f"{path}: is no table of navsim-adapter score ({reason}); score this part again") from problem
+    labels = {name: [line[place] for line in lines] for place, name in enumerate(header[first:last], first)}
+    return ScoreTable(labels, tuple(header[last:]), figures.reshape(len(lines), len(header) - last), rows)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

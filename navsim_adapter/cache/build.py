@@ -74,7 +74,17 @@ def _build(scene: Scene, city: Map) -> SceneCache:
         object_knots=tracks.knots,
         versions=versions,
     )
-    return _with_reference(cache, plan, moments[0], city)
+    return _with_reference(_with_traffic(cache, moments[0], city), plan, moments[0], city)
+
+
+def _with_traffic(cache: SceneCache, now: Moment, city: Map) -> SceneCache:
+    """Add where simulated traffic starts, which only the map knows (8.3)."""
+    if not cache.versions & EPDMS:
+        return cache
+    from navsim_adapter.traffic.scene import traffic_scene  # brings the compiled scorer
+
+    extras = traffic_scene(city, cache.ego_state[:3], now.objects).arrays()
+    return replace(cache, extras={**cache.extras, **extras})
 
 
 def _with_reference(cache: SceneCache, plan: route.Route, now: Moment, city: Map) -> SceneCache:

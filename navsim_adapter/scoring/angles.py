@@ -13,6 +13,7 @@ import numpy as np
 from navsim_adapter.scoring.jit import kernel
 
 TWO_PI = 2.0 * pi
+_TURNS = 1.0 / TWO_PI
 
 # pi/2 in three pieces of 33 bits: products with small whole numbers are exact (Cody and Waite).
 _HALF_PI_1 = 1.57079632673412561417e00
@@ -45,7 +46,7 @@ def sine_cosine(angle: float) -> tuple[float, float]:
 @kernel
 def wrap(angle: float) -> float:
     """The angle in [-pi, pi], as atan2(sin, cos) decides the ties: both ends stay, the next double turns."""
-    wrapped = angle - TWO_PI * np.rint(angle / TWO_PI)
+    wrapped = angle - TWO_PI * np.rint(angle * _TURNS)
     if wrapped > pi:
         wrapped -= TWO_PI
     if wrapped < -pi:
@@ -57,7 +58,7 @@ def wrap(angle: float) -> float:
 def principal(angle: float) -> float:
     """(angle + pi) mod 2 pi - pi, in [-pi, pi)."""
     shifted = angle + pi
-    rest = shifted - TWO_PI * np.floor(shifted / TWO_PI)
+    rest = shifted - TWO_PI * np.floor(shifted * _TURNS)
     if rest < 0.0:
         rest += TWO_PI
     if rest >= TWO_PI:

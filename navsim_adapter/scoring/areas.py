@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from navsim_adapter.scoring.geometry import box_corners
 from navsim_adapter.scoring.jit import kernel
-from navsim_adapter.scoring.map_index import DRIVABLE, ON_ROUTE, categories_at, is_over_several_lanes
+from navsim_adapter.scoring.map_index import DRIVABLE, INTERSECTION, ON_ROUTE, categories_at, lanes_at
 from navsim_adapter.scoring.simulate import COSINE, SINE, X, Y
 from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STATES
 
@@ -38,9 +38,42 @@ def is_off_road(area, corners) -> bool:
 
 
 @kernel
-def is_off_lane(area, corners) -> bool:
-    """MULTI_LANE or NON_DRIVABLE: where a sideways contact is the ego's fault."""
-    return is_off_road(area, corners) or is_over_several_lanes(area, corners)
+def is_over_several_lanes(area, corners, lanes) -> bool:
+    """MULTI_LANE: more than one lane holds a corner, and no lane holds all four.  lanes: (5, P) scratch."""
+    first, is_several = -1, False
+    found = lanes[4]
+    for i in range(4):
+        count = lanes_at(area, corners[i, 0], corners[i, 1], lanes[i])
+        for at in range(count):
+            if first >= 0 and lanes[i, at] != first:
+                is_several = True
+            first = lanes[i, at]
+        if i == 0:
+            found[:count] = lanes[0, :count]
+            shared = count
+        kept = 0
+        for at in range(shared):  # lanes that hold every corner so far
+            for other in range(count):
+                if lanes[i, other] == found[at]:
+                    found[kept] = found[at]
+                    kept += 1
+                    break
+        shared = kept
+    return is_several and shared == 0
+
+
+@kernel
+def is_off_lane(area, corners, lanes) -> bool:
+    """MULTI_LANE or NON_DRIVABLE: where a sideways contact is the ego's fault.  lanes: (5, P) scratch."""
+    return is_off_road(area, corners) or is_over_several_lanes(area, corners, lanes)
+
+
+@kernel
+def center_areas(area, states, c, areas) -> None:
+    """Whether the center is on the route's lanes and whether in an intersection at each state: (41,) out, bits."""
+    for k in range(STATES):
+        x, y = center(states, k, c)
+        areas[k] = categories_at(area, x, y, ON_ROUTE | INTERSECTION)
 
 
 @kernel
@@ -54,12 +87,12 @@ def drivable_area_compliance(area, states, c, corners) -> float:
 
 
 @kernel
-def count_area_steps(area, states, c, corners) -> tuple[int, int, int]:
+def count_area_steps(area, states, c, corners, lanes) -> tuple[int, int, int]:
     """Diagnostics: states over several lanes, off the drivable area, and with the center off the route's lanes."""
     several, off_road, oncoming = 0, 0, 0
     for k in range(STATES):
         ego_corners(states, k, c, corners)
-        several += is_over_several_lanes(area, corners)
+        several += is_over_several_lanes(area, corners, lanes)
         off_road += is_off_road(area, corners)
         x, y = center(states, k, c)
         oncoming += categories_at(area, x, y, ON_ROUTE) == 0

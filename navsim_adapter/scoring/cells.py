@@ -1,4 +1,8 @@
-"""Fills the grid of `map_index.py`: which cells a polygon covers, which it cuts and with which edges."""
+"""Fills the grid of `map_index.py`: which cells a polygon covers, which it cuts and with which edges.
+
+A cell's number holds, from the lowest bit: the categories of polygons that cover it (4 bits), of polygons that cut it
+(4), whether the centerline passes near (1), the lanes that cover it (20: the first link of a chain), its first item.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +15,36 @@ from navsim_adapter.scoring.geometry import distance_to_segment
 from navsim_adapter.scoring.jit import entry, kernel
 
 CELL = 1.0  # m
-# A cell's number: categories that cover it, categories that cut it (four bits each), and its first item.
-CUT_SHIFT, FLAG_BITS = 4, 8
+LANE = np.int64(8)  # the category of which a cell remembers the polygons that cover it
+CUT_SHIFT, NEAR_LINE, LANES_SHIFT, ITEM_SHIFT = 4, 1 << 8, 9, 29
+_LANES_MASK = (1 << (ITEM_SHIFT - LANES_SHIFT)) - 1
 IS_OUTSIDE, IS_INSIDE, IS_UNSURE = 0, 1, 2  # where a cell's center is; unsure when an edge passes within _MARGIN
 _MARGIN = 1e-6  # m; an edge this near to a cell counts as crossing it
 
 
+@kernel
+def first_link(number) -> int:
+    """The chain of lanes that cover a cell; 0 is the empty chain."""
+    return (number >> LANES_SHIFT) & _LANES_MASK
+
+
 @entry
 def index_cells(fingerprint: int) -> Callable[..., Any]:
-    def index_cells(x_min, y_min, columns, rows, vertices, ring_start, polygon_start, boxes, category):
-        """The grid's sections of the map index.
+    def index_cells(
+        x_min, y_min, columns, rows, vertices, ring_start, polygon_start, boxes, category, line, line_distance
+    ):
+        """The map index's cells (rows * columns + 1,), items (I + 1, 3), edges (E,) and links (K, 2).
 
         vertices (V, 2), ring_start, polygon_start: as `scene_cache.Polygons`.  boxes (P, 4), category (P,) of the
-        polygons.  Returns cells (rows * columns + 1,), items (I + 1, 3) and edges (E,), all int64: see `map_index`.
+        polygons.  line (C, 2): cells within line_distance of it get an item of polygon P with its segments.
+        Links are chains of lanes: the polygon and the next link.
         """
         _ = fingerprint
-        count = rows * columns
-        flags = np.zeros(count, np.int64)
-        is_inside = np.zeros(count, np.int64)  # of one polygon at a time
-        cut_by = np.full(count, -1, np.int64)  # the last polygon that cut the cell
-        pairs = np.empty((4096, 4), np.int64)  # cell, polygon, first vertex of an edge, where the center is
-        size = 0
+        numbers = np.zeros(rows * columns, np.int64)
+        is_inside = np.zeros(rows * columns, np.int64)  # of one polygon at a time
+        cut_by = np.full(rows * columns, -1, np.int64)  # the last polygon that cut the cell
+        pairs, size = np.empty((8192, 4), np.int64), 0  # cell, polygon, first vertex of an edge, where the center is
+        links = np.zeros((1, 2), np.int64)
         for polygon in range(boxes.shape[0]):
             low_row, high_row = _span(boxes[polygon, 1] - y_min, boxes[polygon, 3] - y_min, rows)
             low_column, high_column = _span(boxes[polygon, 0] - x_min, boxes[polygon, 2] - x_min, columns)
@@ -47,30 +60,53 @@ def index_cells(fingerprint: int) -> Callable[..., Any]:
                     for row in range(low, high + 1):
                         _flip_centers(ax, ay, bx, by, row, columns, is_inside)
                         left, right = _columns_in_row(ax, ay, bx, by, row, columns)
-                        while size + right - left >= len(pairs):
-                            pairs = np.concatenate((pairs, pairs))
+                        if size + right - left >= len(pairs):
+                            pairs = np.concatenate((pairs, np.empty((len(pairs) + columns, 4), np.int64)))
                         for column in range(left, right + 1):
                             cell = row * columns + column
                             cut_by[cell] = polygon
-                            pairs[size, 0], pairs[size, 1], pairs[size, 2] = cell, polygon, i
                             near = distance_to_segment((column + 0.5) * CELL, (row + 0.5) * CELL, ax, ay, bx, by)
+                            pairs[size, 0], pairs[size, 1], pairs[size, 2] = cell, polygon, i
                             pairs[size, 3] = IS_UNSURE if near < _MARGIN else IS_OUTSIDE
                             size += 1
+            extended = np.zeros(len(links), np.int64)  # each chain with this polygon put in front
             for row in range(low_row, high_row + 1):
                 inside = 0
                 for cell in range(row * columns + low_column, row * columns + high_column + 1):
                     inside ^= is_inside[cell]
                     is_inside[cell] = inside
                     if cut_by[cell] == polygon:
-                        flags[cell] |= category[polygon] << CUT_SHIFT
+                        numbers[cell] |= category[polygon] << CUT_SHIFT
                     elif inside:
-                        flags[cell] |= category[polygon]
+                        numbers[cell] |= category[polygon]
+                        if category[polygon] & LANE:
+                            chain = first_link(numbers[cell])
+                            if extended[chain] == 0:
+                                extended[chain] = len(links)
+                                links = np.concatenate((links, np.array([[polygon, chain]])))
+                            numbers[cell] += (extended[chain] - chain) << LANES_SHIFT
             for pair in range(first, size):
                 if pairs[pair, 3] != IS_UNSURE:
                     pairs[pair, 3] = is_inside[pairs[pair, 0]]
             for row in range(low_row, high_row + 1):
                 is_inside[row * columns + low_column : row * columns + high_column + 1] = 0
-        return _items(pairs[:size], flags)
+        for i in range(line.shape[0] - 1):
+            ax, ay, bx, by = line[i, 0] - x_min, line[i, 1] - y_min, line[i + 1, 0] - x_min, line[i + 1, 1] - y_min
+            low, high = _span(min(ay, by) - line_distance, max(ay, by) + line_distance, rows)
+            left, right = _span(min(ax, bx) - line_distance, max(ax, bx) + line_distance, columns)
+            for row in range(low, high + 1):
+                if size + right - left >= len(pairs):
+                    pairs = np.concatenate((pairs, np.empty((len(pairs) + columns, 4), np.int64)))
+                for column in range(left, right + 1):
+                    middle_x, middle_y = (column + 0.5) * CELL, (row + 0.5) * CELL
+                    if distance_to_segment(middle_x, middle_y, ax, ay, bx, by) < line_distance + 0.7072 * CELL:
+                        cell = row * columns + column
+                        numbers[cell] |= NEAR_LINE
+                        pairs[size, 0], pairs[size, 1], pairs[size, 2] = cell, boxes.shape[0], i
+                        pairs[size, 3] = IS_OUTSIDE
+                        size += 1
+        cells, items, edges = _items(pairs[:size], numbers)
+        return cells, items, edges, links
 
     return index_cells
 
@@ -109,25 +145,25 @@ def _columns_in_row(ax, ay, bx, by, row, columns):
 
 
 @kernel
-def _items(pairs, flags):
+def _items(pairs, numbers):
     """Sort (cell, polygon, edge) by cell, polygons staying in order, and cut into one item per cell and polygon."""
-    count = len(flags)
-    begin = np.zeros(count + 1, np.int64)
+    count = len(numbers)
+    end = np.zeros(count + 1, np.int64)
     for pair in range(len(pairs)):
-        begin[pairs[pair, 0] + 1] += 1
+        end[pairs[pair, 0] + 1] += 1
     for cell in range(count):
-        begin[cell + 1] += begin[cell]
+        end[cell + 1] += end[cell]
     order = np.empty(len(pairs), np.int64)
     for pair in range(len(pairs)):
         cell = pairs[pair, 0]
-        order[begin[cell]] = pair
-        begin[cell] += 1  # now where the cell's pairs end
+        order[end[cell]] = pair
+        end[cell] += 1  # from where the cell's pairs start to where they end
     cells, items, edges = np.empty(count + 1, np.int64), np.empty((len(pairs) + 1, 3), np.int64), np.empty_like(order)
     at, size = 0, 0
     for cell in range(count):
-        cells[cell] = flags[cell] | (size << FLAG_BITS)
+        cells[cell] = numbers[cell] | (size << ITEM_SHIFT)
         polygon = -1
-        while at < begin[cell]:
+        while at < end[cell]:
             pair = order[at]
             if pairs[pair, 1] != polygon:
                 polygon = pairs[pair, 1]
@@ -136,6 +172,6 @@ def _items(pairs, flags):
             items[size - 1, 1] = max(items[size - 1, 1], pairs[pair, 3])
             edges[at] = pairs[pair, 2]
             at += 1
-    cells[count] = size << FLAG_BITS
+    cells[count] = size << ITEM_SHIFT
     items[size, 0], items[size, 1], items[size, 2] = -1, IS_OUTSIDE, at
     return cells, items[: size + 1].copy(), edges

@@ -21,7 +21,7 @@ AGENT_SCORE, STATIC_SCORE = 0.0, 0.5  # what is left after an at-fault contact
 
 
 @kernel
-def is_at_fault(area, traffic, m, states, k, c, speed, corners, object_corners) -> bool:
+def is_at_fault(area, traffic, m, states, k, c, speed, corners, object_corners, lanes) -> bool:
     """Whether a contact with object m at step k is the ego's fault.
 
     It is when the object stands (standing at first sight, 10.4 item 1), when the ego's front edge meets it, or when
@@ -35,7 +35,7 @@ def is_at_fault(area, traffic, m, states, k, c, speed, corners, object_corners) 
         return False
     if segment_meets_quad(corners[0, 0], corners[0, 1], corners[3, 0], corners[3, 1], object_corners):
         return True
-    return is_off_lane(area, corners)
+    return is_off_lane(area, corners, lanes)
 
 
 @kernel

@@ -50,12 +50,12 @@ def comfort(states, lateral_acceleration, n, scratch, turns, is_comfortable) -> 
             start = 0.0
     for c in range(n):
         is_comfortable[c] = start
-    _bound_parabola(longitudinal, n, _LEAST_ACCELERATION, _MOST_ACCELERATION, is_comfortable)
+    _bound_parabola(longitudinal, n, _LEAST_ACCELERATION, _MOST_ACCELERATION, scratch[3], is_comfortable)
     filter_series(longitudinal, rows, n, SMOOTH, filtered)
-    _bound_parabola_slope(filtered, n, _LONGITUDINAL_JERK, is_comfortable)
+    _bound_parabola_slope(filtered, n, _LONGITUDINAL_JERK, scratch[3], is_comfortable)
     _magnitudes(longitudinal, lateral_acceleration, n, magnitude)
     filter_series(magnitude, rows, n, SMOOTH, filtered)
-    _bound_parabola_slope(filtered, n, _JERK, is_comfortable)
+    _bound_parabola_slope(filtered, n, _JERK, scratch[3], is_comfortable)
     unwrap(states[HEADING], rows, n, turns, scratch[2])
     _bound_yaw(scratch[2], rows, n, filtered, is_comfortable)
 
@@ -157,38 +157,43 @@ def _bound_yaw(unwrapped, rows, n, filtered, is_comfortable):
 
 
 @kernel
-def _bound_parabola(series, n, low, high, is_comfortable):
+def _bound_parabola(series, n, low, high, fit, is_comfortable):
     """Bound the parabola fitted to all 41 rows, at each of them."""
-    for c in range(n):
-        level, tilt, bend = _parabola(series, c)
-        for i in range(STATES):
-            u = float(i - _MIDDLE)
-            value = _rounded(level + tilt * u + bend * (u * u - _MEAN_SQUARE))
-            if not low < value < high:
-                is_comfortable[c] = 0.0
-
-
-@kernel
-def _bound_parabola_slope(series, n, bound, is_comfortable):
-    """Bound the slope of that parabola: linear in time, so the ends decide."""
-    for c in range(n):
-        _, tilt, bend = _parabola(series, c)
-        at_start = _rounded((tilt - 2.0 * bend * _MIDDLE) / INTERVAL)
-        at_end = _rounded((tilt + 2.0 * bend * _MIDDLE) / INTERVAL)
-        if not (abs(at_start) < bound and abs(at_end) < bound):
-            is_comfortable[c] = 0.0
-
-
-@kernel
-def _parabola(series, c):
-    """Least-squares level, tilt and bend about the middle row, in powers u and u^2 - mean(u^2)."""
-    total, tilt, bend = 0.0, 0.0, 0.0
+    _fit_parabola(series, n, fit)
+    level, tilt, bend = fit[0], fit[1], fit[2]
     for i in range(STATES):
         u = float(i - _MIDDLE)
-        total += series[i, c]
-        tilt += u * series[i, c]
-        bend += (u * u - _MEAN_SQUARE) * series[i, c]
-    return total / STATES, tilt / _SUM_SQUARE, bend / _SUM_FOURTH
+        for c in range(n):
+            value = _rounded(level[c] + tilt[c] * u + bend[c] * (u * u - _MEAN_SQUARE))
+            is_comfortable[c] = is_comfortable[c] if (low < value) & (value < high) else 0.0
+
+
+@kernel
+def _bound_parabola_slope(series, n, bound, fit, is_comfortable):
+    """Bound the slope of that parabola: linear in time, so the ends decide."""
+    _fit_parabola(series, n, fit)
+    tilt, bend = fit[1], fit[2]
+    for c in range(n):
+        at_start = abs(_rounded((tilt[c] - 2.0 * bend[c] * _MIDDLE) / INTERVAL))
+        at_end = abs(_rounded((tilt[c] + 2.0 * bend[c] * _MIDDLE) / INTERVAL))
+        is_comfortable[c] = is_comfortable[c] if (at_start < bound) & (at_end < bound) else 0.0
+
+
+@kernel
+def _fit_parabola(series, n, fit):
+    """Least-squares level, tilt and bend about the middle row, in powers u and u^2 - mean(u^2): rows of `fit` out."""
+    level, tilt, bend = fit[0], fit[1], fit[2]
+    for c in range(n):
+        level[c], tilt[c], bend[c] = 0.0, 0.0, 0.0
+    for i in range(STATES):
+        row, u = series[i], float(i - _MIDDLE)
+        curved = u * u - _MEAN_SQUARE
+        for c in range(n):
+            level[c] += row[c]
+            tilt[c] += u * row[c]
+            bend[c] += curved * row[c]
+    for c in range(n):
+        level[c], tilt[c], bend[c] = level[c] / STATES, tilt[c] / _SUM_SQUARE, bend[c] / _SUM_FOURTH
 
 
 @kernel

@@ -26,13 +26,13 @@ from navsim_adapter.scoring.vehicle import INTERVAL, STATES
 
 
 @kernel
-def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled, corners, other, shifted):
+def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled, corners, other, lanes):
     """No-at-fault collisions, time to collision, traffic lights and the times of the first two infractions.
 
     start_speed: hypot(vx, vy) of the measured state; later states have no lateral speed.
     ttc_steps: states that time to collision checks (41 in v1.1, 32 in v2.2, whose objects end with the states).
     is_settled: (2, M) scratch: objects ignored by collisions and by time to collision.
-    corners, other, shifted: (4, 2) scratch.
+    corners, other: (4, 2) scratch.  lanes: (5, P) scratch.
     """
     objects = object_count(traffic)
     for m in range(objects):
@@ -44,7 +44,6 @@ def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled,
         cosine, sine = states[COSINE, k, c], states[SINE, k, c]
         speed = start_speed if k == 0 else abs(states[SPEED, k, c])
         is_watching = is_clear and k < ttc_steps and speed >= ttc.STOPPED_SPEED
-        has_corners = False
         for offset in range(ttc.OFFSETS if is_watching else 1):
             at = k + offset * ttc.STRIDE
             later = (offset * ttc.STRIDE) * INTERVAL
@@ -57,30 +56,27 @@ def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled,
                     if (whole(traffic, entry + 1) >> at) & 1 == 0:
                         continue
                     m = whole(traffic, entry)
-                if not has_corners:
-                    ego_corners(states, k, c, corners)
-                    has_corners = True
                 if m >= objects:
                     if offset == 0 and obeys_lights:
+                        ego_corners(states, k, c, corners)
                         obeys_lights = not runs_red_light(traffic, m - objects, k, corners)
                     continue
                 can_collide = offset == 0 and collision_score > 0.0 and not is_settled[0, m]
                 can_endanger = is_watching and is_clear and not is_settled[1, m]
                 if not (can_collide or can_endanger):
                     continue
-                for i in range(4):
-                    shifted[i, 0], shifted[i, 1] = corners[i, 0] + shift_x, corners[i, 1] + shift_y
-                if not touches_object(traffic, m, at, x + shift_x, y + shift_y, cosine, sine, shifted, other):
+                if not touches_object(traffic, m, at, x + shift_x, y + shift_y, cosine, sine, corners, other):
                     continue
+                ego_corners(states, k, c, corners)
                 if can_collide:
                     is_settled[0, m] = True
-                    if collisions.is_at_fault(area, traffic, m, states, k, c, speed, corners, other):
+                    if collisions.is_at_fault(area, traffic, m, states, k, c, speed, corners, other, lanes):
                         score = collisions.AGENT_SCORE if has_flag(traffic, m, IS_AGENT) else collisions.STATIC_SCORE
                         collision_score = min(collision_score, score)
                         collision_time = min(collision_time, k * INTERVAL)
                 if can_endanger:
                     is_settled[1, m] = True
-                    if ttc.is_dangerous(area, states, k, c, corners, other):
+                    if ttc.is_dangerous(area, states, k, c, corners, other, lanes):
                         is_clear = False
                         ttc_time = k * INTERVAL
     return collision_score, 1.0 if is_clear else 0.0, 1.0 if obeys_lights else 0.0, collision_time, ttc_time

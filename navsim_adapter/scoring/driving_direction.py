@@ -6,7 +6,7 @@ from math import sqrt
 
 from navsim_adapter.scoring.areas import center
 from navsim_adapter.scoring.jit import kernel
-from navsim_adapter.scoring.map_index import INTERSECTION, ON_ROUTE, categories_at
+from navsim_adapter.scoring.map_index import INTERSECTION, ON_ROUTE
 from navsim_adapter.scoring.vehicle import STATES
 
 _WINDOW = 11  # steps whose displacements are summed: one second and the step that led into it
@@ -14,21 +14,20 @@ _SOME, _TOO_MUCH = 2.0, 6.0  # m
 
 
 @kernel
-def driving_direction_compliance(area, states, c, spare_intersections, moved) -> float:
+def driving_direction_compliance(states, c, center_areas, spare_intersections, moved) -> float:
     """1, 0.5 or 0 by the longest stretch driven within a window with the center off the route's lanes.
 
-    spare_intersections: EPDMS does not count displacements that end strictly inside an intersection.
-    moved: (41,) scratch.
+    center_areas: (41,) categories that hold the center.  spare_intersections: EPDMS does not count displacements
+    that end strictly inside an intersection.  moved: (41,) scratch.
     """
     exempt = ON_ROUTE | INTERSECTION if spare_intersections else ON_ROUTE
-    x, y = 0.0, 0.0
     is_compliant = True
     for k in range(STATES):
-        x_before, y_before = x, y
-        x, y = center(states, k, c)
         moved[k] = 0.0
-        if k > 0 and categories_at(area, x, y, exempt) == 0:
-            moved[k] = sqrt((x - x_before) ** 2 + (y - y_before) ** 2)
+        if k > 0 and (center_areas[k] & exempt) == 0:
+            x0, y0 = center(states, k - 1, c)
+            x1, y1 = center(states, k, c)
+            moved[k] = sqrt((x1 - x0) ** 2 + (y1 - y0) ** 2)
             is_compliant = False
     if is_compliant:
         return 1.0

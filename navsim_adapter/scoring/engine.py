@@ -16,6 +16,7 @@ from navsim_adapter.scoring.contacts import judge_contacts, measured_speed
 from navsim_adapter.scoring.driving_direction import driving_direction_compliance
 from navsim_adapter.scoring.jit import entry, kernel
 from navsim_adapter.scoring.lane_keeping import lane_keeping
+from navsim_adapter.scoring.map_index import area_count
 from navsim_adapter.scoring.progress import raw_progress
 from navsim_adapter.scoring.traffic_index import object_count
 from navsim_adapter.scoring.vehicle import STATES, STEPS
@@ -80,8 +81,10 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
         series = np.empty((comfort.SCRATCH_SERIES, STATES + history.shape[0], lanes))
         turns, is_comfortable = np.empty(lanes), np.empty(lanes)
         is_settled = np.empty((2, object_count(traffic)), np.bool_)
-        corners, other, shifted = np.empty((4, 2)), np.empty((4, 2)), np.empty((4, 2))
-        moved = np.empty(STATES)
+        corners, other = np.empty((4, 2)), np.empty((4, 2))
+        moved, center_areas = np.empty(STATES), np.empty(STATES, np.int64)
+        lanes = np.empty((5, area_count(area)), np.int64)
+        ttc_steps = STATES - 9 if is_epdms else STATES  # EPDMS's objects end with the states (6.7)
         is_tied = False
         for first in range(0, count, LANES):
             n = min(LANES, count - first)
@@ -97,30 +100,26 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
                 comfort.comfort(block, ego[6], n, series, turns, is_comfortable)
             for c in range(n):
                 row = table[first + c]
-                _judge(area, traffic, ego, block, c, is_epdms, is_settled, corners, other, shifted, moved, row)
+                row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
+                    area, traffic, measured_speed(ego), block, c, ttc_steps, is_settled, corners, other, lanes
+                )
+                areas.center_areas(area, block, c, center_areas)
+                row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, corners)
+                row[RAW + DDC] = driving_direction_compliance(block, c, center_areas, is_epdms, moved)
+                row[RAW + LK] = lane_keeping(area, block, c, center_areas) if is_epdms else 1.0
+                row[PROGRESS_RAW] = raw_progress(area, block, c)
                 row[RAW + COMFORT] = is_comfortable[c]
                 combine(row, is_epdms, best_other, human, np.nan)
+                row[SEVERAL_LANES] = row[OFF_ROAD] = row[ONCOMING] = np.nan
                 if is_thorough:
-                    row[SEVERAL_LANES], row[OFF_ROAD], row[ONCOMING] = areas.count_area_steps(area, block, c, corners)
+                    row[SEVERAL_LANES], row[OFF_ROAD], row[ONCOMING] = areas.count_area_steps(
+                        area, block, c, corners, lanes
+                    )
                 if states.shape[0] > 0:
                     _write_states(ego, block, c, states[first + c])
         return is_tied
 
     return score_trajectories
-
-
-@kernel
-def _judge(area, traffic, ego, block, c, is_epdms, is_settled, corners, other, shifted, moved, row):
-    """Everything about one simulated candidate but its comfort."""
-    ttc_steps = STATES - 9 if is_epdms else STATES  # EPDMS's objects end with the states (6.7)
-    row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
-        area, traffic, measured_speed(ego), block, c, ttc_steps, is_settled, corners, other, shifted
-    )
-    row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, corners)
-    row[RAW + DDC] = driving_direction_compliance(area, block, c, is_epdms, moved)
-    row[RAW + LK] = lane_keeping(area, block, c) if is_epdms else 1.0
-    row[PROGRESS_RAW] = raw_progress(area, block, c)
-    row[SEVERAL_LANES] = row[OFF_ROAD] = row[ONCOMING] = np.nan
 
 
 @kernel

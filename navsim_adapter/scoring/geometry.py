@@ -90,14 +90,6 @@ def quad_contains(corners, px, py) -> bool:
 @kernel
 def segment_meets_quad(ax, ay, bx, by, corners) -> bool:
     """Whether a closed segment shares a point with a closed convex quadrilateral."""
-    if max(ax, bx) < min(min(corners[0, 0], corners[1, 0]), min(corners[2, 0], corners[3, 0])):
-        return False
-    if min(ax, bx) > max(max(corners[0, 0], corners[1, 0]), max(corners[2, 0], corners[3, 0])):
-        return False
-    if max(ay, by) < min(min(corners[0, 1], corners[1, 1]), min(corners[2, 1], corners[3, 1])):
-        return False
-    if min(ay, by) > max(max(corners[0, 1], corners[1, 1]), max(corners[2, 1], corners[3, 1])):
-        return False
     if quad_contains(corners, ax, ay):
         return True
     for i in range(4):
@@ -120,16 +112,18 @@ def quads_meet(first, second) -> bool:
 
 
 @kernel
-def ego_gap(dx, dy, cosine, sine, other_cosine, other_sine, half_length, half_width) -> float:
-    """Largest separation of the ego footprint and another box over their four axes; negative where they overlap.
+def ego_gap(dx, dy, cosine, sine, other_cosine, other_sine, half_length, half_width, enough) -> float:
+    """Separation of the ego footprint and another box: the largest over their four axes, or over the ego's if above `enough`.
 
-    dx, dy: from the ego's center to the other's.  Rectangles: accurate to about 1e-9 m in map coordinates, so a
-    caller decides with exact corners where the gap is that small.
+    dx, dy: from the ego's center to the other's.  Negative where the boxes overlap. Accurate to about 1e-9 m for
+    boxes in map coordinates, so a caller decides with exact corners where the gap is that small.
     """
     turn_cosine = abs(cosine * other_cosine + sine * other_sine)
     turn_sine = abs(cosine * other_sine - sine * other_cosine)
-    gap = abs(dx * cosine + dy * sine) - (HALF_LENGTH + half_length * turn_cosine + half_width * turn_sine)
-    gap = max(gap, abs(dy * cosine - dx * sine) - (HALF_WIDTH + half_length * turn_sine + half_width * turn_cosine))
+    gap = abs(dy * cosine - dx * sine) - (HALF_WIDTH + half_length * turn_sine + half_width * turn_cosine)
+    gap = max(gap, abs(dx * cosine + dy * sine) - (HALF_LENGTH + half_length * turn_cosine + half_width * turn_sine))
+    if gap > enough:
+        return gap
     along = abs(dx * other_cosine + dy * other_sine)
     gap = max(gap, along - (half_length + HALF_LENGTH * turn_cosine + HALF_WIDTH * turn_sine))
     across = abs(dy * other_cosine - dx * other_sine)
@@ -149,6 +143,19 @@ def quad_centroid(corners) -> tuple[float, float]:
         sum_y += twice * (base_y + ay + by)
         area += twice
     return sum_x / 3.0 / area, sum_y / 3.0 / area
+
+
+@kernel
+def is_within(px, py, ax, ay, bx, by, distance) -> bool:
+    """Whether p is at most `distance` from the segment a-b."""
+    dx, dy, qx, qy = bx - ax, by - ay, px - ax, py - ay
+    square, along = dx * dx + dy * dy, qx * dx + qy * dy
+    if along >= square:
+        qx, qy = px - bx, py - by
+    if along <= 0.0 or along >= square:
+        return qx * qx + qy * qy <= distance * distance
+    across = qx * dy - qy * dx
+    return across * across <= distance * distance * square
 
 
 @kernel

@@ -12,13 +12,23 @@ import numpy as np
 
 from navsim_adapter.cache.scene_cache import AreaType, SceneCache
 from navsim_adapter.scoring import cells
-from navsim_adapter.scoring.cells import CELL, CUT_SHIFT, FLAG_BITS, IS_INSIDE, IS_UNSURE
-from navsim_adapter.scoring.geometry import polygon_boxes, side
+from navsim_adapter.scoring.cells import (
+    CELL,
+    CUT_SHIFT,
+    IS_INSIDE,
+    IS_UNSURE,
+    ITEM_SHIFT,
+    LANE,
+    NEAR_LINE,
+    first_link,
+)
+from navsim_adapter.scoring.geometry import is_within, polygon_boxes, side
 from navsim_adapter.scoring.jit import kernel
 from navsim_adapter.scoring.packed import POLYGONS, VERTICES, Packed, pack_polygons, polygon_contains, real, whole
 
 # Categories of an area, as bits. (Numpy integers: numba compiles a function anew for every literal it is called with.)
-DRIVABLE, ON_ROUTE, INTERSECTION, LANE = np.int64(1), np.int64(2), np.int64(4), np.int64(8)
+DRIVABLE, ON_ROUTE, INTERSECTION = np.int64(1), np.int64(2), np.int64(4)  # and LANE, 8
+LANE_DEVIATION = 0.5  # m from the centerline (6.11)
 
 BLOCK = 8  # centerline segments that share a bounding box
 
@@ -30,7 +40,8 @@ SHAPE = ORIGIN + 1  # (2,) int64 columns, rows
 CELLS = SHAPE + 1  # (columns * rows + 1,) int64, see `cells.py`
 ITEMS = CELLS + 1  # (I + 1, 3) int64: polygon with a boundary in the cell, where the cell's center is, first edge
 EDGES = ITEMS + 1  # (E,) int64: vertex with which the edge starts
-CENTERLINE = EDGES + 1  # (C, 3) x, y, progress
+LINKS = EDGES + 1  # (K, 2) int64: chains of lanes, each a polygon and the next link (0 ends the chain)
+CENTERLINE = LINKS + 1  # (C, 3) x, y, progress
 BLOCK_BOXES = CENTERLINE + 1  # (ceil((C - 1) / BLOCK), 4)
 
 
@@ -41,8 +52,10 @@ def build_map_index(scene: SceneCache) -> Packed:
     boxes = polygon_boxes(vertices, ring_start, polygon_start)
     categories = area_categories(scene)
     x_min, y_min, columns, rows = _grid_extent(scene.ego_state)
-    grid = cells.index_cells(x_min, y_min, columns, rows, vertices, ring_start, polygon_start, boxes, categories)
     line = np.array(scene.centerline[:, :2], np.float64, order="C")
+    grid = cells.index_cells(
+        x_min, y_min, columns, rows, vertices, ring_start, polygon_start, boxes, categories, line, LANE_DEVIATION
+    )
     return pack_polygons(
         vertices,
         ring_start,
@@ -92,35 +105,57 @@ def _block_boxes(centerline: np.ndarray) -> np.ndarray:
 
 
 @kernel
+def area_count(area) -> int:
+    return whole(area, CATEGORIES + 1) - whole(area, CATEGORIES)
+
+
+@kernel
+def cell_at(area, x, y) -> int:
+    """Position of the number of the cell with (x, y), -1 off the grid."""
+    origin, shape = whole(area, ORIGIN), whole(area, SHAPE)
+    column, row = (x - real(area, origin)) / CELL, (y - real(area, origin + 1)) / CELL
+    columns = whole(area, shape)
+    if 0.0 <= column < columns and 0.0 <= row < whole(area, shape + 1):
+        return whole(area, CELLS) + int(row) * columns + int(column)
+    return -1
+
+
+@kernel
 def categories_at(area, x, y, wanted) -> int:
     """Which of the wanted categories have a polygon with (x, y) strictly inside."""
-    origin, shape = whole(area, ORIGIN), whole(area, SHAPE)
-    columns, rows = whole(area, shape), whole(area, shape + 1)
-    column, row = (x - real(area, origin)) / CELL, (y - real(area, origin + 1)) / CELL
-    if not (0.0 <= column < columns and 0.0 <= row < rows):
+    cell = cell_at(area, x, y)
+    if cell < 0:
         return _categories_off_grid(area, x, y, wanted)
-    cell = int(row) * columns + int(column)
-    number = whole(area, whole(area, CELLS) + cell)
+    number = whole(area, cell)
     found = number & wanted
-    if ((number >> CUT_SHIFT) & wanted & ~found) == 0:
-        return found
-    for item in range(number >> FLAG_BITS, whole(area, whole(area, CELLS) + cell + 1) >> FLAG_BITS):
-        category = whole(area, whole(area, CATEGORIES) + whole(area, whole(area, ITEMS) + 3 * item)) & wanted
-        if (category & ~found) != 0:
-            center_x = real(area, origin) + (np.floor(column) + 0.5) * CELL
-            center_y = real(area, origin + 1) + (np.floor(row) + 0.5) * CELL
-            if _item_contains(area, whole(area, ITEMS) + 3 * item, center_x, center_y, x, y):
+    if ((number >> CUT_SHIFT) & wanted & ~found) != 0:
+        for item in range(number >> ITEM_SHIFT, whole(area, cell + 1) >> ITEM_SHIFT):
+            category = _item_category(area, item) & wanted
+            if (category & ~found) != 0 and _item_contains(area, item, x, y):
                 found |= category
     return found
 
 
 @kernel
-def _item_contains(area, item, center_x, center_y, x, y):
-    """Whether (x, y) is strictly inside the item's polygon, from where the cell's center is and the edges between."""
-    if whole(area, item + 1) == IS_UNSURE:
-        return polygon_contains(area, whole(area, item), x, y)
-    is_inside = whole(area, item + 1) == IS_INSIDE
-    for edge in range(whole(area, EDGES) + whole(area, item + 2), whole(area, EDGES) + whole(area, item + 5)):
+def _item_category(area, item):
+    """Categories of the item's polygon; none of the centerline, whose item comes last."""
+    polygon = whole(area, whole(area, ITEMS) + 3 * item)
+    categories = whole(area, CATEGORIES)
+    return whole(area, categories + polygon) if categories + polygon < whole(area, CATEGORIES + 1) else 0
+
+
+@kernel
+def _item_contains(area, item, x, y):
+    """Whether (x, y) in the item's cell is strictly inside its polygon: on the side of the cell's center, unless an
+    odd number of edges lies between."""
+    at = whole(area, ITEMS) + 3 * item
+    if whole(area, at + 1) == IS_UNSURE:
+        return polygon_contains(area, whole(area, at), x, y)
+    origin = whole(area, ORIGIN)
+    x_min, y_min = real(area, origin), real(area, origin + 1)
+    center_x, center_y = _cell_center(x, x_min), _cell_center(y, y_min)
+    is_inside = whole(area, at + 1) == IS_INSIDE
+    for edge in range(whole(area, EDGES) + whole(area, at + 2), whole(area, EDGES) + whole(area, at + 5)):
         v = whole(area, VERTICES) + 2 * whole(area, edge)
         ax, ay, bx, by = real(area, v), real(area, v + 1), real(area, v + 2), real(area, v + 3)
         point_side = side(ax, ay, bx, by, x, y)
@@ -134,34 +169,70 @@ def _item_contains(area, item, center_x, center_y, x, y):
 
 
 @kernel
+def _cell_center(x, x_min):
+    return x_min + (np.floor((x - x_min) / CELL) + 0.5) * CELL
+
+
+@kernel
 def _categories_off_grid(area, x, y, wanted):
     found = 0
-    for polygon in range(whole(area, CATEGORIES + 1) - whole(area, CATEGORIES)):
+    for polygon in range(area_count(area)):
         category = whole(area, whole(area, CATEGORIES) + polygon) & wanted
-        if (category & ~found) != 0 and _is_in_box(area, polygon, x, y) and polygon_contains(area, polygon, x, y):
+        if (category & ~found) != 0 and _whole_polygon_contains(area, polygon, x, y):
             found |= category
     return found
 
 
 @kernel
-def _is_in_box(area, polygon, x, y):
+def _whole_polygon_contains(area, polygon, x, y):
     box = whole(area, BOXES) + 4 * polygon
-    return real(area, box) < x < real(area, box + 2) and real(area, box + 1) < y < real(area, box + 3)
+    if not (real(area, box) < x < real(area, box + 2) and real(area, box + 1) < y < real(area, box + 3)):
+        return False
+    return polygon_contains(area, polygon, x, y)
 
 
 @kernel
-def is_over_several_lanes(area, corners) -> bool:
-    """MULTI_LANE (6.1): more than one lane holds a corner, and no lane holds all four."""
-    touched = 0
-    for polygon in range(whole(area, CATEGORIES + 1) - whole(area, CATEGORIES)):
-        if whole(area, whole(area, CATEGORIES) + polygon) & LANE:
-            held = 0
-            for i in range(4):
-                x, y = corners[i, 0], corners[i, 1]
-                if _is_in_box(area, polygon, x, y) and polygon_contains(area, polygon, x, y):
-                    held += 1
-            if held == 4:
-                return False
-            if held > 0:
-                touched += 1
-    return touched > 1
+def lanes_at(area, x, y, lanes) -> int:
+    """How many lanes have (x, y) strictly inside; their polygons in `lanes` (P,) out."""
+    count = 0
+    cell = cell_at(area, x, y)
+    if cell < 0:
+        for polygon in range(area_count(area)):
+            is_lane = (whole(area, whole(area, CATEGORIES) + polygon) & LANE) != 0
+            if is_lane and _whole_polygon_contains(area, polygon, x, y):
+                lanes[count] = polygon
+                count += 1
+        return count
+    link = first_link(whole(area, cell))
+    while link != 0:
+        lanes[count] = whole(area, whole(area, LINKS) + 2 * link)
+        count += 1
+        link = whole(area, whole(area, LINKS) + 2 * link + 1)
+    for item in range(whole(area, cell) >> ITEM_SHIFT, whole(area, cell + 1) >> ITEM_SHIFT):
+        if (_item_category(area, item) & LANE) != 0 and _item_contains(area, item, x, y):
+            lanes[count] = whole(area, whole(area, ITEMS) + 3 * item)
+            count += 1
+    return count
+
+
+@kernel
+def is_near_centerline(area, x, y) -> bool:
+    """Whether (x, y) is at most LANE_DEVIATION from the centerline."""
+    cell = cell_at(area, x, y)
+    if cell < 0:
+        for v in range(whole(area, CENTERLINE), whole(area, CENTERLINE + 1) - 3, 3):
+            if _is_near_segment(area, v, x, y):
+                return True
+        return False
+    if (whole(area, cell) & NEAR_LINE) != 0:
+        at = whole(area, ITEMS) + 3 * ((whole(area, cell + 1) >> ITEM_SHIFT) - 1)
+        for edge in range(whole(area, EDGES) + whole(area, at + 2), whole(area, EDGES) + whole(area, at + 5)):
+            if _is_near_segment(area, whole(area, CENTERLINE) + 3 * whole(area, edge), x, y):
+                return True
+    return False
+
+
+@kernel
+def _is_near_segment(area, v, x, y):
+    ax, ay, bx, by = real(area, v), real(area, v + 1), real(area, v + 3), real(area, v + 4)
+    return is_within(x, y, ax, ay, bx, by, LANE_DEVIATION)

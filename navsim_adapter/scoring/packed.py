@@ -104,9 +104,16 @@ def polygon_contains(block, polygon, x, y) -> bool:
 @kernel
 def quad_meets_polygon(corners, block, polygon) -> bool:
     """Whether a closed convex quadrilateral shares a point with a polygon of rings."""
+    low_x, high_x, low_y, high_y = corners[0, 0], corners[0, 0], corners[0, 1], corners[0, 1]
+    for i in range(1, 4):
+        low_x, high_x = min(low_x, corners[i, 0]), max(high_x, corners[i, 0])
+        low_y, high_y = min(low_y, corners[i, 1]), max(high_y, corners[i, 1])
     at = whole(block, POLYGONS) + polygon
     for ring in range(whole(block, at), whole(block, at + 1)):
         for v in range(whole(block, ring), whole(block, ring + 1) - 2, 2):
-            if segment_meets_quad(real(block, v), real(block, v + 1), real(block, v + 2), real(block, v + 3), corners):
+            ax, ay, bx, by = real(block, v), real(block, v + 1), real(block, v + 2), real(block, v + 3)
+            if max(ax, bx) < low_x or min(ax, bx) > high_x or max(ay, by) < low_y or min(ay, by) > high_y:
+                continue
+            if segment_meets_quad(ax, ay, bx, by, corners):
                 return True
     return polygon_contains(block, polygon, corners[0, 0], corners[0, 1])

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from navsim_adapter.cache.scene_cache import EPDMS, PDMS, Polygons, SceneCache
+from navsim_adapter.errors import InputError
 from navsim_adapter.scoring import engine
 from navsim_adapter.scoring.geometry import box_corners, quads_meet
 from navsim_adapter.scoring.map_index import build_map_index
@@ -44,7 +45,11 @@ class SceneIndex:
 
 
 def build_index(scene: SceneCache, metric: Metric) -> SceneIndex:
+    """Index a scene; raises InputError if its log does not reach as far as the metric looks."""
     is_epdms = metric == "epdms"
+    if not scene.versions & (EPDMS if is_epdms else PDMS):
+        seconds = 4 if is_epdms else 5
+        raise InputError(f"scene {scene.token}: its log ends before the {seconds} s that {metric} needs; leave it out")
     ego = np.array(scene.ego_state, np.float64)
     bare = SceneIndex(
         token=scene.token,

@@ -277,10 +277,11 @@ def track(ego, reference, speed, moments, n, states):
         states[COSINE, 0, c], states[SINE, 0, c] = ego_cosine, ego_sine
     for k in range(STEPS):
         _command(reference, speed, moments, k, n, states)
+        _respond(k, n, states)
         _move(k, n, states)
 
 
-# Two loops and not one: with all their arrays together LLVM gives up on vectorising.
+# Three loops and not one: with all their arrays together LLVM gives up on vectorising.
 @kernel
 def _command(reference, speed, moments, k, n, states):
     """The tracker's acceleration and steering rate at step k (5.4), left in those planes of row k + 1."""
@@ -304,8 +305,25 @@ def _command(reference, speed, moments, k, n, states):
 
 
 @kernel
+def _respond(k, n, states):
+    """The bicycle model's speed and steering in row k + 1, where the commands lie (5.5)."""
+    v0, a0, steering0 = states[SPEED, k], states[ACCELERATION, k], states[STEERING, k]
+    v1, a1, steering1 = states[SPEED, k + 1], states[ACCELERATION, k + 1], states[STEERING, k + 1]
+    rate1, yaw_rate1 = states[STEERING_RATE, k + 1], states[YAW_RATE, k + 1]
+    for c in range(n):
+        a = a0[c] + _SPEED_FILTER * (a1[c] - a0[c])
+        wanted = steering0[c] + _STEERING_FILTER * (MOTION_STEP * rate1[c])
+        rate = (wanted - steering0[c]) / MOTION_STEP
+        v = v0[c] + a * MOTION_STEP
+        steering = min(max(steering0[c] + rate * MOTION_STEP, -_STEERING_LIMIT), _STEERING_LIMIT)
+        sine, cosine = sine_cosine(steering)
+        v1[c], a1[c], steering1[c], rate1[c] = v, a, steering, rate
+        yaw_rate1[c] = v * (sine / cosine) / WHEELBASE
+
+
+@kernel
 def _move(k, n, states):
-    """The bicycle model's step from row k to row k + 1 (5.5)."""
+    """The bicycle model's pose in row k + 1, from the speed and steering of row k (5.5)."""
     x0, y0, heading0, cosine0, sine0 = (
         states[X, k],
         states[Y, k],
@@ -313,26 +331,14 @@ def _move(k, n, states):
         states[COSINE, k],
         states[SINE, k],
     )
-    v0, a0, steering0 = states[SPEED, k], states[ACCELERATION, k], states[STEERING, k]
     x1, y1, heading1 = states[X, k + 1], states[Y, k + 1], states[HEADING, k + 1]
     cosine1, sine1 = states[COSINE, k + 1], states[SINE, k + 1]
-    v1, a1, steering1 = states[SPEED, k + 1], states[ACCELERATION, k + 1], states[STEERING, k + 1]
-    rate1, yaw_rate1 = states[STEERING_RATE, k + 1], states[YAW_RATE, k + 1]
+    v0, yaw_rate0 = states[SPEED, k], states[YAW_RATE, k]
     for c in range(n):
-        v, steering = v0[c], steering0[c]
-        a = a0[c] + _SPEED_FILTER * (a1[c] - a0[c])
-        wanted = steering + _STEERING_FILTER * (MOTION_STEP * rate1[c])
-        rate = (wanted - steering) / MOTION_STEP
-        wheel_sine, wheel_cosine = sine_cosine(steering)
-        x1[c] = x0[c] + v * cosine0[c] * MOTION_STEP
-        y1[c] = y0[c] + v * sine0[c] * MOTION_STEP
-        angle = principal(heading0[c] + v * (wheel_sine / wheel_cosine) / WHEELBASE * MOTION_STEP)
-        new_v = v + a * MOTION_STEP
-        new_steering = min(max(steering + rate * MOTION_STEP, -_STEERING_LIMIT), _STEERING_LIMIT)
-        wheel_sine, wheel_cosine = sine_cosine(new_steering)
-        heading1[c], v1[c], a1[c], steering1[c], rate1[c] = angle, new_v, a, new_steering, rate
-        yaw_rate1[c] = new_v * (wheel_sine / wheel_cosine) / WHEELBASE
-        sine1[c], cosine1[c] = sine_cosine(angle)
+        x1[c] = x0[c] + v0[c] * cosine0[c] * MOTION_STEP
+        y1[c] = y0[c] + v0[c] * sine0[c] * MOTION_STEP
+        heading1[c] = principal(heading0[c] + yaw_rate0[c] * MOTION_STEP)
+        sine1[c], cosine1[c] = sine_cosine(heading1[c])
 
 
 @kernel
@@ -354,8 +360,8 @@ def _steering_rate(lateral, turned, steering, v, push, m0, m1, m2, m3):
     lateral_drift = -(
         p * p * (9.0 * m0 - m1) + p * q * (45.0 * m0 + 8.5 * m1 - 1.5 * m2) + q * q * (45.0 * m1 - 0.5 * m2 - 0.5 * m3)
     )
-    end_lateral = lateral + total * turned + pairs / WHEELBASE * steering + lateral_drift
-    end_turned = wrap(turned + total / WHEELBASE * steering + heading_drift)
+    end_lateral = lateral + total * turned + pairs * (1.0 / WHEELBASE) * steering + lateral_drift
+    end_turned = wrap(turned + total * (1.0 / WHEELBASE) * steering + heading_drift)
     return -(on_lateral * end_lateral + 10.0 * on_heading * end_turned) / (
         on_lateral * on_lateral + 10.0 * on_heading * on_heading + 1.0
     )

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.cache.scene_cache import ObjectType, Polygons
-from navsim_adapter.scoring.geometry import box_corners, ego_gap, polygon_boxes, quads_meet
+from navsim_adapter.scoring.geometry import box_corners, ego_gap, quads_meet
 from navsim_adapter.scoring.jit import entry, kernel
 from navsim_adapter.scoring.packed import POLYGONS, Packed, pack_polygons, real, whole
-from navsim_adapter.scoring.vehicle import RADIUS
+from navsim_adapter.scoring.vehicle import HALF_LENGTH, HALF_WIDTH, RADIUS
 
-TRAFFIC_CELL = 4.0  # m
+TRAFFIC_CELL = 2.0  # m
 STOPPED_SPEED = 0.05  # m/s, inclusive (6.2)
 _NEAR = RADIUS + TRAFFIC_CELL * 0.7072  # from a cell's center: the footprint's circle may touch
 _UNSURE_GAP = 1e-6  # m; closer than this, contact is decided on the exact corners
@@ -65,8 +65,13 @@ def build_traffic_index(
     flags = is_agent * IS_AGENT + is_stopped * IS_STOPPED + np.asarray(ignored, bool) * IS_IGNORED
     light_steps = _as_bits(light_red)
     vertices = np.asarray(lights.vertices, np.float64).reshape(-1, 2)
-    light_boxes = polygon_boxes(vertices, np.asarray(lights.ring_start), np.asarray(lights.polygon_start))
-    cells, entries = index_traffic(x_min, y_min, columns, rows, box, half_size, light_boxes, light_steps)
+    who, what, when = _object_shapes(box, half_size)
+    for light in range(len(light_steps)):
+        shapes = _light_shapes(lights, light, np.array([x_min, y_min]))
+        what = np.concatenate([what, shapes])
+        who = np.concatenate([who, np.full(len(shapes), len(size) + light)])
+        when = np.concatenate([when, np.full(len(shapes), light_steps[light])])
+    cells, entries = index_traffic(x_min, y_min, columns, rows, who, what, when)
     return pack_polygons(
         vertices,
         np.asarray(lights.ring_start),
@@ -88,45 +93,64 @@ def _as_bits(flags: np.ndarray) -> np.ndarray:
     return (flags.astype(np.int64) << np.arange(flags.shape[1])).sum(axis=1)
 
 
+def _object_shapes(box: np.ndarray, half_size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Object, shape (x, y, cosine, sine, half length, half width) and step bit of every box there is, by object."""
+    who, step = np.nonzero(~np.isnan(box[..., 0]).T)
+    what = np.column_stack([box[step, who], half_size[who]])
+    return who, what, np.int64(1) << step
+
+
+def _light_shapes(lights: Polygons, light: int, corner: np.ndarray) -> np.ndarray:
+    """Shapes that together reach as far as the light's polygon: its edges, and the grid's cell centers inside it."""
+    rings = range(int(lights.polygon_start[light]), int(lights.polygon_start[light + 1]))
+    lines = [np.asarray(lights.vertices[lights.ring_start[ring] : lights.ring_start[ring + 1]]) for ring in rings]
+    starts, ends = np.concatenate([line[:-1] for line in lines]), np.concatenate([line[1:] for line in lines])
+    middle, across = (starts + ends) / 2, ends - starts
+    angle = np.arctan2(across[:, 1], across[:, 0])
+    edges = np.column_stack([middle, np.cos(angle), np.sin(angle), np.hypot(*across.T) / 2, np.zeros(len(middle))])
+    low, high = np.floor((np.stack([starts.min(axis=0), starts.max(axis=0)]) - corner) / TRAFFIC_CELL)
+    columns, rows = np.meshgrid(np.arange(low[0], high[0] + 1), np.arange(low[1], high[1] + 1))
+    x, y = ((np.stack([columns.ravel(), rows.ravel()]) + 0.5) * TRAFFIC_CELL + corner[:, None])[:, :, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossing = starts[:, 0] + (y - starts[:, 1]) / across[:, 1] * across[:, 0]
+    is_inside = (((starts[:, 1] > y) != (ends[:, 1] > y)) & (crossing > x)).sum(axis=1) % 2 == 1
+    inside = np.column_stack([x[is_inside, 0], y[is_inside, 0]])
+    points = np.zeros((len(inside), 6))
+    points[:, :2], points[:, 2] = inside, 1.0
+    return np.concatenate([edges, points])
+
+
 @entry
 def index_traffic(fingerprint: int) -> Callable[..., Any]:
-    def index_traffic(x_min, y_min, columns, rows, box, half_size, light_boxes, light_steps):
-        """The grid's sections of the traffic index: cells (columns * rows + 1,), entries (E, 2)."""
+    def index_traffic(x_min, y_min, columns, rows, who, what, when):
+        """The grid's sections of the traffic index: cells (columns * rows + 1,), entries (E, 2).
+
+        who (N,), what (N, 6), when (N,): object, shape (x, y, cosine, sine, half length, half width) and steps as
+        bits, ordered by object.
+        """
         _ = fingerprint
         count = columns * rows
-        steps, objects = box.shape[0], box.shape[1]
         last = np.full(count, -1, np.int64)  # the cell's latest entry
-        found = np.empty((1024, 3), np.int64)  # cell, object, steps
-        size = 0
-        for m in range(objects + len(light_steps)):
-            first = size
-            for k in range(steps if m < objects else 1):
-                if m < objects:
-                    x, y, cosine, sine = box[k, m, 0] - x_min, box[k, m, 1] - y_min, box[k, m, 2], box[k, m, 3]
-                    long, wide = half_size[m, 0] + _NEAR, half_size[m, 1] + _NEAR
-                    bits = np.int64(1) << k
-                else:
-                    around = light_boxes[m - objects]
-                    x, y = (around[0] + around[2]) / 2 - x_min, (around[1] + around[3]) / 2 - y_min
-                    long, wide = (around[2] - around[0]) / 2 + _NEAR, (around[3] - around[1]) / 2 + _NEAR
-                    cosine, sine = 1.0, 0.0
-                    bits = light_steps[m - objects]
-                reach_x, reach_y = abs(cosine) * long + abs(sine) * wide, abs(sine) * long + abs(cosine) * wide
-                low_row, high_row = _cell_span(y - reach_y, y + reach_y, rows)
-                low_column, high_column = _cell_span(x - reach_x, x + reach_x, columns)
-                for row in range(low_row, high_row + 1):
-                    for column in range(low_column, high_column + 1):
-                        dx, dy = (column + 0.5) * TRAFFIC_CELL - x, (row + 0.5) * TRAFFIC_CELL - y
-                        if abs(dx * cosine + dy * sine) > long or abs(dy * cosine - dx * sine) > wide:
-                            continue
-                        cell = row * columns + column
-                        if last[cell] < first:
-                            if size == len(found):
-                                found = np.concatenate((found, found))
-                            found[size, 0], found[size, 1], found[size, 2] = cell, m, 0
-                            last[cell] = size
-                            size += 1
-                        found[last[cell], 2] |= bits
+        found, size = np.empty((1024, 3), np.int64), 0  # cell, object, steps
+        for i in range(len(who)):
+            x, y, cosine, sine = what[i, 0] - x_min, what[i, 1] - y_min, what[i, 2], what[i, 3]
+            long, wide = what[i, 4] + _NEAR, what[i, 5] + _NEAR
+            reach_x, reach_y = abs(cosine) * long + abs(sine) * wide, abs(sine) * long + abs(cosine) * wide
+            low_row, high_row = _cell_span(y - reach_y, y + reach_y, rows)
+            low_column, high_column = _cell_span(x - reach_x, x + reach_x, columns)
+            for row in range(low_row, high_row + 1):
+                for column in range(low_column, high_column + 1):
+                    dx, dy = (column + 0.5) * TRAFFIC_CELL - x, (row + 0.5) * TRAFFIC_CELL - y
+                    if abs(dx * cosine + dy * sine) > long or abs(dy * cosine - dx * sine) > wide:
+                        continue
+                    cell = row * columns + column
+                    if last[cell] < 0 or found[last[cell], 1] != who[i]:
+                        if size == len(found):
+                            found = np.concatenate((found, found))
+                        found[size, 0], found[size, 1], found[size, 2] = cell, who[i], 0
+                        last[cell] = size
+                        size += 1
+                    found[last[cell], 2] |= when[i]
         return _by_cell(found[:size], count)
 
     return index_traffic
@@ -183,22 +207,20 @@ def entries_near(traffic, x, y) -> tuple[int, int]:
 
 
 @kernel
-def touches_object(traffic, m, k, x, y, cosine, sine, corners, other) -> bool:
-    """Whether the ego footprint centered at (x, y), whose exact corners are given, touches object m at step k.
+def touches_object(traffic, m, k, x, y, cosine, sine, own, other) -> bool:
+    """Whether the ego footprint centered at (x, y) touches object m at step k.
 
-    other: (4, 2) out, the object's corners; filled only when the answer is yes.
+    own, other: (4, 2) scratch; if the answer is yes, `other` are the object's corners.
     """
     box, half = whole(traffic, BOXES) + 4 * (k * object_count(traffic) + m), whole(traffic, HALF_SIZES) + 2 * m
-    box_x, box_y, box_cosine, box_sine = (
-        real(traffic, box),
-        real(traffic, box + 1),
-        real(traffic, box + 2),
-        real(traffic, box + 3),
-    )
-    gap = ego_gap(
-        box_x - x, box_y - y, cosine, sine, box_cosine, box_sine, real(traffic, half), real(traffic, half + 1)
-    )
+    box_x, box_y = real(traffic, box), real(traffic, box + 1)
+    box_cosine, box_sine = real(traffic, box + 2), real(traffic, box + 3)
+    half_length, half_width = real(traffic, half), real(traffic, half + 1)
+    gap = ego_gap(box_x - x, box_y - y, cosine, sine, box_cosine, box_sine, half_length, half_width, _UNSURE_GAP)
     if not gap <= _UNSURE_GAP:  # apart, or absent (NaN)
         return False
-    box_corners(box_x, box_y, box_cosine, box_sine, real(traffic, half), real(traffic, half + 1), other)
-    return gap < -_UNSURE_GAP or quads_meet(corners, other)
+    box_corners(box_x, box_y, box_cosine, box_sine, half_length, half_width, other)
+    if gap < -_UNSURE_GAP:
+        return True
+    box_corners(x, y, cosine, sine, HALF_LENGTH, HALF_WIDTH, own)
+    return quads_meet(own, other)

@@ -13,7 +13,7 @@ STRIDE, OFFSETS = 3, 4  # the footprint is projected 0, 3, 6 and 9 steps ahead
 
 
 @kernel
-def is_dangerous(area, states, k, c, corners, object_corners) -> bool:
+def is_dangerous(area, states, k, c, corners, object_corners, lanes) -> bool:
     """Whether a projected contact counts: the object is ahead, or not behind while the ego is off its lane.
 
     object_corners: the object at the projected step; corners: the ego's at step k. Being inside an intersection
@@ -26,4 +26,4 @@ def is_dangerous(area, states, k, c, corners, object_corners) -> bool:
         return False
     if categories_at(area, states[X, k, c], states[Y, k, c], INTERSECTION) != 0:
         return True
-    return is_off_lane(area, corners)
+    return is_off_lane(area, corners, lanes)

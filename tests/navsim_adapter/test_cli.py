@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ import pytest
 
 from navsim_adapter.cli import COMMANDS, main
 from navsim_adapter.errors import InputError
-from navsim_adapter.score_table import read_trajectories, score_rows, write_csv
+from navsim_adapter.score_table import read_trajectories
 from tests.navsim_adapter.tiny import write_log, write_maps
 
 
@@ -149,44 +147,3 @@ def test_mixed_samplings_are_split(tmp_path: Path) -> None:
     assert [len(rows) for rows in table.poses] == [1, 4, 1, 2]
     np.testing.assert_array_equal(table.poses[3], poses[6:])
     assert table.interval.tolist() == [4, 1, 4, 0.5]
-
-
-class _Scorer:
-    """Scores a trajectory by its first number and says what it was asked; stands in for the real one."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[list[str], tuple[int, ...], float]] = []
-
-    def score(self, tokens: list[str], trajectories: np.ndarray, interval: float) -> Any:
-        self.calls.append((tokens, trajectories.shape, interval))
-        first = trajectories[:, :, 0, 0]
-        columns = {"half": first / 2, "score": first}
-        return _Scores(sub_scores={"half": first / 2}, columns=columns)
-
-
-class _Scores(SimpleNamespace):
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.columns[name]
-
-
-def test_rows_are_scored_in_blocks_and_come_back_in_their_order(tmp_path: Path) -> None:
-    tokens = np.array(["b", "a", "a", "b", "a", "b"])
-    names = np.array(["x", "y", "x", "y", "z", "w"])
-    poses = np.random.default_rng(0).random((6, 8, 3))
-    table = read_trajectories(_table(tmp_path / "t.npz", token=tokens, name=names, poses=poses))
-    scorer = _Scorer()
-    columns = score_rows(scorer, table)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(columns["score"], [poses[0, 0] for poses in table.poses])
-    assert list(columns) == ["half", "score"]
-    assert (["a", "b"], (2, 2, 8, 3), 0.5) in scorer.calls  # x and y together, so that neighbours can be compared
-    assert len(scorer.calls) == 3
-
-
-def test_scenes_without_cache_have_empty_cells(tmp_path: Path) -> None:
-    table = read_trajectories(_table(tmp_path / "t.npz"))
-    columns = score_rows(_Scorer(), table, frozenset({"a"}))  # type: ignore[arg-type]
-    write_csv(tmp_path / "scores.csv", table, columns)
-    rows = list(csv.reader((tmp_path / "scores.csv").open()))
-    assert rows[0] == ["token", "name", "half", "score"]
-    assert [row[:2] for row in rows[1:]] == [["a", "x"], ["b", "x"], ["a", "y"], ["b", "y"]]
-    assert [row[3] for row in rows[1:]] == ["", "24.0", "", "72.0"]

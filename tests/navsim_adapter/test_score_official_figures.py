@@ -38,7 +38,7 @@ TOLERANCE = 1e-6
 
 SETS = [pytest.param(COMMITTED, id="committed")]
 if SHARED is not None:
-    SETS.append(pytest.param(SHARED / "navsim_quirks", id="quirks"))
+    SETS.append(pytest.param(SHARED / "navsim_quirks", id="quirks", marks=pytest.mark.slow))
 
 # Decided by whether a dot product of two unit vectors rounds to 1 or just above, which differs between processors: the
 # unmodified devkit, too, gives the other value on machines without AVX-512 (spec 10.1 item 4).
@@ -77,6 +77,7 @@ def test_epdms(root: Path, tmp_path: Path) -> None:
     compare(root, "v2", "scores_v2.csv", "trajectories.npz", tmp_path / "scores.csv", "epdms", V2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(SHARED is None, reason="the set with other samplings is not beside this clone")
 @pytest.mark.parametrize(("metric", "version", "columns"), [("pdms", "v1", V1), ("epdms", "v2", V2)])
 def test_other_samplings(metric: str, version: str, columns, tmp_path: Path) -> None:
