@@ -46,9 +46,7 @@ def _squared(px: float, py: float, ax: float, ay: float, bx: float, by: float) -
 
 
 @njit(cache=True)
-def _segments_meet(
-    ax: float, ay: float, bx: float, by: float, cx: float, cy: float, dx: float, dy: float
-) -> bool:
+def _segments_meet(ax: float, ay: float, bx: float, by: float, cx: float, cy: float, dx: float, dy: float) -> bool:
     a = (dx - cx) * (ay - cy) - (dy - cy) * (ax - cx)
     b = (dx - cx) * (by - cy) - (dy - cy) * (bx - cx)
     if (a > 0.0) == (b > 0.0):

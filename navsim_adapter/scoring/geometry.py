@@ -113,7 +113,7 @@ def quads_meet(first, second) -> bool:
 
 @kernel
 def ego_gap(dx, dy, cosine, sine, other_cosine, other_sine, half_length, half_width, enough) -> float:
-    """Separation of the ego footprint and another box: the largest over their four axes, or over the ego's if above `enough`.
+    """Separation of the ego footprint and another box: the largest over their four axes (the ego's two if `enough`).
 
     dx, dy: from the ego's center to the other's.  Negative where the boxes overlap. Accurate to about 1e-9 m for
     boxes in map coordinates, so a caller decides with exact corners where the gap is that small.

@@ -1,0 +1,154 @@
+"""Caches of second-stage scenes (spec 2.3), one pickle a scene: in memory (`build_second_stage`) or a cache folder.
+
+A folder holds one file per chunk of pickles, so that neighbours share their map. `folder` does the same for logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from navsim_adapter import __version__
+from navsim_adapter.cache import store
+from navsim_adapter.cache.build import build_scene
+from navsim_adapter.cache.folder import Built, Skipped
+from navsim_adapter.cache.scene_cache import SceneCache
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import begin, finish, read_json, write_json
+from navsim_adapter.maps import load_map
+from navsim_adapter.second_stage import FOLDER, read_second_stage
+
+CHUNK = 16  # pickles a job
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Pickles to cache. tokens: those wanted, None for all.  out: file to write, None to keep the scenes."""
+
+    name: str
+    files: tuple[Path, ...]
+    maps: Path
+    tokens: frozenset[str] | None = None
+    out: Path | None = None
+
+
+def second_stage_files(folder: str | Path) -> list[Path]:
+    """The pickles of a two-stage folder, sorted; raises InputError if there are none."""
+    files = sorted((Path(folder) / FOLDER).glob("*.pkl"))
+    if not files:
+        raise InputError(f"{Path(folder) / FOLDER}: no second-stage scenes (*.pkl); check the two-stage folder")
+    return files
+
+
+def build_second_stage(
+    folder: str | Path, maps: Path, tokens: frozenset[str] | None = None, workers: int = 1
+) -> tuple[dict[str, SceneCache], list[Skipped]]:
+    """The caches of second-stage scenes in memory, and the scenes that the official code cannot cache either.
+
+    maps: root of the nuPlan maps.  tokens: scenes wanted, by default all.  Raises InputError for an unreadable file.
+    """
+    chunks = [_Chunk(name, files, maps, tokens) for name, files in _chunks(second_stage_files(folder))]
+    scenes: dict[str, SceneCache] = {}
+    skipped: list[Skipped] = []
+    for built in _run(chunks, workers):
+        scenes |= {scene.token: scene for scene in built.scenes}
+        skipped += built.skipped
+        if tokens is not None and len(scenes) + len(skipped) >= len(tokens):
+            break
+    return scenes, skipped
+
+
+def cache_second_stage(
+    folder: str | Path,
+    maps: Path,
+    out: str | Path,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Cache every second-stage scene into the folder `out`; returns the content of its `scenes.json`.
+
+    A finished folder of the same inputs is left alone, finished chunks of an interrupted run are kept.
+    """
+    out, files = Path(out), second_stage_files(folder)
+    made_by = {
+        "command": "navsim-adapter cache --two-stage",
+        "version": __version__,
+        "format": store.FORMAT,
+        "two_stage": str(Path(folder).resolve()),
+        "maps_root": str(maps.resolve()),
+        "files": len(files),
+    }
+    if not begin(out, made_by):
+        return dict(read_json(out / "scenes.json"))
+    chunks = [_Chunk(name, part, maps, out=store.log_path(out, name)) for name, part in _chunks(files)]
+    built = []
+    for result in _run(chunks, workers):
+        built.append(result)
+        if progress:
+            progress(len(built), len(chunks))
+    built.sort(key=lambda result: result.log_name)
+    skipped = [item for result in built for item in result.skipped]
+    store.write_index(out, {result.log_name: result.tokens for result in built})
+    content = {
+        "split": "second-stage",
+        "data_root": made_by["two_stage"],
+        "filter": {},
+        "count": sum(len(result.tokens) for result in built),
+        "logs": len(built),
+        "skipped": [item._asdict() for item in skipped],
+    }
+    write_json(out / "scenes.json", content)
+    finish(out, made_by)
+    return content
+
+
+def _chunks(files: Sequence[Path]) -> list[tuple[str, tuple[Path, ...]]]:
+    starts = range(0, len(files), CHUNK)
+    return [(f"second-stage-{start // CHUNK:05d}", tuple(files[start : start + CHUNK])) for start in starts]
+
+
+def _run(chunks: list[_Chunk], workers: int) -> Iterator[Built]:
+    if workers < 2 or len(chunks) < 2:
+        yield from map(_work, chunks)
+        return
+    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_work, chunk) for chunk in chunks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _work(chunk: _Chunk) -> Built:
+    skipped: list[Skipped] = []
+    if chunk.out is None:
+        scenes = tuple(_scenes(chunk, skipped))
+        return Built(chunk.name, tuple(scene.token for scene in scenes), tuple(skipped), scenes)
+    sources = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in chunk.files]
+    made_by: dict[str, Any] = {"version": __version__, "maps": str(chunk.maps), "sources": sources}
+    try:
+        known = store.read_facts(chunk.out)
+        if {**known.made_by, "skipped": None} == {**made_by, "skipped": None}:
+            tokens = tuple(scene[0] for scene in known.scenes)
+            return Built(chunk.name, tokens, tuple(Skipped(*item) for item in known.made_by["skipped"]))
+    except InputError:  # absent, torn or of another format: make it again
+        pass
+    facts = store.write_log(chunk.out, _scenes(chunk, skipped), {**made_by, "skipped": skipped})
+    return Built(chunk.name, tuple(scene[0] for scene in facts.scenes), tuple(skipped))
+
+
+def _scenes(chunk: _Chunk, skipped: list[Skipped]) -> Iterator[SceneCache]:
+    for path in chunk.files:
+        scene = read_second_stage(path)
+        if chunk.tokens is not None and scene.token not in chunk.tokens:
+            continue
+        city = load_map(str(chunk.maps), scene.now.map_name)
+        try:
+            yield build_scene(scene, city)
+        except InputError as problem:
+            skipped.append(Skipped(scene.token, scene.now.log_name, str(problem)))

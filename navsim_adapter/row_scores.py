@@ -1,0 +1,233 @@
+"""Rows of trajectories scored in a chosen traffic: the Python way in where log replay is not the only choice.
+
+    scores = score_rows(open_cache("cache/navtest"), trajectories, "epdms", "idm")
+    scores["ego_progress"], scores.metric, scores.traffic, scores.failures
+
+Under log replay this is `Scorer.score_rows`. In simulated traffic every trajectory has a traffic of its own; where the
+official simulation stops with an assertion, the row has a reason instead of figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
+from navsim_adapter.errors import InputError
+from navsim_adapter.score_table import Trajectories, check_poses
+from navsim_adapter.scoring import engine, two_frame
+from navsim_adapter.scoring.aggregate import epdms
+from navsim_adapter.scoring.scene_index import Metric
+from navsim_adapter.scoring.scorer import VERSIONS, Scorer, Scores
+from navsim_adapter.scoring.vehicle import STATES
+from navsim_adapter.traffic.constant_velocity import constant_velocity
+from navsim_adapter.traffic.idm import idm
+from navsim_adapter.traffic.log_replay import log_replay
+from navsim_adapter.traffic.objects import TrafficObjects, TrafficPolicy
+from navsim_adapter.traffic.scene import read_traffic_scene
+from navsim_adapter.traffic.score import score_in_traffic
+
+Traffic = Literal["log-replay", "constant-velocity", "idm"]
+POLICIES: dict[str, TrafficPolicy] = {
+    "log-replay": log_replay,
+    "constant-velocity": constant_velocity,
+    "idm": idm,
+}
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """Figures of M rows by name, in their order; NaN in rows that have none, and then `failures` says why.
+
+    metric: "pdms-v1.1" or "epdms-v2.2".  table: (M, engine.COLUMNS).
+    """
+
+    metric: str
+    traffic: str
+    table: np.ndarray
+    failures: Mapping[int, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return Scores(self.metric, self.table)[name]
+
+    @property
+    def sub_scores(self) -> dict[str, np.ndarray]:
+        """In the official order."""
+        return Scores(self.metric, self.table).sub_scores
+
+    @property
+    def score(self) -> np.ndarray:
+        return self.table[:, engine.SCORE]
+
+
+@dataclass(frozen=True)
+class SceneScores:
+    """Trajectories (N) of one scene in traffic: engine table (N, COLUMNS), simulated states (N, 41, 11), and why the
+    rows that have no figures have none."""
+
+    table: np.ndarray
+    states: np.ndarray
+    failures: Mapping[int, str]
+
+
+def check_traffic(metric: str, traffic: str) -> None:
+    """Raises InputError for a policy that there is not, and for PDMS in anything but log replay."""
+    if traffic not in POLICIES:
+        raise InputError(f"--traffic: must be one of {', '.join(POLICIES)}, got {traffic!r}")
+    if metric == "pdms" and traffic != "log-replay":
+        raise InputError(f"--traffic {traffic}: PDMS v1.1 knows log-replay only; choose it or --metric epdms")
+
+
+def score_rows(
+    scenes: Mapping[str, SceneCache],
+    trajectories: Trajectories,
+    metric: Metric = "pdms",
+    traffic: Traffic = "log-replay",
+    *,
+    threads: int = 1,
+    missing: Mapping[str, str] | None = None,
+) -> RowScores:
+    """Score every row; rows of one name are one planner, whose plans of neighbouring frames are compared (6.12).
+
+    threads: scenes at a time.  missing: token -> why the scene has no cache; its rows have no figures.
+    Raises InputError for a token that is in neither `scenes` nor `missing`, and for poses that are no numbers.
+    """
+    check_traffic(metric, traffic)
+    reasons = dict(missing or {})
+    reasons |= _unfit(scenes, [token for token in trajectories.tokens if token not in reasons], metric)
+    failures = {row: reasons[token] for row, token in enumerate(trajectories.tokens) if token in reasons}
+    kept = [row for row in range(len(trajectories)) if row not in failures]
+    table = np.full((len(trajectories), engine.COLUMNS), np.nan)
+    if kept:
+        chosen = trajectories.take(kept)
+        check_poses(chosen)
+        if traffic == "log-replay":
+            scorer = Scorer(scenes, metric, threads=threads)
+            table[kept] = scorer.score_rows(chosen.tokens, chosen.names, chosen.poses, chosen.interval).table
+        else:
+            table[kept], found = _score_in_traffic(scenes, chosen, traffic, threads)
+            failures |= {kept[row]: reason for row, reason in found.items()}
+    for row in np.flatnonzero(~np.isfinite(table[:, engine.SCORE])).tolist():
+        failures.setdefault(row, f"scene {trajectories.tokens[row]}: its score is no number; report this as a defect")
+    table[list(failures)] = np.nan
+    return RowScores(VERSIONS[metric], traffic, table, dict(sorted(failures.items())))
+
+
+def score_scene(scene: SceneCache, poses: np.ndarray, interval: float, traffic: str) -> SceneScores:
+    """EPDMS of poses (N, T, 3) of one scene in traffic, two-frame comfort left out.
+
+    Raises InputError where the scene's cache has no traffic arrays; a trajectory on which the official simulation
+    fails has NaN and a reason, and so have all where it fails on the human of the penalty filter.
+    """
+    if traffic != "log-replay":
+        read_traffic_scene(scene)
+    policy = _Enduring(POLICIES[traffic])
+    table, states = score_in_traffic(scene, poses, interval, policy)
+    has_human = scene.human_future is not None and not scene.is_synthetic
+    reasons = policy.reasons[has_human:]
+    if has_human and policy.reasons[0]:
+        reasons = [f"{policy.reasons[0]} (with the human, whom the penalty filter needs)"] * len(poses)
+    failures = {row: reason for row, reason in enumerate(reasons) if reason}
+    table[list(failures)] = np.nan
+    return SceneScores(table, states, failures)
+
+
+class _Enduring:
+    """A policy that goes on where another fails, so that a failure costs one row: the reason of each call, or None.
+
+    Calls come in the order of `score_in_traffic`: the human's, if there is one, then one per trajectory.
+    """
+
+    def __init__(self, policy: TrafficPolicy):
+        self._policy = policy
+        self.reasons: list[str | None] = []
+
+    def __call__(self, scene: SceneCache, states: np.ndarray) -> TrafficObjects:
+        try:
+            objects = self._policy(scene, states)
+        except InputError as problem:
+            self.reasons.append(str(problem))
+            return log_replay(scene)  # anything; its figures are dropped
+        self.reasons.append(None)
+        return objects
+
+
+def _score_in_traffic(
+    scenes: Mapping[str, SceneCache], rows: Trajectories, traffic: str, threads: int
+) -> tuple[np.ndarray, dict[int, str]]:
+    """The table (M, engine.COLUMNS) and why some rows have no figures."""
+    failures: dict[int, str] = {}
+    table = np.full((len(rows), engine.COLUMNS), np.nan)
+    traces = np.empty((len(rows), 2, STATES))
+    facts: dict[str, tuple[str, int]] = {}
+    groups: dict[str, dict[tuple[int, float], list[int]]] = {}
+    for row, token in enumerate(rows.tokens):
+        sampling = (len(rows.poses[row]), float(rows.interval[row]))
+        groups.setdefault(token, {}).setdefault(sampling, []).append(row)
+
+    def one(token: str) -> None:
+        scene = scenes[token]
+        facts[token] = ("" if scene.is_synthetic else scene.log_name, int(scene.time_us))
+        for (_, interval), chosen in groups[token].items():
+            poses = np.array([rows.poses[row] for row in chosen], np.float64)
+            found = score_scene(scene, poses, interval, traffic)
+            table[chosen], traces[chosen] = found.table, two_frame.traces_of(found.states)
+            failures.update({chosen[place]: reason for place, reason in found.failures.items()})
+
+    _each(one, groups, threads)
+    _compare_frames(rows, [row for row in range(len(rows)) if row not in failures], facts, table, traces)
+    return table, failures
+
+
+def _unfit(scenes: Mapping[str, SceneCache], tokens: Sequence[str], metric: Metric) -> dict[str, str]:
+    """Token -> why the scene cannot be scored by this metric: its recorded future is too short."""
+    needed, unfit = {"pdms": PDMS, "epdms": EPDMS}[metric], {}
+    for token in dict.fromkeys(tokens):
+        try:
+            versions = scenes[token].versions
+        except KeyError:
+            raise InputError(f"scene {token}: not among the scenes to score; leave the token out") from None
+        if not versions & needed:
+            unfit[token] = f"scene {token}: was cached without enough future for {VERSIONS[metric]}; cache it with more"
+    return unfit
+
+
+def _compare_frames(
+    rows: Trajectories, scored: list[int], facts: Mapping[str, tuple[str, int]], table: np.ndarray, traces: np.ndarray
+) -> None:
+    """Fill in two-frame comfort and the score of rows whose planner also has the frame before (6.12)."""
+    planners: dict[str, list[int]] = {}
+    for row in scored:
+        if facts[rows.tokens[row]][0]:  # second-stage scenes have no earlier frame
+            planners.setdefault(rows.names[row], []).append(row)
+    now: list[int] = []
+    before: list[int] = []
+    for members in planners.values():
+        logs, times = zip(*(facts[rows.tokens[row]] for row in members))
+        for row, earlier in zip(members, two_frame.predecessors(logs, times)):
+            if earlier >= 0:
+                now.append(row)
+                before.append(members[earlier])
+    start = {token: time_us for token, (_, time_us) in facts.items()}
+    gaps = [two_frame.gap_in_steps(start[rows.tokens[a]], start[rows.tokens[b]]) for a, b in zip(now, before)]
+    comfort = np.empty(len(now))
+    two_frame.compare_plans(traces[now], traces[before], np.array(gaps, np.int64), comfort)
+    for row, value in zip(now, comfort.tolist()):
+        table[row, engine.TWO_FRAME] = value
+        table[row, engine.SCORE] = epdms(*table[row, : engine.TWO_FRAME].tolist(), value)
+
+
+def _each(work: Callable[[Any], None], items: Iterable[Any], threads: int) -> None:
+    if threads < 1:
+        raise InputError(f"--threads: must be at least 1, got {threads}")
+    if threads == 1:
+        for item in items:
+            work(item)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, items):
+            pass

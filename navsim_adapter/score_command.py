@@ -1,0 +1,109 @@
+"""The command `navsim-adapter score`: trajectories in, official scores out, whole or as one of many shards.
+
+From options to units of work (`score_job`), units to rows (`score_units`), rows to files (`score_result`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from navsim_adapter.errors import InputError
+
+if TYPE_CHECKING:
+    from navsim_adapter.row_scores import Traffic
+    from navsim_adapter.score_job import Job
+    from navsim_adapter.score_units import Map
+    from navsim_adapter.scoring.scene_index import Metric
+
+TRAFFIC = ("log-replay", "constant-velocity", "idm")
+_SECOND_STAGE_ONLY = ("second_stage_trajectories", "second_stage_cache", "mapping")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from navsim_adapter.cli import add_data_arguments
+
+    add_data_arguments(parser, needs_split=False)
+    parser.add_argument("--trajectories", required=True, metavar="T.npz", help="arrays token, name, poses (M, T, 3)")
+    parser.add_argument("--metric", choices=("pdms", "epdms"), help="PDMS v1.1 (default) or EPDMS v2.2 (two stages)")
+    parser.add_argument("--traffic", choices=TRAFFIC, help="default: log-replay, and idm in two stages, as officially")
+    parser.add_argument("--out", required=True, metavar="CSV", help="table of sub-scores and scores, in input order")
+    parser.add_argument("--format", choices=("rows", "official"), default="rows", help="our layout or the devkit's")
+    parser.add_argument("--cache", metavar="DIR", help="read scenes from this cache, not from logs and maps")
+    stages = parser.add_argument_group("two stages")
+    stages.add_argument("--two-stage", metavar="FOLDER", help="synthetic_scene_pickles/ and mapping.json or split YAML")
+    stages.add_argument("--second-stage-trajectories", metavar="T2.npz", help="the same planners in rendered scenes")
+    stages.add_argument("--mapping", metavar="FILE", help="mapping.json or split YAML, if it is not in FOLDER")
+    stages.add_argument("--second-stage-cache", metavar="DIR", help="read rendered scenes from this cache")
+    many = parser.add_argument_group("many processors")
+    many.add_argument("--threads", type=int, default=1, help="scenes scored at a time in a process; one stage only")
+    many.add_argument("--workers", type=int, default=1, help="processes, a log or mapping entry each")
+    many.add_argument("--shard", metavar="I/N", help="score the I-th of N parts; put them together with merge")
+    many.add_argument("--ray", metavar="ADDRESS", help="score on this Ray cluster; auto: the running one; local: start")
+
+
+def run(options: argparse.Namespace) -> None:
+    from navsim_adapter.cli import Progress
+    from navsim_adapter.row_scores import check_traffic
+    from navsim_adapter.score_result import check_layout, report, write_result
+    from navsim_adapter.score_units import Parts
+
+    _check_stages(options)
+    metric: Metric = options.metric or ("epdms" if options.two_stage else "pdms")
+    traffic: Traffic = options.traffic or ("idm" if options.two_stage else "log-replay")
+    check_traffic(metric, traffic)
+    score = _map(options)
+    job = _job(options, metric, traffic)
+    check_layout(options.out, options.format, job.labels["name"], options.shard is not None)
+    parts = Parts(options.out, job.facts.inputs)
+    with Progress("entries" if options.two_stage else "logs") as progress:
+        result = job.run(parts, score, progress.show)
+    files = write_result(options.out, result, options.format)
+    parts.clear()
+    for line in (*job.remarks, *report(result)):
+        print(line, file=sys.stderr)
+    scored, rows = int(result.table.is_scored.sum()), len(result.table)
+    shard = f" of shard {options.shard}" if options.shard else ""
+    how = f"{result.facts.metric}, {traffic}"
+    print(f"{scored} of {rows} trajectories{shard} scored with {metric} in {files[0]} ({how})")
+
+
+def _check_stages(options: argparse.Namespace) -> None:
+    if not options.two_stage:
+        for name in _SECOND_STAGE_ONLY:
+            if getattr(options, name):
+                raise InputError(f"--{name.replace('_', '-')}: belongs to a two-stage run; add --two-stage FOLDER")
+    elif not options.second_stage_trajectories:
+        raise InputError("--two-stage: needs --second-stage-trajectories; name the table for the rendered scenes")
+    elif options.metric == "pdms":
+        raise InputError("--metric pdms: the two-stage score is EPDMS; leave --two-stage or --metric out")
+
+
+def _map(options: argparse.Namespace) -> Map:
+    if options.threads < 1:
+        raise InputError(f"--threads: must be at least 1, got {options.threads}")
+    if options.ray:
+        from navsim_adapter.ray_scoring import run_on_ray
+
+        return run_on_ray(options.ray)
+    from navsim_adapter.score_units import run_in_processes
+
+    return run_in_processes(options.workers)
+
+
+def _job(options: argparse.Namespace, metric: Metric, traffic: Traffic) -> Job:
+    from navsim_adapter.cli import root_of
+    from navsim_adapter.score_job import SecondStage, one_stage, source_of, two_stage
+    from navsim_adapter.shards import Shard
+
+    shard = Shard.parse(options.shard) if options.shard else None
+    if not options.two_stage:
+        source = source_of(options.cache, lambda: root_of(options), options.split)
+        return one_stage(options.trajectories, source, metric, traffic, shard, options.threads)
+    needs_maps = not options.second_stage_cache
+    source = source_of(options.cache, lambda: root_of(options), options.split, needs_maps)
+    second = SecondStage(
+        options.two_stage, options.second_stage_trajectories, options.mapping, options.second_stage_cache
+    )
+    return two_stage(options.trajectories, source, second, traffic, shard, options.workers)

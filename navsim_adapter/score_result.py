@@ -1,0 +1,200 @@
+"""What a score run leaves behind: the table, a two-stage run's summary, and `<out>.json`, which says what made them.
+
+The JSON is written last and holds the checksums of the others; a result without it is unfinished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from navsim_adapter import __version__
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import read_json, sha256, write_json
+from navsim_adapter.official_table import official_paths, write_official
+from navsim_adapter.score_table import ScoreTable, write_table
+from navsim_adapter.two_stage import Entry, Pair
+from navsim_adapter.two_stage_table import Summary, summarise, write_summaries
+
+Layout = Literal["rows", "official"]
+LAYOUTS: tuple[Layout, ...] = ("rows", "official")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run scored and how.
+
+    metric: "pdms-v1.1" or "epdms-v2.2".  source: where scenes and trajectories came from, as JSON.
+    inputs: a hash that is the same for runs of the same inputs.  total: rows of the whole table.
+    entries: place in the mapping -> entry, of a two-stage run.  shard: "i/n" or None.
+    """
+
+    metric: str
+    traffic: str
+    source: Mapping[str, Any]
+    inputs: str
+    total: int
+    entries: Mapping[int, Entry] | None = None
+    shard: str | None = None
+
+    @property
+    def family(self) -> str:
+        return self.metric.split("-")[0]
+
+
+@dataclass(frozen=True)
+class Result:
+    """reasons: row of the table -> why it has no score."""
+
+    facts: Facts
+    table: ScoreTable
+    reasons: Mapping[int, str] = field(default_factory=dict)
+
+    def summaries(self) -> list[Summary] | None:
+        """Of a whole two-stage run."""
+        if self.facts.entries is None or self.facts.shard is not None:
+            return None
+        return summarise([entry for _, entry in sorted(self.facts.entries.items())], self.table)
+
+
+def sidecar(out: str | Path) -> Path:
+    return Path(f"{out}.json")
+
+
+def summary_path(out: str | Path) -> Path:
+    out = Path(out)
+    return out.with_name(f"{out.stem}_summary.csv")
+
+
+def check_layout(out: str | Path, layout: Layout, names: Sequence[str], is_shard: bool) -> None:
+    """Raises InputError, before anything is scored, where the result could not be written so."""
+    if Path(out).is_dir():
+        raise InputError(f"{out}: is a folder; name a file for --out")
+    if layout == "official" and is_shard:
+        raise InputError("--format official: needs all rows; write shards as rows and give it to navsim-adapter merge")
+    if layout == "official":
+        official_paths(Path(out), list(dict.fromkeys(names)))
+
+
+def write_result(out: str | Path, result: Result, layout: Layout = "rows") -> list[Path]:
+    """Write a result; returns the tables, most important first."""
+    out, facts, summaries = Path(out), result.facts, result.summaries()
+    if layout == "official":
+        files = write_official(out, result.table, facts.family, summaries)
+    else:
+        write_table(out, result.table)
+        files = [out]
+    if summaries is not None:
+        write_summaries(summary_path(out), summaries)
+        files.append(summary_path(out))
+    write_json(sidecar(out), _describe(result, layout, files))
+    return files
+
+
+def read_result(out: str | Path) -> Result:
+    """A shard's result; raises InputError if it is unfinished, changed since, or no shard's."""
+    from navsim_adapter.score_table import read_table
+
+    out = Path(out)
+    if not sidecar(out).is_file():
+        raise InputError(f"{out}: {sidecar(out).name} is not beside it; the shard is unfinished, run it again")
+    content = read_json(sidecar(out))
+    try:
+        facts = _facts(content)
+        recorded = content["files"][out.name]
+        listed = {row: str(item["reason"]) for item in content["not_scored"] for row in item["rows"]}
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise InputError(f"{sidecar(out)}: is not what navsim-adapter score --shard writes; run it again") from problem
+    if not out.is_file() or sha256(out) != recorded:
+        raise InputError(f"{out}: missing or changed since it was written; score this shard again")
+    table = read_table(out)
+    if facts.shard is None or table.rows is None:
+        raise InputError(f"{out}: is a whole table, not a shard; only files of --shard are merged")
+    return Result(facts, table, listed)
+
+
+def report(result: Result) -> list[str]:
+    """A line for each thing that has no score, naming planners where only some of a scene's are concerned."""
+    lines = []
+    for item in _not_scored(result):
+        some = "" if item["all_of_scene"] else f" ({', '.join(item['names'])})"
+        lines.append(f"not scored: {item['reason']}{some}")
+    return lines
+
+
+def _describe(result: Result, layout: Layout, files: Sequence[Path]) -> dict[str, Any]:
+    facts, table = result.facts, result.table
+    content: dict[str, Any] = {
+        "metric": facts.metric,
+        "traffic": facts.traffic,
+        "human_filter": facts.family == "epdms",
+        "stages": 1 if facts.entries is None else 2,
+        **facts.source,
+        "format": layout,
+        "scenes": len(set(table.tokens)),
+        "rows": len(table),
+        "scored": int(table.is_scored.sum()),
+        "not_scored": [{name: item[name] for name in ("reason", "names", "rows")} for item in _not_scored(result)],
+        "version": __version__,
+        "inputs": facts.inputs,
+        "files": {path.name: sha256(path) for path in files},
+    }
+    if facts.shard is not None:
+        content |= {"shard": facts.shard, "total_rows": facts.total}
+        if facts.entries is not None:
+            content["entries"] = [[place, *_listed(entry)] for place, entry in sorted(facts.entries.items())]
+    return content
+
+
+_OWN = ("metric", "traffic", "human_filter", "stages", "format", "scenes", "rows", "scored", "not_scored", "version")
+_OF_SHARD = ("inputs", "files", "shard", "total_rows", "entries")
+
+
+def _facts(content: Mapping[str, Any]) -> Facts:
+    entries = content.get("entries")
+    return Facts(
+        metric=str(content["metric"]),
+        traffic=str(content["traffic"]),
+        source={name: value for name, value in content.items() if name not in (*_OWN, *_OF_SHARD)},
+        inputs=str(content["inputs"]),
+        total=int(content.get("total_rows", content["rows"])),
+        entries=None if entries is None else {int(place): _entry(*rest) for place, *rest in entries},
+        shard=content.get("shard"),
+    )
+
+
+def _listed(entry: Entry) -> list[Any]:
+    return [entry.first.now, entry.first.previous, [[pair.now, pair.previous] for pair in entry.second]]
+
+
+def _entry(now: str, previous: str, pairs: Sequence[Sequence[str]]) -> Entry:
+    return Entry(Pair(now, previous), tuple(Pair(*pair) for pair in pairs))
+
+
+def _not_scored(result: Result) -> list[dict[str, Any]]:
+    """Rows without a score by reason, in the order of their first row."""
+    table = result.table
+    places = np.arange(len(table)) if table.rows is None else table.rows
+    row_of = {int(place): row for row, place in enumerate(places)}
+    groups: dict[str, list[int]] = {}
+    for place, reason in sorted(result.reasons.items()):
+        groups.setdefault(" ".join(reason.split()), []).append(place)
+    of_scene: dict[str, int] = {}
+    for token in table.tokens:
+        of_scene[token] = of_scene.get(token, 0) + 1
+    items = []
+    for reason, rows in groups.items():
+        tokens = {table.tokens[row_of[row]] for row in rows}
+        items.append(
+            {
+                "reason": reason,
+                "names": list(dict.fromkeys(table.names[row_of[row]] for row in rows)),
+                "rows": rows,
+                "all_of_scene": sum(of_scene[token] for token in tokens) == len(rows),
+            }
+        )
+    return items

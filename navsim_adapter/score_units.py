@@ -1,0 +1,285 @@
+"""A score run cut into units that need nothing of each other: one log, or one entry of a two-stage mapping.
+
+Two-frame comfort compares scenes of one log, and an entry's weights know that entry only, so units can be scored in any
+order, anywhere. A finished unit is a small file beside the result until the result is there; a run that was killed
+takes those up. A file says of which inputs it was made and is not used for others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from navsim_adapter.cache.folder import build_scenes
+from navsim_adapter.cache.scene_cache import SceneCache
+from navsim_adapter.cache.store import open_cache
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import atomic_path
+from navsim_adapter.root import DataRoot
+from navsim_adapter.row_scores import Traffic, score_rows, score_scene
+from navsim_adapter.scenes import every_frame
+from navsim_adapter.score_table import Trajectories, read_trajectories
+from navsim_adapter.scoring import engine
+from navsim_adapter.scoring.scene_index import Metric
+from navsim_adapter.two_stage import Entry, SceneResult
+from navsim_adapter.two_stage_table import FIGURES, entry_figures
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of a unit's rows.
+
+    rows: (m,) their places in the whole table.  figures: (m, F), NaN where there is none, and then `reasons` (row ->
+    text) says why.
+    """
+
+    rows: np.ndarray
+    figures: np.ndarray
+    reasons: Mapping[int, str]
+
+
+class Unit(Protocol):
+    """Something to score; picklable, so that it can be scored anywhere."""
+
+    @property
+    def name(self) -> str: ...
+
+    def stamp(self) -> Any:
+        """What the figures depend on besides the inputs of the whole run, as JSON."""
+
+    def score(self) -> Part: ...
+
+
+@dataclass(frozen=True)
+class LogUnit:
+    """The trajectories of one log's scenes.
+
+    cache: folder to read the scenes from, else they are built from `root`.  tokens: which of the cache's scenes;
+    without a cache the log itself says.  skipped: token -> why a scene of the cache's split has no cache.
+    """
+
+    name: str
+    trajectories: str
+    metric: Metric
+    traffic: Traffic
+    threads: int = 1
+    cache: str | None = None
+    tokens: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    root: DataRoot | None = None
+    split: str = ""
+
+    def stamp(self) -> Any:
+        if self.root is None:
+            return sorted(self.tokens)
+        facts = (self.root.logs / self.split / f"{self.name}.pkl").stat()
+        return [facts.st_size, facts.st_mtime_ns]
+
+    def score(self) -> Part:
+        table, places = _read(self.trajectories)
+        scenes, missing = self._scenes(frozenset(places))
+        rows = sorted(row for token in (*scenes, *missing) for row in places[token])
+        chosen = table.take(rows)
+        scores = score_rows(scenes, chosen, self.metric, self.traffic, threads=self.threads, missing=missing)
+        figures = np.column_stack([*scores.sub_scores.values(), scores.score])
+        return Part(np.array(rows, np.int64), figures, {rows[row]: text for row, text in scores.failures.items()})
+
+    def _scenes(self, wanted: frozenset[str]) -> tuple[dict[str, SceneCache], dict[str, str]]:
+        if self.cache is not None:
+            cache = open_cache(self.cache)
+            return {token: cache[token] for token in self.tokens}, dict(self.skipped)
+        assert self.root is not None
+        chosen = replace(_filter(wanted), log_names=frozenset({self.name}))
+        scenes, skipped = build_scenes(self.root, self.split, chosen)
+        return scenes, {item.token: item.reason for item in skipped}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One trajectory of a scene. row: its place in the whole table."""
+
+    row: int
+    name: str
+    poses: np.ndarray
+    interval: float
+
+
+@dataclass(frozen=True)
+class EntryUnit:
+    """One entry of a two-stage mapping, with all planners' trajectories.
+
+    scenes: holds the entry's tokens, or `skipped` says why not.  plans: token -> trajectories.
+    """
+
+    name: str
+    entry: Entry
+    scenes: Mapping[str, SceneCache]
+    skipped: Mapping[str, str]
+    plans: Mapping[str, Sequence[Plan]]
+    traffic: Traffic
+
+    def stamp(self) -> Any:
+        return self.entry.tokens
+
+    def score(self) -> Part:
+        results: dict[str, dict[str, SceneResult]] = {}  # planner -> token -> result
+        reasons: dict[int, str] = {}
+        for token in self.entry.tokens:
+            plans = self.plans.get(token, ())
+            if token in self.skipped:
+                reasons |= {plan.row: self.skipped[token] for plan in plans}
+                continue
+            for plan, result in _scene_results(self.scenes[token], plans, self.traffic):
+                if isinstance(result, str):
+                    reasons[plan.row] = result
+                else:
+                    results.setdefault(plan.name, {})[token] = result
+        found = {name: entry_figures(self.entry, own) for name, own in results.items()}
+        reasons |= self._incomplete(results)
+        every = sorted((plan.row, token, plan.name) for token, plans in self.plans.items() for plan in plans)
+        blank = np.full(len(FIGURES), np.nan)
+        figures = np.array([found.get(name, {}).get(token, blank) for _, token, name in every])
+        return Part(np.array([row for row, _, _ in every], np.int64), figures.reshape(-1, len(FIGURES)), reasons)
+
+    def _incomplete(self, results: Mapping[str, Mapping[str, SceneResult]]) -> dict[int, str]:
+        """Why rows have sub-scores but no score: another scene of the entry has none."""
+        reasons = {}
+        for token, plans in self.plans.items():
+            for plan in plans:
+                own = results.get(plan.name, {})
+                missing = [other for other in self.entry.tokens if other not in own]
+                if token in own and missing:
+                    reasons[plan.row] = (
+                        f"entry {self.entry.first.now}: scene {missing[0]} has no result for {plan.name!r}; the other "
+                        "scenes of the entry are left without weight, two-frame comfort and score"
+                    )
+        return reasons
+
+
+def _scene_results(scene: SceneCache, plans: Sequence[Plan], traffic: str) -> Iterator[tuple[Plan, SceneResult | str]]:
+    """Every trajectory with its result, or with the reason why there is none."""
+    samplings: dict[tuple[int, float], list[Plan]] = {}
+    for plan in plans:
+        samplings.setdefault((len(plan.poses), plan.interval), []).append(plan)
+    axle, yaw = np.array(scene.ego_state[:2]), float(scene.ego_state[2])
+    turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
+    for (_, interval), group in samplings.items():
+        scores = score_scene(scene, np.array([plan.poses for plan in group], np.float64), interval, traffic)
+        for place, plan in enumerate(group):
+            if place in scores.failures:
+                yield plan, scores.failures[place]
+                continue
+            end = axle + turn @ np.asarray(plan.poses[-1, :2], np.float64)
+            sub_scores = scores.table[place, : engine.TWO_FRAME]
+            yield plan, SceneResult(int(scene.time_us), sub_scores, axle, end, scores.states[place])
+
+
+@lru_cache(maxsize=2)
+def _read(path: str) -> tuple[Trajectories, dict[str, list[int]]]:
+    """A table and the rows of each token, read once per process."""
+    table = read_trajectories(path, any_numbers=True)
+    places: dict[str, list[int]] = {}
+    for row, token in enumerate(table.tokens):
+        places.setdefault(token, []).append(row)
+    return table, places
+
+
+@lru_cache(maxsize=2)
+def _filter(tokens: frozenset[str]) -> Any:
+    return every_frame(sorted(tokens))
+
+
+# -- running them ------------------------------------------------------------------------------------------------------
+
+Map = Callable[[Sequence[Unit]], Generator[tuple[Unit, Part]]]  # scores units in any order
+
+
+def run_here(units: Sequence[Unit]) -> Generator[tuple[Unit, Part]]:
+    for unit in units:
+        yield unit, unit.score()
+
+
+def run_in_processes(workers: int) -> Map:
+    """Score in a pool of processes; with one worker in this one."""
+    if workers < 1:
+        raise InputError(f"--workers: must be at least 1, got {workers}")
+
+    def run(units: Sequence[Unit]) -> Generator[tuple[Unit, Part]]:
+        if workers == 1 or len(units) < 2:
+            yield from run_here(units)
+            return
+        with ProcessPoolExecutor(min(workers, len(units)), mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(score_unit, unit): unit for unit in units}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    return run
+
+
+def score_unit(unit: Unit) -> Part:
+    return unit.score()
+
+
+class Parts:
+    """Finished units of a run in the folder `<out>.parts`, until `clear`.
+
+    inputs: names everything that the figures of the whole run depend on.
+    """
+
+    def __init__(self, out: str | Path, inputs: str):
+        out = Path(out)
+        self.folder = out.with_name(out.name + ".parts")
+        self._inputs = inputs
+
+    def known(self, unit: Unit) -> Part | None:
+        """The unit's part if an earlier run of the same inputs finished it."""
+        try:
+            with np.load(self._path(unit), allow_pickle=False) as content:
+                if str(content["made_of"]) != self._made_of(unit):
+                    return None
+                reasons = dict(zip(content["reason_rows"].tolist(), content["reasons"].tolist()))
+                return Part(content["rows"], content["figures"], reasons)
+        except Exception:  # absent, torn, of another layout: score it again
+            return None
+
+    def keep(self, unit: Unit, part: Part) -> None:
+        with atomic_path(self._path(unit)) as aside, open(aside, "wb") as file:
+            np.savez(
+                file,
+                made_of=np.array(self._made_of(unit)),
+                rows=part.rows,
+                figures=part.figures,
+                reason_rows=np.array(list(part.reasons), np.int64),
+                reasons=np.array(list(part.reasons.values()), str),
+            )
+
+    def clear(self) -> None:
+        """Remove the folder; another run that writes into it goes on unharmed."""
+        for path in self.folder.glob("*.npz"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _path(self, unit: Unit) -> Path:
+        return self.folder / f"{unit.name}.npz"
+
+    def _made_of(self, unit: Unit) -> str:
+        return digest([self._inputs, unit.name, unit.stamp()])
+
+
+def digest(content: Any) -> str:
+    """A short hash of anything that is JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,0 +1,122 @@
+"""Rows and summaries of two stages from made-up results: entries apart sum up to what they do together."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from navsim_adapter.errors import InputError
+from navsim_adapter.official_table import write_official
+from navsim_adapter.score_table import ScoreTable, read_table, write_table
+from navsim_adapter.two_stage import COLUMNS, STAGES, Entry, Pair, SceneResult, combine
+from navsim_adapter.two_stage_table import FIGURES, entry_figures, find_mapping, summarise, write_summaries
+
+ENTRIES = [
+    Entry(Pair("a", "b"), (Pair("a1", "b1"), Pair("a2", "b2"))),
+    Entry(Pair("c", "d"), (Pair("c1", "d1"),)),
+]
+
+
+def _results() -> dict[str, SceneResult]:
+    random, results = np.random.default_rng(0), {}
+    for entry in ENTRIES:
+        for place, token in enumerate(entry.tokens):
+            sub_scores = random.choice([0.0, 0.5, 1.0], 8, p=[0.1, 0.1, 0.8])
+            states = np.zeros((41, 11))
+            time_us = 1_000_000 - 500_000 * (place % 2)
+            results[token] = SceneResult(time_us, sub_scores, random.normal(0, 0.3, 2), np.zeros(2), states)
+    return results
+
+
+def _table(results: dict[str, SceneResult], name: str = "planner") -> ScoreTable:
+    figures = {}
+    for entry in ENTRIES:
+        figures |= entry_figures(entry, {token: results[token] for token in entry.tokens if token in results})
+    tokens = [token for entry in ENTRIES for token in entry.tokens]
+    kinds = ["original" if len(token) == 1 else "synthetic" for token in tokens]
+    labels = {"token": tokens, "name": [name] * len(tokens), "frame_type": kinds}
+    blank = np.full(len(FIGURES), np.nan)
+    return ScoreTable(labels, FIGURES, np.array([figures.get(token, blank) for token in tokens]))
+
+
+def test_entries_apart_sum_up_to_what_they_do_together() -> None:
+    results = _results()
+    together, table = combine(ENTRIES, results), _table(results)
+    assert together.tokens == tuple(table.tokens)
+    np.testing.assert_array_equal(table.figures, np.column_stack([together.weight, together.table]))
+    [summary] = summarise(ENTRIES, table)
+    np.testing.assert_allclose(summary.figures, [together.summary[stage] for stage in STAGES], rtol=1e-14)
+
+
+def test_a_missing_result_leaves_the_entry_and_the_summary_without_score(tmp_path: Path) -> None:
+    results = _results()
+    del results["a2"]
+    table = _table(results)
+    scored = [token for token, is_scored in zip(table.tokens, table.is_scored) if is_scored]
+    assert scored == ENTRIES[1].tokens
+    kept = table.figures[list(table.tokens).index("a1")]
+    np.testing.assert_array_equal(kept[1:9], results["a1"].sub_scores)
+    assert np.isnan(kept[[0, 9, 10]]).all()
+    summaries = summarise(ENTRIES, table)
+    assert np.isnan(summaries[0].figures).all()
+    write_summaries(tmp_path / "s.csv", summaries)
+    lines = list(csv.reader((tmp_path / "s.csv").open()))
+    assert lines == [["name", "stage", *COLUMNS], *(["planner", stage] + [""] * 10 for stage in STAGES)]
+    write_official(tmp_path / "o.csv", table, "epdms", summaries)
+    official = list(csv.DictReader((tmp_path / "o.csv").open()))
+    assert [row["valid"] for row in official] == ["False"] * 6 + ["True"] * 4 + ["False"] * 3
+
+
+def test_the_official_table_has_a_block_of_columns_for_each_stage(tmp_path: Path) -> None:
+    table = _table(_results())
+    [summary] = summarise(ENTRIES, table)
+    write_official(tmp_path / "o.csv", table, "epdms", [summary])
+    header, *lines = csv.reader((tmp_path / "o.csv").open())
+    assert header[:3] + header[-1:] == ["", "token", "valid", "score"]
+    assert header[3:21] == [f"{name}_{stage}" for stage in STAGES[:2] for name in COLUMNS[:-1]]
+    assert [line[1] for line in lines[-3:]] == [f"extended_pdm_score_{stage}" for stage in STAGES]
+    assert lines[0][12:21] == lines[2][3:12] == [""] * 9
+    assert "" not in lines[0][3:12] + lines[2][12:] + lines[-1]
+    np.testing.assert_array_equal([float(cell) for cell in lines[-1][3:12]], summary.figures[0, :-1])
+    np.testing.assert_array_equal(
+        [float(cell) for cell in lines[-1][12:]], [*summary.figures[1, :-1], summary.figures[2, -1]]
+    )
+
+
+def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
+    table = _table(_results(), name='with, "commas"')
+    part = ScoreTable(table.labels, table.columns, table.figures, np.arange(len(table))[::-1] * 3)
+    empty = ScoreTable({"token": [], "name": []}, ("score",), np.empty((0, 1)), np.empty(0, np.int64))
+    for written in (table, part, empty):
+        write_table(tmp_path / "t.csv", written)
+        read = read_table(tmp_path / "t.csv")
+        assert {name: list(texts) for name, texts in read.labels.items()} == written.labels
+        assert read.columns == written.columns
+        np.testing.assert_array_equal(read.figures, written.figures)
+        assert (read.rows is None) == (written.rows is None)
+        assert written.rows is None or (read.rows is not None and (read.rows == written.rows).all())
+        before = (tmp_path / "t.csv").read_bytes()
+        write_table(tmp_path / "t.csv", read)
+        assert (tmp_path / "t.csv").read_bytes() == before
+    for damaged in ("", "row\n", "token,name,score\na,b\n", "token,score\na,1\n", "token,name,score\na,b,much\n"):
+        (tmp_path / "t.csv").write_text(damaged)
+        with pytest.raises(InputError, match="is no table of navsim-adapter score"):
+            read_table(tmp_path / "t.csv")
+
+
+def test_the_mapping_lies_in_the_folder_or_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has 0 mappings of the two stages"):
+        find_mapping(tmp_path)
+    split = tmp_path / "split.yaml"
+    split.write_text("reactive_all_mapping:\n- [a, b, [[a1, b1], [a2, b2]]]\n- [c, d, [[c1, d1]]]\n")
+    assert find_mapping(tmp_path) == find_mapping(split) == (split, ENTRIES)
+    mapping = tmp_path / "mapping.json"
+    mapping.write_text(json.dumps([["a", "b", [["a1", "b1"]]], ["c", "b", [["c1", "d1"]]]]))
+    with pytest.raises(InputError, match="token b occurs twice"):
+        find_mapping(tmp_path)
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_mapping(tmp_path / "none.yaml")
