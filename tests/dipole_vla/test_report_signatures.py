@@ -10,7 +10,7 @@ import pytest
 from report_evaluation import write_evaluation
 
 from dipole_vla.evaluation.report import signatures
-from dipole_vla.evaluation.report.inputs import Evaluation, load_evaluation
+from dipole_vla.evaluation.report.inputs import Evaluation, Key, load_evaluation
 from dipole_vla.evaluation.report.signatures import check_all, effective_fraction, end_spread, read_weights
 
 
@@ -104,7 +104,8 @@ def test_a_single_shared_scene_is_a_leak(evaluation: Evaluation) -> None:
 
 def test_positive_policy_below_the_reference(evaluation: Evaluation) -> None:
     assert signatures.weak_positive(evaluation).verdict == "ok"
-    _set(evaluation, 0.0, "score", 0.1)
+    row = evaluation.summary_row(Key("dipole", 0.0, evaluation.reference.candidates))
+    row["gain"], row["gain_ci95"] = -0.1, [-0.15, -0.05]
     assert signatures.weak_positive(evaluation).verdict == "look"
 
 

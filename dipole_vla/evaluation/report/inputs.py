@@ -113,6 +113,16 @@ class Evaluation:
             raise InputError(f"{where}: scene {odd} is scored for only one of {key.label} and {baseline.label}")
         return first, second
 
+    def gain(self, key: Key, baseline: Key) -> tuple[float, float, float]:
+        """Mean paired difference and its interval: over every drawn candidate where the summary has it (against the
+        reference), else over the plans of `rows.parquet`."""
+        row = self.summary_row(key)
+        if baseline == self.reference and row.get("gain") is not None and row.get("gain_ci95"):
+            low, high = row["gain_ci95"]
+            return float(row["gain"]), float(low), float(high)
+        first, second = self.paired(key, baseline)
+        return self.mean_interval(first["score"] - second["score"])
+
     def with_poses(self, table: Literal["rows", "plans"], tokens: Sequence[str]) -> pd.DataFrame:
         """Lines of a table with their poses, for a few scenes."""
         return read_parquet(self.folder / f"{table}.parquet", ("poses",), tokens=tokens)

@@ -151,7 +151,7 @@ def weak_positive(evaluation: Evaluation) -> Signature:
     positive, base = Key("dipole", 0.0, evaluation.reference.candidates), evaluation.reference
     if not evaluation.has(positive):
         return _unmeasured(sign, "ω = 0 was not swept", remedy)
-    mean, low, high = _difference(evaluation, positive, base)
+    mean, low, high = evaluation.gain(positive, base)
     number = f"{_points(mean, low, high)} at N = {base.candidates}"
     return Signature(sign, "look" if high < 0 else "ok", number, remedy)
 
@@ -163,7 +163,7 @@ def adapters_alike(evaluation: Evaluation) -> Signature:
     positive, negative = Key("dipole", 0.0, count), Key("dipole", -1.0, count)
     if not (evaluation.has(positive) and evaluation.has(negative)):
         return _unmeasured(sign, "ω = 0 and ω = −1 were not both swept", remedy)
-    mean, low, high = _difference(evaluation, positive, negative)
+    mean, low, high = evaluation.gain(positive, negative)
     number = f"positive minus negative policy: {_points(mean, low, high)}"
     return Signature(sign, "ok" if low > 0 else "look", number, remedy)
 
@@ -252,11 +252,6 @@ def end_spread(plans: pd.DataFrame, omega: float | None) -> float | None:
             ends = np.array([list(poses)[-1][:2] for poses in group["poses"]], dtype=np.float64)
             spreads.append(float(np.sqrt(((ends - ends.mean(axis=0)) ** 2).sum(axis=1).mean())))
     return float(np.median(spreads)) if spreads else None
-
-
-def _difference(evaluation: Evaluation, key: Key, baseline: Key) -> tuple[float, float, float]:
-    first, second = evaluation.paired(key, baseline)
-    return evaluation.mean_interval(first["score"] - second["score"])
 
 
 def _points(mean: float, low: float, high: float) -> str:

@@ -114,8 +114,8 @@ def _shares(evaluation: Evaluation) -> str:
     middle = Key("reference", None, chosen.candidates)
     if chosen.candidates == base.candidates or not evaluation.has(middle):
         return ""
-    adapters = _difference(evaluation, chosen, middle)
-    choice = _difference(evaluation, middle, base)
+    adapters = evaluation.gain(chosen, middle)
+    choice = evaluation.gain(middle, base)
     return (
         f"The same critic choosing among {chosen.candidates} plans of the reference gains {signed(choice[0])} points "
         f"[{signed(choice[1])}, {signed(choice[2])}]; the two adapters add {signed(adapters[0])} "
@@ -261,8 +261,3 @@ def _choice_sentence(rows: Sequence[dict[str, Any]], omega: float | None) -> str
     gain = signed(many["score"] - few["score"])
     best_of = f"the critic's best of {many['candidates']}"
     return f" At ω = {omega:g} {best_of} changes the score by {gain} points over N = {few['candidates']}."
-
-
-def _difference(evaluation: Evaluation, key: Key, baseline: Key) -> tuple[float, float, float]:
-    first, second = evaluation.paired(key, baseline)
-    return evaluation.mean_interval(first["score"] - second["score"])
