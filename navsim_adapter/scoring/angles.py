@@ -10,7 +10,7 @@ from math import pi
 
 import numpy as np
 
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner
 
 TWO_PI = 2.0 * pi
 _TURNS = 1.0 / TWO_PI
@@ -27,7 +27,7 @@ _C1, _C2, _C3 = 4.16666666666666019037e-02, -1.38888888888741095749e-03, 2.48015
 _C4, _C5, _C6 = -2.75573143513906633035e-07, 2.08757232129817482790e-09, -1.13596475577881948265e-11
 
 
-@kernel
+@inner
 def sine_cosine(angle: float) -> tuple[float, float]:
     quarter = np.rint(angle * (2.0 / pi))
     r = ((angle - quarter * _HALF_PI_1) - quarter * _HALF_PI_2) - quarter * _HALF_PI_3
@@ -43,7 +43,17 @@ def sine_cosine(angle: float) -> tuple[float, float]:
     return (-sine if turn >= 2.0 else sine), (-cosine if (turn == 1.0) | (turn == 2.0) else cosine)
 
 
-@kernel
+@inner
+def tangent(angle: float) -> float:
+    """Of |angle| up to pi / 2, by the double angle: half of it needs no reduction."""
+    r = 0.5 * angle
+    z = r * r
+    s = r + r * z * (_S1 + z * (_S2 + z * (_S3 + z * (_S4 + z * (_S5 + z * _S6)))))
+    c = 1.0 - 0.5 * z + z * z * (_C1 + z * (_C2 + z * (_C3 + z * (_C4 + z * (_C5 + z * _C6)))))
+    return 2.0 * s * c / (c * c - s * s)
+
+
+@inner
 def wrap(angle: float) -> float:
     """The angle in [-pi, pi], as atan2(sin, cos) decides the ties: both ends stay, the next double turns."""
     wrapped = angle - TWO_PI * np.rint(angle * _TURNS)
@@ -54,7 +64,7 @@ def wrap(angle: float) -> float:
     return wrapped
 
 
-@kernel
+@inner
 def principal(angle: float) -> float:
     """(angle + pi) mod 2 pi - pi, in [-pi, pi)."""
     shifted = angle + pi

@@ -7,13 +7,13 @@ them; only the drivable test runs over all steps.
 from __future__ import annotations
 
 from navsim_adapter.scoring.geometry import box_corners
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.map_index import DRIVABLE, INTERSECTION, ON_ROUTE, categories_at, lanes_at
 from navsim_adapter.scoring.simulate import COSINE, SINE, X, Y
 from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STATES
 
 
-@kernel
+@inner
 def center(states, k, c) -> tuple[float, float]:
     """Geometric center of the ego at step k (5.6)."""
     return (
@@ -22,13 +22,13 @@ def center(states, k, c) -> tuple[float, float]:
     )
 
 
-@kernel
+@inner
 def ego_corners(states, k, c, corners) -> None:
     x, y = center(states, k, c)
     box_corners(x, y, states[COSINE, k, c], states[SINE, k, c], HALF_LENGTH, HALF_WIDTH, corners)
 
 
-@kernel
+@inner
 def is_off_road(area, corners) -> bool:
     """NON_DRIVABLE: at least one corner in no roadblock, intersection or car park."""
     for i in range(4):  # noqa: SIM110 (numba has no generators)
@@ -37,38 +37,34 @@ def is_off_road(area, corners) -> bool:
     return False
 
 
-@kernel
+@inner
 def is_over_several_lanes(area, corners, lanes) -> bool:
     """MULTI_LANE: more than one lane holds a corner, and no lane holds all four.  lanes: (5, P) scratch."""
-    first, is_several = -1, False
-    found = lanes[4]
+    first, is_several, shared = -1, False, 0
     for i in range(4):
         count = lanes_at(area, corners[i, 0], corners[i, 1], lanes[i])
         for at in range(count):
-            if first >= 0 and lanes[i, at] != first:
-                is_several = True
+            is_several |= first >= 0 and lanes[i, at] != first
             first = lanes[i, at]
-        if i == 0:
-            found[:count] = lanes[0, :count]
-            shared = count
         kept = 0
-        for at in range(shared):  # lanes that hold every corner so far
+        for at in range(count if i == 0 else shared):  # lanes that hold every corner so far, in lanes[4]
+            lane = lanes[0, at] if i == 0 else lanes[4, at]
             for other in range(count):
-                if lanes[i, other] == found[at]:
-                    found[kept] = found[at]
+                if lanes[i, other] == lane:
+                    lanes[4, kept] = lane
                     kept += 1
                     break
         shared = kept
     return is_several and shared == 0
 
 
-@kernel
+@inner
 def is_off_lane(area, corners, lanes) -> bool:
     """MULTI_LANE or NON_DRIVABLE: where a sideways contact is the ego's fault.  lanes: (5, P) scratch."""
     return is_off_road(area, corners) or is_over_several_lanes(area, corners, lanes)
 
 
-@kernel
+@inner
 def center_areas(area, states, c, areas) -> None:
     """Whether the center is on the route's lanes and whether in an intersection at each state: (41,) out, bits."""
     for k in range(STATES):
@@ -76,7 +72,7 @@ def center_areas(area, states, c, areas) -> None:
         areas[k] = categories_at(area, x, y, ON_ROUTE | INTERSECTION)
 
 
-@kernel
+@inner
 def drivable_area_compliance(area, states, c, corners) -> float:
     """0 if the footprint leaves the drivable area at any of the 41 states, else 1."""
     for k in range(STATES):
@@ -86,7 +82,7 @@ def drivable_area_compliance(area, states, c, corners) -> float:
     return 1.0
 
 
-@kernel
+@inner
 def count_area_steps(area, states, c, corners, lanes) -> tuple[int, int, int]:
     """Diagnostics: states over several lanes, off the drivable area, and with the center off the route's lanes."""
     several, off_road, oncoming = 0, 0, 0

@@ -2,6 +2,8 @@
 
 A cell's number holds, from the lowest bit: the categories of polygons that cover it (4 bits), of polygons that cut it
 (4), whether the centerline passes near (1), the lanes that cover it (20: the first link of a chain), its first item.
+An item is a polygon with a boundary in the cell: its categories (4 bits), where the cell's center is (4), the polygon.
+An edge is twice the number of its first vertex, and one more where the cell's center lies left of it.
 """
 
 from __future__ import annotations
@@ -11,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.scoring.geometry import distance_to_segment
-from navsim_adapter.scoring.jit import entry, kernel
+from navsim_adapter.scoring.geometry import is_within, side
+from navsim_adapter.scoring.jit import entry, inner
 
 CELL = 1.0  # m
 LANE = np.int64(8)  # the category of which a cell remembers the polygons that cover it
-CUT_SHIFT, NEAR_LINE, LANES_SHIFT, ITEM_SHIFT = 4, 1 << 8, 9, 29
+CUT_SHIFT, FLAG_BITS, NEAR_LINE, LANES_SHIFT, ITEM_SHIFT = 4, 8, 1 << 8, 9, 29
 _LANES_MASK = (1 << (ITEM_SHIFT - LANES_SHIFT)) - 1
 IS_OUTSIDE, IS_INSIDE, IS_UNSURE = 0, 1, 2  # where a cell's center is; unsure when an edge passes within _MARGIN
 _MARGIN = 1e-6  # m; an edge this near to a cell counts as crossing it
 
 
-@kernel
+@inner
 def first_link(number) -> int:
     """The chain of lanes that cover a cell; 0 is the empty chain."""
     return (number >> LANES_SHIFT) & _LANES_MASK
@@ -33,7 +35,7 @@ def index_cells(fingerprint: int) -> Callable[..., Any]:
     def index_cells(
         x_min, y_min, columns, rows, vertices, ring_start, polygon_start, boxes, category, line, line_distance
     ):
-        """The map index's cells (rows * columns + 1,), items (I + 1, 3), edges (E,) and links (K, 2).
+        """The map index's cells (rows * columns + 1,), items (I + 1, 2), edges (E,) and links (K, 2).
 
         vertices (V, 2), ring_start, polygon_start: as `scene_cache.Polygons`.  boxes (P, 4), category (P,) of the
         polygons.  line (C, 2): cells within line_distance of it get an item of polygon P with its segments.
@@ -44,7 +46,7 @@ def index_cells(fingerprint: int) -> Callable[..., Any]:
         is_inside = np.zeros(rows * columns, np.int64)  # of one polygon at a time
         cut_by = np.full(rows * columns, -1, np.int64)  # the last polygon that cut the cell
         pairs, size = np.empty((8192, 4), np.int64), 0  # cell, polygon, first vertex of an edge, where the center is
-        links = np.zeros((1, 2), np.int64)
+        links, link_count = np.zeros((64, 2), np.int64), 1
         for polygon in range(boxes.shape[0]):
             low_row, high_row = _span(boxes[polygon, 1] - y_min, boxes[polygon, 3] - y_min, rows)
             low_column, high_column = _span(boxes[polygon, 0] - x_min, boxes[polygon, 2] - x_min, columns)
@@ -61,15 +63,15 @@ def index_cells(fingerprint: int) -> Callable[..., Any]:
                         _flip_centers(ax, ay, bx, by, row, columns, is_inside)
                         left, right = _columns_in_row(ax, ay, bx, by, row, columns)
                         if size + right - left >= len(pairs):
-                            pairs = np.concatenate((pairs, np.empty((len(pairs) + columns, 4), np.int64)))
+                            pairs = grown(pairs, columns)
                         for column in range(left, right + 1):
                             cell = row * columns + column
                             cut_by[cell] = polygon
-                            near = distance_to_segment((column + 0.5) * CELL, (row + 0.5) * CELL, ax, ay, bx, by)
                             pairs[size, 0], pairs[size, 1], pairs[size, 2] = cell, polygon, i
-                            pairs[size, 3] = IS_UNSURE if near < _MARGIN else IS_OUTSIDE
+                            is_near = is_within((column + 0.5) * CELL, (row + 0.5) * CELL, ax, ay, bx, by, _MARGIN)
+                            pairs[size, 3] = IS_UNSURE if is_near else IS_OUTSIDE
                             size += 1
-            extended = np.zeros(len(links), np.int64)  # each chain with this polygon put in front
+            extended = np.zeros(link_count, np.int64)  # each chain with this polygon put in front
             for row in range(low_row, high_row + 1):
                 inside = 0
                 for cell in range(row * columns + low_column, row * columns + high_column + 1):
@@ -82,36 +84,50 @@ def index_cells(fingerprint: int) -> Callable[..., Any]:
                         if category[polygon] & LANE:
                             chain = first_link(numbers[cell])
                             if extended[chain] == 0:
-                                extended[chain] = len(links)
-                                links = np.concatenate((links, np.array([[polygon, chain]])))
+                                if link_count == len(links):
+                                    links = grown(links, 0)
+                                links[link_count, 0], links[link_count, 1] = polygon, chain
+                                extended[chain] = link_count
+                                link_count += 1
                             numbers[cell] += (extended[chain] - chain) << LANES_SHIFT
             for pair in range(first, size):
                 if pairs[pair, 3] != IS_UNSURE:
                     pairs[pair, 3] = is_inside[pairs[pair, 0]]
             for row in range(low_row, high_row + 1):
-                is_inside[row * columns + low_column : row * columns + high_column + 1] = 0
+                for cell in range(row * columns + low_column, row * columns + high_column + 1):
+                    is_inside[cell] = 0
         for i in range(line.shape[0] - 1):
             ax, ay, bx, by = line[i, 0] - x_min, line[i, 1] - y_min, line[i + 1, 0] - x_min, line[i + 1, 1] - y_min
             low, high = _span(min(ay, by) - line_distance, max(ay, by) + line_distance, rows)
             left, right = _span(min(ax, bx) - line_distance, max(ax, bx) + line_distance, columns)
             for row in range(low, high + 1):
                 if size + right - left >= len(pairs):
-                    pairs = np.concatenate((pairs, np.empty((len(pairs) + columns, 4), np.int64)))
+                    pairs = grown(pairs, columns)
                 for column in range(left, right + 1):
                     middle_x, middle_y = (column + 0.5) * CELL, (row + 0.5) * CELL
-                    if distance_to_segment(middle_x, middle_y, ax, ay, bx, by) < line_distance + 0.7072 * CELL:
+                    if is_within(middle_x, middle_y, ax, ay, bx, by, line_distance + 0.7072 * CELL):
                         cell = row * columns + column
                         numbers[cell] |= NEAR_LINE
                         pairs[size, 0], pairs[size, 1], pairs[size, 2] = cell, boxes.shape[0], i
                         pairs[size, 3] = IS_OUTSIDE
                         size += 1
-        cells, items, edges = _items(pairs[:size], numbers)
-        return cells, items, edges, links
+        cells, items, edges = _items(pairs[:size], numbers, category, vertices, x_min, y_min, columns)
+        return cells, items, edges, links[:link_count]
 
     return index_cells
 
 
-@kernel
+@inner
+def grown(table, more):
+    """The table with as many free rows again, and some more."""
+    larger = np.empty((2 * table.shape[0] + more, table.shape[1]), np.int64)
+    for i in range(table.shape[0]):
+        for j in range(table.shape[1]):
+            larger[i, j] = table[i, j]
+    return larger
+
+
+@inner
 def _span(low, high, count):
     """First and last cell that [low, high] touches, clipped to the grid (empty: first > last)."""
     if high < -_MARGIN or low > count * CELL + _MARGIN:
@@ -121,7 +137,7 @@ def _span(low, high, count):
     return int(first), min(int(last), count - 1)
 
 
-@kernel
+@inner
 def _flip_centers(ax, ay, bx, by, row, columns, is_inside):
     """Flip the first cell of the row whose center is right of the edge; a running sum makes it all of them."""
     center = (row + 0.5) * CELL
@@ -132,7 +148,7 @@ def _flip_centers(ax, ay, bx, by, row, columns, is_inside):
             is_inside[row * columns + int(max(column, 0.0))] ^= 1
 
 
-@kernel
+@inner
 def _columns_in_row(ax, ay, bx, by, row, columns):
     """First and last column of the row that the edge touches."""
     low, high = min(ax, bx), max(ax, bx)
@@ -144,8 +160,8 @@ def _columns_in_row(ax, ay, bx, by, row, columns):
     return _span(low, high, columns)
 
 
-@kernel
-def _items(pairs, numbers):
+@inner
+def _items(pairs, numbers, category, vertices, x_min, y_min, columns):
     """Sort (cell, polygon, edge) by cell, polygons staying in order, and cut into one item per cell and polygon."""
     count = len(numbers)
     end = np.zeros(count + 1, np.int64)
@@ -158,20 +174,27 @@ def _items(pairs, numbers):
         cell = pairs[pair, 0]
         order[end[cell]] = pair
         end[cell] += 1  # from where the cell's pairs start to where they end
-    cells, items, edges = np.empty(count + 1, np.int64), np.empty((len(pairs) + 1, 3), np.int64), np.empty_like(order)
+    cells, items, edges = np.empty(count + 1, np.int64), np.empty((len(pairs) + 1, 2), np.int64), np.empty_like(order)
     at, size = 0, 0
     for cell in range(count):
         cells[cell] = numbers[cell] | (size << ITEM_SHIFT)
-        polygon = -1
+        polygon, center = -1, IS_OUTSIDE
+        x, y = x_min + (cell % columns + 0.5) * CELL, y_min + (cell // columns + 0.5) * CELL
         while at < end[cell]:
             pair = order[at]
             if pairs[pair, 1] != polygon:
-                polygon = pairs[pair, 1]
-                items[size, 0], items[size, 1], items[size, 2] = polygon, pairs[pair, 3], at
+                polygon, center = pairs[pair, 1], IS_OUTSIDE
+                items[size, 1] = at
                 size += 1
-            items[size - 1, 1] = max(items[size - 1, 1], pairs[pair, 3])
-            edges[at] = pairs[pair, 2]
+            center = max(center, pairs[pair, 3])
+            kinds = category[polygon] if polygon < len(category) else 0
+            items[size - 1, 0] = kinds | (center << CUT_SHIFT) | (polygon << FLAG_BITS)
+            i = pairs[pair, 2]
+            edges[at] = 2 * i
+            if polygon < len(category):
+                left = side(vertices[i, 0], vertices[i, 1], vertices[i + 1, 0], vertices[i + 1, 1], x, y) > 0
+                edges[at] += 1 if left else 0
             at += 1
     cells[count] = size << ITEM_SHIFT
-    items[size, 0], items[size, 1], items[size, 2] = -1, IS_OUTSIDE, at
-    return cells, items[: size + 1].copy(), edges
+    items[size, 0], items[size, 1] = 0, at
+    return cells, items[: size + 1], edges

@@ -8,37 +8,38 @@ from __future__ import annotations
 
 from math import acos, pi, sqrt
 
-from navsim_adapter.scoring.areas import is_off_lane
 from navsim_adapter.scoring.geometry import quad_centroid, segment_meets_quad
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.simulate import COSINE, SINE, X, Y
 from navsim_adapter.scoring.traffic_index import IS_STOPPED, STOPPED_SPEED, has_flag
 
+NO, YES, IF_OFF_LANE = 0, 1, 2  # verdicts; the last hangs on whether the ego is off its lane (`areas.is_off_lane`)
 BEHIND = 150.0 * pi / 180.0
 AHEAD = 30.0 * pi / 180.0
 
 AGENT_SCORE, STATIC_SCORE = 0.0, 0.5  # what is left after an at-fault contact
 
 
-@kernel
-def is_at_fault(area, traffic, m, states, k, c, speed, corners, object_corners, lanes) -> bool:
-    """Whether a contact with object m at step k is the ego's fault.
+@inner
+def at_fault(traffic, m, speed, angle, corners, object_corners) -> int:
+    """Whether a contact with object m is the ego's fault.
 
     It is when the object stands (standing at first sight, 10.4 item 1), when the ego's front edge meets it, or when
     the contact is lateral while the ego is off its lane; never when the ego stands or is hit from behind.
+    speed: the ego's.  angle: the object's `bearing`.
     """
     if speed <= STOPPED_SPEED:
-        return False
+        return NO
     if has_flag(traffic, m, IS_STOPPED):
-        return True
-    if bearing(states, k, c, object_corners) > BEHIND:
-        return False
+        return YES
+    if angle > BEHIND:
+        return NO
     if segment_meets_quad(corners[0, 0], corners[0, 1], corners[3, 0], corners[3, 1], object_corners):
-        return True
-    return is_off_lane(area, corners, lanes)
+        return YES
+    return IF_OFF_LANE
 
 
-@kernel
+@inner
 def bearing(states, k, c, object_corners) -> float:
     """Angle between the ego's heading and the object's centroid seen from the rear axle.
 

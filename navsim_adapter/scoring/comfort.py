@@ -10,7 +10,7 @@ from math import sqrt
 
 import numpy as np
 
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.savitzky_golay import filter_series, filter_weights, unwrap
 from navsim_adapter.scoring.simulate import ACCELERATION, HEADING, MOTION_STEP, YAW_RATE
 from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, INTERVAL, STATES
@@ -35,7 +35,7 @@ _SUM_FOURTH = float(np.sum(((np.arange(STATES) - _MIDDLE) ** 2.0 - _MEAN_SQUARE)
 SCRATCH_SERIES = 4  # series of scratch that both functions need
 
 
-@kernel
+@inner
 def comfort(states, lateral_acceleration, n, scratch, turns, is_comfortable) -> None:
     """v1.1: the six quantities of the 41 simulated states within bounds.
 
@@ -60,7 +60,7 @@ def comfort(states, lateral_acceleration, n, scratch, turns, is_comfortable) -> 
     _bound_yaw(scratch[2], rows, n, filtered, is_comfortable)
 
 
-@kernel
+@inner
 def history_comfort(states, lateral_acceleration, history, n, scratch, turns, is_comfortable) -> None:
     """EPDMS: the human's history (H, 3: a_x, a_y, heading), then the 41 simulated states, 0.1 s apart (6.10).
 
@@ -114,7 +114,7 @@ def history_comfort(states, lateral_acceleration, history, n, scratch, turns, is
     _bound_yaw(filtered, rows, n, slope, is_comfortable)
 
 
-@kernel
+@inner
 def _magnitudes(longitudinal, lateral_acceleration, n, magnitude):
     for c in range(n):
         magnitude[0, c] = sqrt(longitudinal[0, c] ** 2 + lateral_acceleration**2)
@@ -124,7 +124,7 @@ def _magnitudes(longitudinal, lateral_acceleration, n, magnitude):
             row[c] = abs(source[c])
 
 
-@kernel
+@inner
 def _lateral_is_comfortable(history, lateral_acceleration, series, filtered):
     """The lateral acceleration is the log's and then zero: the same for every candidate."""
     past = history.shape[0]
@@ -140,7 +140,7 @@ def _lateral_is_comfortable(history, lateral_acceleration, series, filtered):
     return 1.0
 
 
-@kernel
+@inner
 def _bound(series, rows, n, low, high, is_comfortable):
     for i in range(rows):
         row = series[i]
@@ -148,7 +148,7 @@ def _bound(series, rows, n, low, high, is_comfortable):
             is_comfortable[c] = is_comfortable[c] if (low < row[c]) & (row[c] < high) else 0.0
 
 
-@kernel
+@inner
 def _bound_yaw(unwrapped, rows, n, filtered, is_comfortable):
     filter_series(unwrapped, rows, n, YAW_SLOPE, filtered)
     _bound(filtered, rows, n, -_YAW_RATE, _YAW_RATE, is_comfortable)
@@ -156,7 +156,7 @@ def _bound_yaw(unwrapped, rows, n, filtered, is_comfortable):
     _bound(filtered, rows, n, -_YAW_ACCELERATION, _YAW_ACCELERATION, is_comfortable)
 
 
-@kernel
+@inner
 def _bound_parabola(series, n, low, high, fit, is_comfortable):
     """Bound the parabola fitted to all 41 rows, at each of them."""
     _fit_parabola(series, n, fit)
@@ -168,7 +168,7 @@ def _bound_parabola(series, n, low, high, fit, is_comfortable):
             is_comfortable[c] = is_comfortable[c] if (low < value) & (value < high) else 0.0
 
 
-@kernel
+@inner
 def _bound_parabola_slope(series, n, bound, fit, is_comfortable):
     """Bound the slope of that parabola: linear in time, so the ends decide."""
     _fit_parabola(series, n, fit)
@@ -179,7 +179,7 @@ def _bound_parabola_slope(series, n, bound, fit, is_comfortable):
         is_comfortable[c] = is_comfortable[c] if (at_start < bound) & (at_end < bound) else 0.0
 
 
-@kernel
+@inner
 def _fit_parabola(series, n, fit):
     """Least-squares level, tilt and bend about the middle row, in powers u and u^2 - mean(u^2): rows of `fit` out."""
     level, tilt, bend = fit[0], fit[1], fit[2]
@@ -196,6 +196,6 @@ def _fit_parabola(series, n, fit):
         level[c], tilt[c], bend[c] = level[c] / STATES, tilt[c] / _SUM_SQUARE, bend[c] / _SUM_FOURTH
 
 
-@kernel
+@inner
 def _rounded(value):
     return np.rint(value * 1e8) / 1e8

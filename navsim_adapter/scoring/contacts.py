@@ -9,15 +9,18 @@ from __future__ import annotations
 from math import inf, sqrt
 
 from navsim_adapter.scoring import collisions, ttc
-from navsim_adapter.scoring.areas import center, ego_corners
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.areas import center, ego_corners, is_off_lane
+from navsim_adapter.scoring.collisions import IF_OFF_LANE, NO, YES
+from navsim_adapter.scoring.jit import inner
+from navsim_adapter.scoring.map_index import INTERSECTION, categories_at
 from navsim_adapter.scoring.packed import whole
-from navsim_adapter.scoring.simulate import COSINE, SINE, SPEED
+from navsim_adapter.scoring.simulate import COSINE, SINE, SPEED, X, Y
 from navsim_adapter.scoring.traffic_index import (
     IS_AGENT,
     IS_IGNORED,
     entries_near,
     has_flag,
+    light_count,
     object_count,
     touches_object,
 )
@@ -25,7 +28,7 @@ from navsim_adapter.scoring.traffic_lights import runs_red_light
 from navsim_adapter.scoring.vehicle import INTERVAL, STATES
 
 
-@kernel
+@inner
 def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled, corners, other, lanes):
     """No-at-fault collisions, time to collision, traffic lights and the times of the first two infractions.
 
@@ -34,12 +37,14 @@ def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled,
     is_settled: (2, M) scratch: objects ignored by collisions and by time to collision.
     corners, other: (4, 2) scratch.  lanes: (5, P) scratch.
     """
-    objects = object_count(traffic)
+    objects, has_no_lights = object_count(traffic), light_count(traffic) == 0
     for m in range(objects):
         is_settled[0, m] = is_settled[1, m] = has_flag(traffic, m, IS_IGNORED)
     collision_score, is_clear, obeys_lights = 1.0, True, True
     collision_time, ttc_time = inf, inf
     for k in range(STATES):
+        if collision_score == 0.0 and not is_clear and (not obeys_lights or has_no_lights):
+            break  # nothing is left to lose
         x, y = center(states, k, c)
         cosine, sine = states[COSINE, k, c], states[SINE, k, c]
         speed = start_speed if k == 0 else abs(states[SPEED, k, c])
@@ -68,21 +73,31 @@ def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled,
                 if not touches_object(traffic, m, at, x + shift_x, y + shift_y, cosine, sine, corners, other):
                     continue
                 ego_corners(states, k, c, corners)
+                angle = collisions.bearing(states, k, c, other)
+                fault = collisions.at_fault(traffic, m, speed, angle, corners, other) if can_collide else NO
+                danger = ttc.is_dangerous(angle) if can_endanger else NO
+                if fault == IF_OFF_LANE or danger == IF_OFF_LANE:
+                    off_lane = is_off_lane(area, corners, lanes)
+                    fault = fault if fault != IF_OFF_LANE else (YES if off_lane else NO)
+                    if danger == IF_OFF_LANE:
+                        x_axle, y_axle = states[X, k, c], states[Y, k, c]
+                        is_loose = off_lane or categories_at(area, x_axle, y_axle, INTERSECTION) != 0
+                        danger = YES if is_loose else NO
                 if can_collide:
                     is_settled[0, m] = True
-                    if collisions.is_at_fault(area, traffic, m, states, k, c, speed, corners, other, lanes):
+                    if fault == YES:
                         score = collisions.AGENT_SCORE if has_flag(traffic, m, IS_AGENT) else collisions.STATIC_SCORE
                         collision_score = min(collision_score, score)
                         collision_time = min(collision_time, k * INTERVAL)
                 if can_endanger:
                     is_settled[1, m] = True
-                    if ttc.is_dangerous(area, states, k, c, corners, other, lanes):
+                    if danger == YES:
                         is_clear = False
                         ttc_time = k * INTERVAL
     return collision_score, 1.0 if is_clear else 0.0, 1.0 if obeys_lights else 0.0, collision_time, ttc_time
 
 
-@kernel
+@inner
 def measured_speed(ego) -> float:
     """Speed of the measured state, lateral part included (10.1 item 6)."""
     return sqrt(ego[3] * ego[3] + ego[4] * ego[4])

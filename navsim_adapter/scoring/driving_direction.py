@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 
 from navsim_adapter.scoring.areas import center
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.map_index import INTERSECTION, ON_ROUTE
 from navsim_adapter.scoring.vehicle import STATES
 
@@ -13,7 +13,7 @@ _WINDOW = 11  # steps whose displacements are summed: one second and the step th
 _SOME, _TOO_MUCH = 2.0, 6.0  # m
 
 
-@kernel
+@inner
 def driving_direction_compliance(states, c, center_areas, spare_intersections, moved) -> float:
     """1, 0.5 or 0 by the longest stretch driven within a window with the center off the route's lanes.
 

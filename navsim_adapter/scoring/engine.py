@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.scoring import aggregate, areas, comfort, simulate
+from navsim_adapter.scoring.angles import sine_cosine
 from navsim_adapter.scoring.contacts import judge_contacts, measured_speed
 from navsim_adapter.scoring.driving_direction import driving_direction_compliance
-from navsim_adapter.scoring.jit import entry, kernel
+from navsim_adapter.scoring.jit import entry, inner, kernel
 from navsim_adapter.scoring.lane_keeping import lane_keeping
 from navsim_adapter.scoring.map_index import area_count
-from navsim_adapter.scoring.progress import raw_progress
+from navsim_adapter.scoring.progress import progress_at
 from navsim_adapter.scoring.traffic_index import object_count
 from navsim_adapter.scoring.vehicle import STATES, STEPS
 
-LANES = 32
+LANES = 64
 
 # Columns of a table: the final sub-scores and the score, then the same before the human filter, then diagnostics.
 SUB_SCORES = (
@@ -55,7 +56,7 @@ COLUMNS = UNFILTERED_SCORE + 1 + len(DIAGNOSTICS)
 def score_trajectories(fingerprint: int) -> Callable[..., Any]:
     def score_trajectories(
         area, traffic, ego, time_us, history, best_other, human, is_epdms, poses, interval, is_planned, headings,
-        is_thorough, table, states,
+        table, states,
     ):  # fmt: skip
         """Fill `table` (N, COLUMNS) for trajectories of one scene, two-frame comfort left out.
 
@@ -63,7 +64,6 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
         best_other, human: see `combine`.
         poses: (N, T, 3) ego frame, `interval` seconds apart; or, if is_planned, (N, 41, 3) in the map's frame at
         10 Hz.  headings: (N, T), see `simulate.place_knots`.
-        is_thorough: also count the steps of each area; otherwise those columns are NaN.
         states: (N, 41, 11) out, or (0, 41, 11).
         Returns whether some heading hangs on the last bit and literal headings are needed.
         """
@@ -93,11 +93,15 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
             else:
                 is_tied |= simulate.place_knots(ego, poses, headings, first, n, knots)
                 simulate.sample_reference(knots, span, lower, offset, n, slopes, reference)
-            simulate.simulate(ego, reference, n, speed, curvature, moments, block)
+            simulate.fit_speed(reference, n, speed)
+            simulate.fit_curvature(reference, speed, n, moments[0], curvature)
+            simulate.window_moments(curvature, n, moments)
+            simulate.track(ego, reference, speed, moments, n, block)
             if is_epdms:
                 comfort.history_comfort(block, ego[6], history, n, series, turns, is_comfortable)
             else:
                 comfort.comfort(block, ego[6], n, series, turns, is_comfortable)
+            start = progress_at(area, block, 0, 0)  # where all of them start
             for c in range(n):
                 row = table[first + c]
                 row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
@@ -107,14 +111,10 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
                 row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, corners)
                 row[RAW + DDC] = driving_direction_compliance(block, c, center_areas, is_epdms, moved)
                 row[RAW + LK] = lane_keeping(area, block, c, center_areas) if is_epdms else 1.0
-                row[PROGRESS_RAW] = raw_progress(area, block, c)
+                row[PROGRESS_RAW] = max(progress_at(area, block, STEPS, c) - start, 0.0)
                 row[RAW + COMFORT] = is_comfortable[c]
                 combine(row, is_epdms, best_other, human, np.nan)
                 row[SEVERAL_LANES] = row[OFF_ROAD] = row[ONCOMING] = np.nan
-                if is_thorough:
-                    row[SEVERAL_LANES], row[OFF_ROAD], row[ONCOMING] = areas.count_area_steps(
-                        area, block, c, corners, lanes
-                    )
                 if states.shape[0] > 0:
                     _write_states(ego, block, c, states[first + c])
         return is_tied
@@ -129,7 +129,7 @@ def product_of(row, is_epdms):
     return product * row[RAW + TLC] * row[RAW + DDC] if is_epdms else product
 
 
-@kernel
+@inner
 def combine(row, is_epdms, best_other, human, two_frame):
     """Progress, human filter and score of one row (6.6, 6.13, 7.1).
 
@@ -159,7 +159,26 @@ def combine(row, is_epdms, best_other, human, two_frame):
         row[UNFILTERED_SCORE] = row[SCORE]
 
 
-@kernel
+@entry
+def count_areas(fingerprint: int) -> Callable[..., Any]:
+    def count_areas(area, states, table):
+        """Fill in how many of the simulated states (N, 41, 11) are in each kind of area."""
+        _ = fingerprint
+        block, corners = np.empty((simulate.PLANES, STATES, 1)), np.empty((4, 2))
+        lanes = np.empty((5, area_count(area)), np.int64)
+        for i in range(table.shape[0]):
+            for k in range(STATES):
+                block[simulate.X, k, 0], block[simulate.Y, k, 0] = states[i, k, 0], states[i, k, 1]
+                sine, cosine = sine_cosine(states[i, k, 2])
+                block[simulate.SINE, k, 0], block[simulate.COSINE, k, 0] = sine, cosine
+            table[i, SEVERAL_LANES], table[i, OFF_ROAD], table[i, ONCOMING] = areas.count_area_steps(
+                area, block, np.int64(0), corners, lanes
+            )
+
+    return count_areas
+
+
+@inner
 def _write_states(ego, block, c, states):
     """The official 11 columns (5.2)."""
     for k in range(STATES):

@@ -11,13 +11,13 @@ from math import sqrt
 
 import numpy as np
 
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner, kernel
 from navsim_adapter.scoring.vehicle import HALF_LENGTH, HALF_WIDTH
 
 _SPLITTER = 134217729.0  # 2^27 + 1
 
 
-@kernel
+@inner
 def side(ax: float, ay: float, bx: float, by: float, px: float, py: float) -> int:
     """1 if p lies left of the line a -> b, -1 right, 0 on it."""
     u, v = bx - ax, py - ay
@@ -28,7 +28,7 @@ def side(ax: float, ay: float, bx: float, by: float, px: float, py: float) -> in
     return 1 if left > right else (-1 if left < right else 0)
 
 
-@kernel
+@inner
 def _product_error(a: float, b: float, product: float) -> float:
     """a * b - product, exactly (Dekker)."""
     t = _SPLITTER * a
@@ -40,7 +40,7 @@ def _product_error(a: float, b: float, product: float) -> float:
     return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
-@kernel
+@inner
 def segments_meet(ax, ay, bx, by, cx, cy, dx, dy) -> bool:
     """Whether the closed segments a-b and c-d share a point."""
     if max(ax, bx) < min(cx, dx) or max(cx, dx) < min(ax, bx):
@@ -52,7 +52,7 @@ def segments_meet(ax, ay, bx, by, cx, cy, dx, dy) -> bool:
     return side(cx, cy, dx, dy, ax, ay) * side(cx, cy, dx, dy, bx, by) <= 0
 
 
-@kernel
+@inner
 def crosses_right(ax, ay, bx, by, px, py) -> int:
     """What edge a-b does to the ray from p towards +x: 1 it crosses, 0 it does not, -1 p lies on the edge."""
     if (ay > py) == (by > py):
@@ -77,7 +77,7 @@ def box_corners(x, y, cosine, sine, half_length, half_width, corners) -> None:
         corners[i, 1] = y + (across * cosine + along * sine)
 
 
-@kernel
+@inner
 def quad_contains(corners, px, py) -> bool:
     """Whether p is in the closed convex quadrilateral (counter-clockwise corners)."""
     for i in range(4):
@@ -87,7 +87,7 @@ def quad_contains(corners, px, py) -> bool:
     return True
 
 
-@kernel
+@inner
 def segment_meets_quad(ax, ay, bx, by, corners) -> bool:
     """Whether a closed segment shares a point with a closed convex quadrilateral."""
     if quad_contains(corners, ax, ay):
@@ -111,7 +111,7 @@ def quads_meet(first, second) -> bool:
     return False
 
 
-@kernel
+@inner
 def ego_gap(dx, dy, cosine, sine, other_cosine, other_sine, half_length, half_width, enough) -> float:
     """Separation of the ego footprint and another box: the largest over their four axes (the ego's two if `enough`).
 
@@ -130,7 +130,7 @@ def ego_gap(dx, dy, cosine, sine, other_cosine, other_sine, half_length, half_wi
     return max(gap, across - (half_width + HALF_LENGTH * turn_sine + HALF_WIDTH * turn_cosine))
 
 
-@kernel
+@inner
 def quad_centroid(corners) -> tuple[float, float]:
     """The polygon's centroid as GEOS sums it: triangles about the first corner, in map coordinates (10.1 item 4)."""
     base_x, base_y = corners[0, 0], corners[0, 1]
@@ -145,7 +145,7 @@ def quad_centroid(corners) -> tuple[float, float]:
     return sum_x / 3.0 / area, sum_y / 3.0 / area
 
 
-@kernel
+@inner
 def is_within(px, py, ax, ay, bx, by, distance) -> bool:
     """Whether p is at most `distance` from the segment a-b."""
     dx, dy, qx, qy = bx - ax, by - ay, px - ax, py - ay
@@ -158,7 +158,7 @@ def is_within(px, py, ax, ay, bx, by, distance) -> bool:
     return across * across <= distance * distance * square
 
 
-@kernel
+@inner
 def distance_to_segment(px, py, ax, ay, bx, by) -> float:
     """As GEOS computes it."""
     dx, dy = bx - ax, by - ay

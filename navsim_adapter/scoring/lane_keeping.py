@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from navsim_adapter.scoring.areas import center
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.map_index import INTERSECTION, is_near_centerline
 from navsim_adapter.scoring.vehicle import STATES
 
 _LONGEST = 20  # consecutive states outside intersections
 
 
-@kernel
+@inner
 def lane_keeping(area, states, c, center_areas) -> float:
     """0 after 20 consecutive states with the center more than 0.5 m off; intersections freeze the count (10.4).
 

@@ -8,6 +8,8 @@ lies between them. Points off the grid are tested against whole polygons: slower
 
 from __future__ import annotations
 
+from math import ceil, cos, sin
+
 import numpy as np
 
 from navsim_adapter.cache.scene_cache import AreaType, SceneCache
@@ -15,6 +17,7 @@ from navsim_adapter.scoring import cells
 from navsim_adapter.scoring.cells import (
     CELL,
     CUT_SHIFT,
+    FLAG_BITS,
     IS_INSIDE,
     IS_UNSURE,
     ITEM_SHIFT,
@@ -23,7 +26,7 @@ from navsim_adapter.scoring.cells import (
     first_link,
 )
 from navsim_adapter.scoring.geometry import is_within, polygon_boxes, side
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.packed import POLYGONS, VERTICES, Packed, pack_polygons, polygon_contains, real, whole
 
 # Categories of an area, as bits. (Numpy integers: numba compiles a function anew for every literal it is called with.)
@@ -38,8 +41,8 @@ BOXES = CATEGORIES + 1  # (P, 4) x_min, y_min, x_max, y_max of the polygons
 ORIGIN = BOXES + 1  # (2,) lower corner of the grid
 SHAPE = ORIGIN + 1  # (2,) int64 columns, rows
 CELLS = SHAPE + 1  # (columns * rows + 1,) int64, see `cells.py`
-ITEMS = CELLS + 1  # (I + 1, 3) int64: polygon with a boundary in the cell, where the cell's center is, first edge
-EDGES = ITEMS + 1  # (E,) int64: vertex with which the edge starts
+ITEMS = CELLS + 1  # (I + 1, 2) int64: what `cells.py` says of the item, and its first edge
+EDGES = ITEMS + 1  # (E,) int64, see `cells.py`
 LINKS = EDGES + 1  # (K, 2) int64: chains of lanes, each a polygon and the next link (0 ends the chain)
 CENTERLINE = LINKS + 1  # (C, 3) x, y, progress
 BLOCK_BOXES = CENTERLINE + 1  # (ceil((C - 1) / BLOCK), 4)
@@ -87,11 +90,11 @@ def area_categories(scene: SceneCache) -> np.ndarray:
 def _grid_extent(ego: np.ndarray) -> tuple[float, float, int, int]:
     """Lower corner and size of the grid: where the ego can be in four seconds if it drives at all sensibly."""
     ahead, behind, aside = 25.0 + 4.5 * min(abs(float(ego[3])), 25.0), 15.0, 25.0
-    cosine, sine = np.cos(ego[2]), np.sin(ego[2])
-    corners = np.array([[a, s] for a in (ahead, -behind) for s in (aside, -aside)])
-    x = ego[0] + corners @ [cosine, -sine]
-    y = ego[1] + corners @ [sine, cosine]
-    return float(x.min()), float(y.min()), int(np.ceil(np.ptp(x) / CELL)), int(np.ceil(np.ptp(y) / CELL))
+    cosine, sine = cos(ego[2]), sin(ego[2])
+    x = [along * cosine - across * sine for along in (ahead, -behind) for across in (aside, -aside)]
+    y = [along * sine + across * cosine for along in (ahead, -behind) for across in (aside, -aside)]
+    columns, rows = ceil((max(x) - min(x)) / CELL), ceil((max(y) - min(y)) / CELL)
+    return float(ego[0]) + min(x), float(ego[1]) + min(y), columns, rows
 
 
 def _progress(centerline: np.ndarray) -> np.ndarray:
@@ -100,16 +103,19 @@ def _progress(centerline: np.ndarray) -> np.ndarray:
 
 
 def _block_boxes(centerline: np.ndarray) -> np.ndarray:
-    blocks = [centerline[i : i + BLOCK + 1] for i in range(0, max(len(centerline) - 1, 1), BLOCK)]
-    return np.array([[*block.min(axis=0), *block.max(axis=0)] for block in blocks])
+    """Bounding boxes of BLOCK segments each, that is of BLOCK + 1 vertices."""
+    start = np.arange(0, max(len(centerline) - 1, 1), BLOCK)
+    last = centerline[np.minimum(start + BLOCK, len(centerline) - 1)]
+    low, high = np.minimum.reduceat(centerline, start, axis=0), np.maximum.reduceat(centerline, start, axis=0)
+    return np.hstack([np.minimum(low, last), np.maximum(high, last)])
 
 
-@kernel
+@inner
 def area_count(area) -> int:
     return whole(area, CATEGORIES + 1) - whole(area, CATEGORIES)
 
 
-@kernel
+@inner
 def cell_at(area, x, y) -> int:
     """Position of the number of the cell with (x, y), -1 off the grid."""
     origin, shape = whole(area, ORIGIN), whole(area, SHAPE)
@@ -120,7 +126,7 @@ def cell_at(area, x, y) -> int:
     return -1
 
 
-@kernel
+@inner
 def categories_at(area, x, y, wanted) -> int:
     """Which of the wanted categories have a polygon with (x, y) strictly inside."""
     cell = cell_at(area, x, y)
@@ -129,51 +135,43 @@ def categories_at(area, x, y, wanted) -> int:
     number = whole(area, cell)
     found = number & wanted
     if ((number >> CUT_SHIFT) & wanted & ~found) != 0:
-        for item in range(number >> ITEM_SHIFT, whole(area, cell + 1) >> ITEM_SHIFT):
-            category = _item_category(area, item) & wanted
-            if (category & ~found) != 0 and _item_contains(area, item, x, y):
+        items = whole(area, ITEMS)
+        for at in range(items + 2 * (number >> ITEM_SHIFT), items + 2 * (whole(area, cell + 1) >> ITEM_SHIFT), 2):
+            category = whole(area, at) & wanted
+            if (category & ~found) != 0 and _item_contains(area, at, x, y):
                 found |= category
     return found
 
 
-@kernel
-def _item_category(area, item):
-    """Categories of the item's polygon; none of the centerline, whose item comes last."""
-    polygon = whole(area, whole(area, ITEMS) + 3 * item)
-    categories = whole(area, CATEGORIES)
-    return whole(area, categories + polygon) if categories + polygon < whole(area, CATEGORIES + 1) else 0
-
-
-@kernel
-def _item_contains(area, item, x, y):
+@inner
+def _item_contains(area, at, x, y):
     """Whether (x, y) in the item's cell is strictly inside its polygon: on the side of the cell's center, unless an
     odd number of edges lies between."""
-    at = whole(area, ITEMS) + 3 * item
-    if whole(area, at + 1) == IS_UNSURE:
-        return polygon_contains(area, whole(area, at), x, y)
-    origin = whole(area, ORIGIN)
-    x_min, y_min = real(area, origin), real(area, origin + 1)
-    center_x, center_y = _cell_center(x, x_min), _cell_center(y, y_min)
-    is_inside = whole(area, at + 1) == IS_INSIDE
-    for edge in range(whole(area, EDGES) + whole(area, at + 2), whole(area, EDGES) + whole(area, at + 5)):
-        v = whole(area, VERTICES) + 2 * whole(area, edge)
+    center = (whole(area, at) >> CUT_SHIFT) & 3
+    if center == IS_UNSURE:
+        return polygon_contains(area, whole(area, at) >> FLAG_BITS, x, y)
+    origin, vertices, edges = whole(area, ORIGIN), whole(area, VERTICES), whole(area, EDGES)
+    is_inside = center == IS_INSIDE
+    for edge in range(edges + whole(area, at + 1), edges + whole(area, at + 3)):
+        number = whole(area, edge)
+        v = vertices + (number & ~1)
         ax, ay, bx, by = real(area, v), real(area, v + 1), real(area, v + 2), real(area, v + 3)
         point_side = side(ax, ay, bx, by, x, y)
         if point_side == 0 and min(ax, bx) <= x <= max(ax, bx) and min(ay, by) <= y <= max(ay, by):
             return False  # on the boundary
-        if (point_side > 0) != (side(ax, ay, bx, by, center_x, center_y) > 0) and (
-            side(center_x, center_y, x, y, ax, ay) > 0
-        ) != (side(center_x, center_y, x, y, bx, by) > 0):
-            is_inside = not is_inside
+        if (point_side > 0) != ((number & 1) == 1):  # on the other side than the cell's center
+            center_x, center_y = _cell_center(x, real(area, origin)), _cell_center(y, real(area, origin + 1))
+            if (side(center_x, center_y, x, y, ax, ay) > 0) != (side(center_x, center_y, x, y, bx, by) > 0):
+                is_inside = not is_inside
     return is_inside
 
 
-@kernel
+@inner
 def _cell_center(x, x_min):
     return x_min + (np.floor((x - x_min) / CELL) + 0.5) * CELL
 
 
-@kernel
+@inner
 def _categories_off_grid(area, x, y, wanted):
     found = 0
     for polygon in range(area_count(area)):
@@ -183,7 +181,7 @@ def _categories_off_grid(area, x, y, wanted):
     return found
 
 
-@kernel
+@inner
 def _whole_polygon_contains(area, polygon, x, y):
     box = whole(area, BOXES) + 4 * polygon
     if not (real(area, box) < x < real(area, box + 2) and real(area, box + 1) < y < real(area, box + 3)):
@@ -191,7 +189,7 @@ def _whole_polygon_contains(area, polygon, x, y):
     return polygon_contains(area, polygon, x, y)
 
 
-@kernel
+@inner
 def lanes_at(area, x, y, lanes) -> int:
     """How many lanes have (x, y) strictly inside; their polygons in `lanes` (P,) out."""
     count = 0
@@ -208,14 +206,16 @@ def lanes_at(area, x, y, lanes) -> int:
         lanes[count] = whole(area, whole(area, LINKS) + 2 * link)
         count += 1
         link = whole(area, whole(area, LINKS) + 2 * link + 1)
-    for item in range(whole(area, cell) >> ITEM_SHIFT, whole(area, cell + 1) >> ITEM_SHIFT):
-        if (_item_category(area, item) & LANE) != 0 and _item_contains(area, item, x, y):
-            lanes[count] = whole(area, whole(area, ITEMS) + 3 * item)
+    items = whole(area, ITEMS)
+    last = items + 2 * (whole(area, cell + 1) >> ITEM_SHIFT)
+    for at in range(items + 2 * (whole(area, cell) >> ITEM_SHIFT), last, 2):
+        if (whole(area, at) & LANE) != 0 and _item_contains(area, at, x, y):
+            lanes[count] = whole(area, at) >> FLAG_BITS
             count += 1
     return count
 
 
-@kernel
+@inner
 def is_near_centerline(area, x, y) -> bool:
     """Whether (x, y) is at most LANE_DEVIATION from the centerline."""
     cell = cell_at(area, x, y)
@@ -225,14 +225,14 @@ def is_near_centerline(area, x, y) -> bool:
                 return True
         return False
     if (whole(area, cell) & NEAR_LINE) != 0:
-        at = whole(area, ITEMS) + 3 * ((whole(area, cell + 1) >> ITEM_SHIFT) - 1)
-        for edge in range(whole(area, EDGES) + whole(area, at + 2), whole(area, EDGES) + whole(area, at + 5)):
-            if _is_near_segment(area, whole(area, CENTERLINE) + 3 * whole(area, edge), x, y):
+        at = whole(area, ITEMS) + 2 * ((whole(area, cell + 1) >> ITEM_SHIFT) - 1)  # the centerline's item is the last
+        for edge in range(whole(area, EDGES) + whole(area, at + 1), whole(area, EDGES) + whole(area, at + 3)):
+            if _is_near_segment(area, whole(area, CENTERLINE) + 3 * (whole(area, edge) >> 1), x, y):
                 return True
     return False
 
 
-@kernel
+@inner
 def _is_near_segment(area, v, x, y):
     ax, ay, bx, by = real(area, v), real(area, v + 1), real(area, v + 3), real(area, v + 4)
     return is_within(x, y, ax, ay, bx, by, LANE_DEVIATION)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from navsim_adapter.scoring.geometry import crosses_right, segment_meets_quad
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner, kernel
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Packed:
         """(n,) int64, the same memory."""
         return self.reals.view(np.int64)
 
-    @property
+    @cached_property
     def address(self) -> int:
         return int(self.reals.ctypes.data)
 
@@ -101,7 +102,7 @@ def polygon_contains(block, polygon, x, y) -> bool:
     return is_inside
 
 
-@kernel
+@inner
 def quad_meets_polygon(corners, block, polygon) -> bool:
     """Whether a closed convex quadrilateral shares a point with a polygon of rings."""
     low_x, high_x, low_y, high_y = corners[0, 0], corners[0, 0], corners[0, 1], corners[0, 1]

@@ -1,28 +1,24 @@
-"""Raw ego progress along the centerline (spec 6.6); normalisation is in `aggregate.py`."""
+"""Raw ego progress: how far the center gets along the centerline, not below 0 (spec 6.6). `aggregate.py` normalises."""
 
 from __future__ import annotations
 
 from math import inf, sqrt
 
-import numpy as np
-
 from navsim_adapter.scoring.areas import center
 from navsim_adapter.scoring.geometry import distance_to_segment
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.map_index import BLOCK, BLOCK_BOXES, CENTERLINE
 from navsim_adapter.scoring.packed import real, whole
-from navsim_adapter.scoring.vehicle import STEPS
 
 
-@kernel
-def raw_progress(area, states, c) -> float:
-    """How far the center gets along the centerline, m, not below 0."""
-    x0, y0 = center(states, np.int64(0), c)
-    x1, y1 = center(states, np.int64(STEPS), c)
-    return max(project(area, x1, y1) - project(area, x0, y0), 0.0)
+@inner
+def progress_at(area, states, k, c) -> float:
+    """Arc length of the centerline that the center has reached at step k, m."""
+    x, y = center(states, k, c)
+    return project(area, x, y)
 
 
-@kernel
+@inner
 def project(area, x, y) -> float:
     """Arc length of the first nearest point of the centerline (GEOS line-locate)."""
     start, end = whole(area, CENTERLINE), whole(area, CENTERLINE + 1)
@@ -50,12 +46,12 @@ def project(area, x, y) -> float:
     return where
 
 
-@kernel
+@inner
 def _with_slack(square):
     return square * (1.0 + 1e-12) + 1e-12
 
 
-@kernel
+@inner
 def _measure(x, y, ax, ay, bx, by, start, end):
     dx, dy = bx - ax, by - ay
     square = dx * dx + dy * dy

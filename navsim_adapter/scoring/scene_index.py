@@ -139,17 +139,20 @@ def run(
     is_planned: bool = False,
     is_thorough: bool = False,
     states: np.ndarray | None = None,
+    table: np.ndarray | None = None,
 ) -> np.ndarray:
     """The engine's table (N, engine.COLUMNS) for poses (N, T, 3) of this scene; see `engine.score_trajectories`."""
-    states = np.empty((0, STATES, 11)) if states is None else states
-    table = np.empty((len(poses), engine.COLUMNS))
+    if states is None:
+        states = np.empty((len(poses) if is_thorough else 0, STATES, 11))
+    if table is None:
+        table = np.empty((len(poses), engine.COLUMNS))
     headings = np.full(poses.shape[:2], np.nan)
 
     def score(poses: np.ndarray, headings: np.ndarray, table: np.ndarray, states: np.ndarray) -> bool:
         return engine.score_trajectories(
             index.area.address, index.traffic.address, index.ego, index.time_us, index.history,
             index.reference_best, index.human, index.is_epdms,
-            poses, interval, is_planned, headings, is_thorough, table, states,
+            poses, interval, is_planned, headings, table, states,
         )  # fmt: skip
 
     if score(poses, headings, table, states):
@@ -159,4 +162,6 @@ def run(
         table[tied] = again
         if len(states):
             states[tied] = states_again
+    if is_thorough:
+        engine.count_areas(index.area.address, states, table)
     return table

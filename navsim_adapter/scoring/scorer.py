@@ -141,7 +141,7 @@ class Scorer:
             return Scores(VERSIONS[self.metric], flat.reshape(table.shape))
 
         def one(scene: int) -> None:
-            table[scene] = run(self.index(tokens[scene]), poses[scene], interval, is_thorough=thorough)
+            run(self.index(tokens[scene]), poses[scene], interval, is_thorough=thorough, table=table[scene])
 
         self._each(one, range(len(tokens)))
         return Scores(VERSIONS[self.metric], table)

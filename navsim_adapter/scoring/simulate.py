@@ -16,8 +16,8 @@ from math import pi
 
 import numpy as np
 
-from navsim_adapter.scoring.angles import principal, sine_cosine, wrap
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.angles import principal, sine_cosine, tangent, wrap
+from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, INTERVAL, STATES, STEPS, WHEELBASE
 
 # Planes of a block of states, each (41, lanes). COSINE and SINE are those of HEADING.
@@ -59,7 +59,7 @@ def _speed_fit_factors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 _SPEED_PIVOT, _SPEED_LOWER_1, _SPEED_LOWER_2 = _speed_fit_factors()
 
 
-@kernel
+@inner
 def sample_times(time_us, size, interval, span, lower, offset):
     """Times of knots and queries, the same for every trajectory of one sampling (5.1).
 
@@ -82,7 +82,7 @@ def sample_times(time_us, size, interval, span, lower, offset):
         offset[k] = query - knots[lower[k]]
 
 
-@kernel
+@inner
 def place_knots(ego, poses, headings, first, n, knots):
     """Poses of candidates first..first+n in the map's frame, with unwrapped headings.
 
@@ -122,7 +122,7 @@ def place_knots(ego, poses, headings, first, n, knots):
     return is_tied
 
 
-@kernel
+@inner
 def _there_and_back(axle, direction):
     """The official state keeps the geometric center and recomputes the rear axle: a rounding of about 1e-10 m."""
     return (axle + AXLE_TO_CENTER * direction) - AXLE_TO_CENTER * direction
@@ -131,17 +131,16 @@ def _there_and_back(axle, direction):
 def literal_headings(ego: np.ndarray, poses: np.ndarray) -> np.ndarray:
     """Map-frame headings (N, T) by the official operations, for trajectories that turn by exactly pi (5.1)."""
 
-    def frame(pose: np.ndarray) -> np.ndarray:
-        x, y, heading = pose
-        sine, cosine = np.sin(heading), np.cos(heading)
-        return np.array([[cosine, -sine, x], [sine, cosine, y], [0.0, 0.0, 1.0]])
+    def frames(poses: np.ndarray) -> np.ndarray:
+        x, y, heading = np.ascontiguousarray(poses.T)
+        sine, cosine, zero = np.sin(heading), np.cos(heading), np.zeros(len(poses))
+        return np.array([[cosine, -sine, x], [sine, cosine, y], [zero, zero, zero + 1.0]]).transpose(2, 0, 1).copy()
 
-    local = np.stack([frame(pose) for pose in poses.reshape(-1, 3)])
-    absolute = frame(ego[:3]) @ local
-    return np.array([np.arctan2(m[1, 0], m[0, 0]) for m in absolute]).reshape(poses.shape[:2])
+    absolute = frames(ego[None, :3])[0] @ frames(poses.reshape(-1, 3))
+    return np.arctan2(absolute[:, 1, 0].copy(), absolute[:, 0, 0].copy()).reshape(poses.shape[:2])
 
 
-@kernel
+@inner
 def sample_reference(knots, span, lower, offset, n, slopes, reference):
     """Linear interpolation of the knots at the 41 query times, headings wrapped to [-pi, pi) (5.1).
 
@@ -167,7 +166,7 @@ def sample_reference(knots, span, lower, offset, n, slopes, reference):
             heading[c], cosines[c], sines[c] = angle, cosine, sine
 
 
-@kernel
+@inner
 def take_reference(poses, first, n, reference):
     """Copy planned map-frame poses (N, 41, 3) that already lie at the 41 times."""
     for k in range(STATES):
@@ -178,7 +177,7 @@ def take_reference(poses, first, n, reference):
             sines[c], cosines[c] = sine_cosine(heading[c])
 
 
-@kernel
+@inner
 def fit_speed(reference, n, speed):
     """Speeds along the reference at its first 40 poses: (40, lanes) out (5.3)."""
     for i in range(STEPS):
@@ -206,7 +205,7 @@ def fit_speed(reference, n, speed):
             here[c] = here[c] - lower_1 * one[c] - lower_2 * two[c]
 
 
-@kernel
+@inner
 def fit_curvature(reference, speed, n, excess, curvature):
     """Curvatures along the reference at its first 40 poses: (40, lanes) out (5.3).
 
@@ -237,7 +236,7 @@ def fit_curvature(reference, speed, n, excess, curvature):
             here[c] = (here[c] + after[c]) / (1.0 + e[c])
 
 
-@kernel
+@inner
 def window_moments(curvature, n, moments):
     """Moments 0..3 of the tracker's curvature window at each step: (4, 40, lanes) out (5.4)."""
     for k in range(STEPS):
@@ -261,7 +260,7 @@ def window_moments(curvature, n, moments):
                 m3[c] += term * weight
 
 
-@kernel
+@inner
 def track(ego, reference, speed, moments, n, states):
     """Follow the reference for 40 steps with the official tracker and bicycle model (5.4, 5.5).
 
@@ -282,7 +281,7 @@ def track(ego, reference, speed, moments, n, states):
 
 
 # Three loops and not one: with all their arrays together LLVM gives up on vectorising.
-@kernel
+@inner
 def _command(reference, speed, moments, k, n, states):
     """The tracker's acceleration and steering rate at step k (5.4), left in those planes of row k + 1."""
     target = speed[min(k + _HORIZON, STEPS - 1)]
@@ -304,7 +303,7 @@ def _command(reference, speed, moments, k, n, states):
         rate[c] = 0.0 if is_stopping else steer
 
 
-@kernel
+@inner
 def _respond(k, n, states):
     """The bicycle model's speed and steering in row k + 1, where the commands lie (5.5)."""
     v0, a0, steering0 = states[SPEED, k], states[ACCELERATION, k], states[STEERING, k]
@@ -312,16 +311,14 @@ def _respond(k, n, states):
     rate1, yaw_rate1 = states[STEERING_RATE, k + 1], states[YAW_RATE, k + 1]
     for c in range(n):
         a = a0[c] + _SPEED_FILTER * (a1[c] - a0[c])
-        wanted = steering0[c] + _STEERING_FILTER * (MOTION_STEP * rate1[c])
-        rate = (wanted - steering0[c]) / MOTION_STEP
+        rate = _STEERING_FILTER * rate1[c]
         v = v0[c] + a * MOTION_STEP
         steering = min(max(steering0[c] + rate * MOTION_STEP, -_STEERING_LIMIT), _STEERING_LIMIT)
-        sine, cosine = sine_cosine(steering)
         v1[c], a1[c], steering1[c], rate1[c] = v, a, steering, rate
-        yaw_rate1[c] = v * (sine / cosine) / WHEELBASE
+        yaw_rate1[c] = v * tangent(steering) * (1.0 / WHEELBASE)
 
 
-@kernel
+@inner
 def _move(k, n, states):
     """The bicycle model's pose in row k + 1, from the speed and steering of row k (5.5)."""
     x0, y0, heading0, cosine0, sine0 = (
@@ -341,7 +338,7 @@ def _move(k, n, states):
         sine1[c], cosine1[c] = sine_cosine(heading1[c])
 
 
-@kernel
+@inner
 def _steering_rate(lateral, turned, steering, v, push, m0, m1, m2, m3):
     """The tracker's steering rate: one look-ahead of ten steps at speeds v + push * h * m, m = 0..9 (5.4).
 
@@ -365,12 +362,3 @@ def _steering_rate(lateral, turned, steering, v, push, m0, m1, m2, m3):
     return -(on_lateral * end_lateral + 10.0 * on_heading * end_turned) / (
         on_lateral * on_lateral + 10.0 * on_heading * on_heading + 1.0
     )
-
-
-@kernel
-def simulate(ego, reference, n, speed, curvature, moments, states):
-    """The whole section 5.3-5.5 for one block; the scratch arrays are (40, lanes) and (4, 40, lanes)."""
-    fit_speed(reference, n, speed)
-    fit_curvature(reference, speed, n, moments[0], curvature)
-    window_moments(curvature, n, moments)
-    track(ego, reference, speed, moments, n, states)

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.cache.scene_cache import ObjectType, Polygons
+from navsim_adapter.scoring.cells import grown
 from navsim_adapter.scoring.geometry import box_corners, ego_gap, quads_meet
-from navsim_adapter.scoring.jit import entry, kernel
+from navsim_adapter.scoring.jit import entry, inner
 from navsim_adapter.scoring.packed import POLYGONS, Packed, pack_polygons, real, whole
 from navsim_adapter.scoring.vehicle import HALF_LENGTH, HALF_WIDTH, RADIUS
 
 TRAFFIC_CELL = 2.0  # m
+_TOGETHER = 4  # steps whose boxes are entered into the grid as one
 STOPPED_SPEED = 0.05  # m/s, inclusive (6.2)
 _NEAR = RADIUS + TRAFFIC_CELL * 0.7072  # from a cell's center: the footprint's circle may touch
 _UNSURE_GAP = 1e-6  # m; closer than this, contact is decided on the exact corners
@@ -94,10 +96,28 @@ def _as_bits(flags: np.ndarray) -> np.ndarray:
 
 
 def _object_shapes(box: np.ndarray, half_size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Object, shape (x, y, cosine, sine, half length, half width) and step bit of every box there is, by object."""
-    who, step = np.nonzero(~np.isnan(box[..., 0]).T)
-    what = np.column_stack([box[step, who], half_size[who]])
-    return who, what, np.int64(1) << step
+    """Object, shape (x, y, cosine, sine, half length, half width) and step bits, ordered by object.
+
+    One shape covers an object's boxes of _TOGETHER steps, so that a car that moves a little is not entered each time.
+    """
+    steps, objects = box.shape[:2]
+    groups = -(-steps // _TOGETHER)
+    padded = np.full((groups * _TOGETHER, objects, 4), np.nan)
+    padded[:steps] = box
+    x, y, cosine, sine = padded.reshape(groups, _TOGETHER, objects, 4).transpose(3, 2, 0, 1)
+    present = ~np.isnan(x)
+    who, group = np.nonzero(present.any(axis=2))
+    x, y, cosine, sine, present = (part[who, group] for part in (x, y, cosine, sine, present))
+    every, first = np.arange(len(who)), present.argmax(axis=1)
+    about = np.column_stack([part[every, first] for part in (x, y, cosine, sine)])
+    dx, dy = x - about[:, :1], y - about[:, 1:2]
+    along, across = dx * about[:, 2:3] + dy * about[:, 3:], dy * about[:, 2:3] - dx * about[:, 3:]
+    turn = np.where(cosine * about[:, 2:3] + sine * about[:, 3:] > 0, sine * about[:, 2:3] - cosine * about[:, 3:], 1.0)
+    spread = [np.where(present, abs(part), 0.0).max(axis=1) for part in (along, across, turn)]
+    swing = spread[2] * half_size[who].sum(axis=1)
+    what = np.column_stack([about, half_size[who, 0] + spread[0] + swing, half_size[who, 1] + spread[1] + swing])
+    bits = (present.astype(np.int64) << (group[:, None] * _TOGETHER + np.arange(_TOGETHER))).sum(axis=1)
+    return who, what, bits
 
 
 def _light_shapes(lights: Polygons, light: int, corner: np.ndarray) -> np.ndarray:
@@ -146,7 +166,7 @@ def index_traffic(fingerprint: int) -> Callable[..., Any]:
                     cell = row * columns + column
                     if last[cell] < 0 or found[last[cell], 1] != who[i]:
                         if size == len(found):
-                            found = np.concatenate((found, found))
+                            found = grown(found, 0)
                         found[size, 0], found[size, 1], found[size, 2] = cell, who[i], 0
                         last[cell] = size
                         size += 1
@@ -156,7 +176,7 @@ def index_traffic(fingerprint: int) -> Callable[..., Any]:
     return index_traffic
 
 
-@kernel
+@inner
 def _cell_span(low, high, count):
     """First and last cell that [low, high] touches; empty (first > last) off the grid and for NaN."""
     if not (high >= 0.0 and low <= count * TRAFFIC_CELL):
@@ -164,7 +184,7 @@ def _cell_span(low, high, count):
     return int(max(low, 0.0) / TRAFFIC_CELL), min(int(min(high / TRAFFIC_CELL, float(count))), count - 1)
 
 
-@kernel
+@inner
 def _by_cell(found, count):
     start = np.zeros(count + 1, np.int64)
     for at in range(len(found)):
@@ -180,17 +200,22 @@ def _by_cell(found, count):
     return start, entries
 
 
-@kernel
+@inner
 def object_count(traffic) -> int:
     return whole(traffic, OBJECTS + 1) - whole(traffic, OBJECTS)
 
 
-@kernel
+@inner
+def light_count(traffic) -> int:
+    return whole(traffic, LIGHT_STEPS + 1) - whole(traffic, LIGHT_STEPS)
+
+
+@inner
 def has_flag(traffic, m, flag) -> bool:
     return (whole(traffic, whole(traffic, OBJECTS) + m) & flag) != 0
 
 
-@kernel
+@inner
 def entries_near(traffic, x, y) -> tuple[int, int]:
     """Positions in `wholes` of the first and past the last entry near a footprint centered at (x, y).
 
@@ -203,10 +228,10 @@ def entries_near(traffic, x, y) -> tuple[int, int]:
         return whole(traffic, ENTRIES) + 2 * whole(traffic, cell), whole(traffic, ENTRIES) + 2 * whole(
             traffic, cell + 1
         )
-    return -1, object_count(traffic) + whole(traffic, LIGHT_STEPS + 1) - whole(traffic, LIGHT_STEPS)
+    return -1, object_count(traffic) + light_count(traffic)
 
 
-@kernel
+@inner
 def touches_object(traffic, m, k, x, y, cosine, sine, own, other) -> bool:
     """Whether the ego footprint centered at (x, y) touches object m at step k.
 

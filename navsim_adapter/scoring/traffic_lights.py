@@ -5,12 +5,12 @@ No exemption for standing inside it at the start.
 
 from __future__ import annotations
 
-from navsim_adapter.scoring.jit import kernel
+from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.packed import quad_meets_polygon, whole
 from navsim_adapter.scoring.traffic_index import LIGHT_STEPS
 
 
-@kernel
+@inner
 def runs_red_light(traffic, light, k, corners) -> bool:
     """Whether the footprint touches this light's polygon while it is red at step k."""
     red = whole(traffic, whole(traffic, LIGHT_STEPS) + light)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.scoring.comfort import SLOPE, SMOOTH, YAW_SLOPE
-from navsim_adapter.scoring.jit import entry, kernel
+from navsim_adapter.scoring.jit import entry, inner
 from navsim_adapter.scoring.savitzky_golay import filter_series, filter_weights, unwrap
 from navsim_adapter.scoring.vehicle import INTERVAL, STATES
 
@@ -59,7 +59,7 @@ def compare_plans(fingerprint: int) -> Callable[..., Any]:
     return compare_plans
 
 
-@kernel
+@inner
 def _distance(series, rows):
     """Root mean square over time of the difference of the two lanes."""
     square = 0.0
