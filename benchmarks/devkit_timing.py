@@ -41,14 +41,14 @@ def arguments() -> argparse.Namespace:
 OPTIONS = arguments()
 os.environ["OPENSCENE_DATA_ROOT"], os.environ["NUPLAN_MAPS_ROOT"] = str(OPTIONS.data), str(OPTIONS.data / "maps")
 
-from navsim.common.dataclasses import SceneFilter, SensorConfig, Trajectory  # noqa: E402
-from navsim.common.dataloader import SceneLoader  # noqa: E402
-from navsim.evaluate.pdm_score import get_trajectory_as_array, pdm_score, transform_trajectory  # noqa: E402
-from navsim.planning.metric_caching.metric_cache_processor import MetricCacheProcessor  # noqa: E402
-from navsim.planning.scenario_builder.navsim_scenario import NavSimScenario  # noqa: E402
-from navsim.planning.simulation.planner.pdm_planner.scoring.pdm_scorer import PDMScorer, PDMScorerConfig  # noqa: E402
-from navsim.planning.simulation.planner.pdm_planner.simulation.pdm_simulator import PDMSimulator  # noqa: E402
-from nuplan.planning.simulation.trajectory.trajectory_sampling import TrajectorySampling  # noqa: E402
+from navsim.common.dataclasses import SceneFilter, SensorConfig, Trajectory
+from navsim.common.dataloader import SceneLoader
+from navsim.evaluate.pdm_score import get_trajectory_as_array, pdm_score, transform_trajectory
+from navsim.planning.metric_caching.metric_cache_processor import MetricCacheProcessor
+from navsim.planning.scenario_builder.navsim_scenario import NavSimScenario
+from navsim.planning.simulation.planner.pdm_planner.scoring.pdm_scorer import PDMScorer, PDMScorerConfig
+from navsim.planning.simulation.planner.pdm_planner.simulation.pdm_simulator import PDMSimulator
+from nuplan.planning.simulation.trajectory.trajectory_sampling import TrajectorySampling
 
 SAMPLING = TrajectorySampling(num_poses=40, interval_length=0.1)
 IS_SECOND = importlib.util.find_spec("navsim.traffic_agents_policies") is not None

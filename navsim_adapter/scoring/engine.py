@@ -15,7 +15,7 @@ from navsim_adapter.scoring import aggregate, areas, comfort, simulate
 from navsim_adapter.scoring.angles import sine_cosine
 from navsim_adapter.scoring.contacts import judge_contacts, measured_speed
 from navsim_adapter.scoring.driving_direction import driving_direction_compliance
-from navsim_adapter.scoring.jit import entry, inner, kernel
+from navsim_adapter.scoring.jit import entry, inner
 from navsim_adapter.scoring.lane_keeping import lane_keeping
 from navsim_adapter.scoring.map_index import area_count
 from navsim_adapter.scoring.progress import progress_at
@@ -122,11 +122,13 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
     return score_trajectories
 
 
-@kernel
 def product_of(row, is_epdms):
     """The product that decides whose progress counts as the batch's best (6.6)."""
     product = row[RAW + NC] * row[RAW + DAC]
     return product * row[RAW + TLC] * row[RAW + DDC] if is_epdms else product
+
+
+_product_of = inner(product_of)
 
 
 @inner
@@ -137,7 +139,7 @@ def combine(row, is_epdms, best_other, human, two_frame):
     human: (COLUMNS,) the human's row, whose zeros are forgiven; NaN for no filter.
     two_frame: NaN where there is no earlier frame.
     """
-    raw, product = row[PROGRESS_RAW], product_of(row, is_epdms)
+    raw, product = row[PROGRESS_RAW], _product_of(row, is_epdms)
     best = max(best_other, raw * product)
     row[TWO_FRAME] = two_frame
     if is_epdms:

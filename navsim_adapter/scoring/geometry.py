@@ -11,7 +11,7 @@ from math import sqrt
 
 import numpy as np
 
-from navsim_adapter.scoring.jit import inner, kernel
+from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.vehicle import HALF_LENGTH, HALF_WIDTH
 
 _SPLITTER = 134217729.0  # 2^27 + 1
@@ -67,7 +67,7 @@ def crosses_right(ax, ay, bx, by, px, py) -> int:
     return 1 if (where > 0) == (by > ay) else 0
 
 
-@kernel
+@inner
 def box_corners(x, y, cosine, sine, half_length, half_width, corners) -> None:
     """Corners front left, rear left, rear right, front right: (4, 2) out."""
     for i in range(4):
@@ -99,7 +99,7 @@ def segment_meets_quad(ax, ay, bx, by, corners) -> bool:
     return False
 
 
-@kernel
+@inner
 def quads_meet(first, second) -> bool:
     """Whether two closed convex quadrilaterals share a point, exactly."""
     if quad_contains(first, second[0, 0], second[0, 1]):

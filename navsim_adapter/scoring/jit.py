@@ -17,18 +17,16 @@ from typing import Any
 
 import numba
 
-
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function for kernels and for Python. IEEE division (no zero check), so that loops vectorise."""
-    return numba.njit(error_model="numpy", nogil=True)(function)
+_njit: Any = numba.njit  # its stubs do not know every option
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """Compile a function that only kernels call: calling it from Python crashes.
+    """Compile a function that only other kernels call: calling it from Python crashes.
 
-    Left without the code that unpacks Python objects, a sixth of the time that compilation takes.
+    Left without the code that unpacks Python objects, a sixth of the time that compilation takes. IEEE division (no
+    zero check), so that loops vectorise.
     """
-    return numba.njit(error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return _njit(error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 def entry(make: Callable[[int], Callable[..., Any]]) -> Any:

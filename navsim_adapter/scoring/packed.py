@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from navsim_adapter.scoring.geometry import crosses_right, segment_meets_quad
-from navsim_adapter.scoring.jit import inner, kernel
+from navsim_adapter.scoring.jit import inner
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def pack_polygons(
     return pack([np.asarray(vertices, np.float64), vertex_positions, ring_positions, *others])
 
 
-@kernel
+@inner
 def polygon_contains(block, polygon, x, y) -> bool:
     """Whether (x, y) is strictly inside a polygon of rings (even-odd), its boundary excluded."""
     at = whole(block, POLYGONS) + polygon

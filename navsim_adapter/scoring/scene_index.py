@@ -6,8 +6,9 @@ own sub-scores (the penalty filter), the history before the comfort window.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from navsim_adapter.cache.scene_cache import EPDMS, PDMS, Polygons, SceneCache
 from navsim_adapter.errors import InputError
 from navsim_adapter.scoring import engine
 from navsim_adapter.scoring.geometry import box_corners, quads_meet
+from navsim_adapter.scoring.jit import entry
 from navsim_adapter.scoring.map_index import build_map_index
 from navsim_adapter.scoring.packed import Packed
 from navsim_adapter.scoring.simulate import literal_headings
@@ -104,17 +106,30 @@ def scene_traffic(scene: SceneCache, metric: Metric) -> Packed:
 
 def overlaps_ego(ego: np.ndarray, size: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Which boxes (size (M, 2), pose (M, 3) at the start) touch the ego's footprint: (M,) bool."""
-    own, other = np.empty((4, 2)), np.empty((4, 2))
-    cosine, sine = np.cos(ego[2]), np.sin(ego[2])
-    x, y = ego[0] + AXLE_TO_CENTER * cosine, ego[1] + AXLE_TO_CENTER * sine
-    box_corners(x, y, cosine, sine, HALF_LENGTH, HALF_WIDTH, own)
-    touches = np.zeros(len(size), bool)
-    near = np.hypot(pose[:, 0] - x, pose[:, 1] - y) < 5.0 + np.hypot(size[:, 0], size[:, 1])  # False for NaN
-    for m in np.flatnonzero(near):
-        length, width = size[m]
-        box_corners(*pose[m, :2], np.cos(pose[m, 2]), np.sin(pose[m, 2]), length / 2, width / 2, other)
-        touches[m] = quads_meet(own, other)
+    center = ego[:2] + AXLE_TO_CENTER * np.array([np.cos(ego[2]), np.sin(ego[2])])
+    near = np.hypot(pose[:, 0] - center[0], pose[:, 1] - center[1]) < 5.0 + np.hypot(size[:, 0], size[:, 1])
+    touches = np.zeros(len(size), bool)  # an absent object's NaN is not near
+    if near.any():
+        shapes = np.column_stack([pose[:, :2], np.cos(pose[:, 2]), np.sin(pose[:, 2]), size / 2])
+        ego_shape = np.array([*center, np.cos(ego[2]), np.sin(ego[2]), HALF_LENGTH, HALF_WIDTH])
+        touches[near] = shapes_meet(ego_shape, shapes[near])
     return touches
+
+
+@entry
+def shapes_meet(fingerprint: int) -> Callable[..., Any]:
+    def shapes_meet(shape, others):
+        """Which of the boxes (M, 6) touch a box (6,): x, y, cosine, sine, half length, half width."""
+        _ = fingerprint
+        own, other, meet = np.empty((4, 2)), np.empty((4, 2)), np.empty(len(others), np.bool_)
+        box_corners(shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], own)
+        for m in range(len(others)):
+            box = others[m]
+            box_corners(box[0], box[1], box[2], box[3], box[4], box[5], other)
+            meet[m] = quads_meet(own, other)
+        return meet
+
+    return shapes_meet
 
 
 def comfort_history(states: np.ndarray, times_us: np.ndarray) -> np.ndarray:

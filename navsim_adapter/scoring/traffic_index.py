@@ -21,6 +21,7 @@ from navsim_adapter.scoring.vehicle import HALF_LENGTH, HALF_WIDTH, RADIUS
 
 TRAFFIC_CELL = 2.0  # m
 _TOGETHER = 4  # steps whose boxes are entered into the grid as one
+SHAPE_NUMBERS = 6  # of a shape that enters the grid: x, y, cosine, sine, half length, half width
 STOPPED_SPEED = 0.05  # m/s, inclusive (6.2)
 _NEAR = RADIUS + TRAFFIC_CELL * 0.7072  # from a cell's center: the footprint's circle may touch
 _UNSURE_GAP = 1e-6  # m; closer than this, contact is decided on the exact corners
@@ -67,13 +68,10 @@ def build_traffic_index(
     flags = is_agent * IS_AGENT + is_stopped * IS_STOPPED + np.asarray(ignored, bool) * IS_IGNORED
     light_steps = _as_bits(light_red)
     vertices = np.asarray(lights.vertices, np.float64).reshape(-1, 2)
-    who, what, when = _object_shapes(box, half_size)
-    for light in range(len(light_steps)):
-        shapes = _light_shapes(lights, light, np.array([x_min, y_min]))
-        what = np.concatenate([what, shapes])
-        who = np.concatenate([who, np.full(len(shapes), len(size) + light)])
-        when = np.concatenate([when, np.full(len(shapes), light_steps[light])])
-    cells, entries = index_traffic(x_min, y_min, columns, rows, who, what, when)
+    shapes = [_light_shapes(lights, light, np.array([x_min, y_min])) for light in range(len(light_steps))]
+    light = np.repeat(np.arange(len(shapes)), [len(shape) for shape in shapes])
+    light_shape = np.concatenate([np.empty((0, SHAPE_NUMBERS)), *shapes])
+    cells, entries = index_traffic(x_min, y_min, columns, rows, box, half_size, light, light_shape, light_steps)
     return pack_polygons(
         vertices,
         np.asarray(lights.ring_start),
@@ -95,33 +93,8 @@ def _as_bits(flags: np.ndarray) -> np.ndarray:
     return (flags.astype(np.int64) << np.arange(flags.shape[1])).sum(axis=1)
 
 
-def _object_shapes(box: np.ndarray, half_size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Object, shape (x, y, cosine, sine, half length, half width) and step bits, ordered by object.
-
-    One shape covers an object's boxes of _TOGETHER steps, so that a car that moves a little is not entered each time.
-    """
-    steps, objects = box.shape[:2]
-    groups = -(-steps // _TOGETHER)
-    padded = np.full((groups * _TOGETHER, objects, 4), np.nan)
-    padded[:steps] = box
-    x, y, cosine, sine = padded.reshape(groups, _TOGETHER, objects, 4).transpose(3, 2, 0, 1)
-    present = ~np.isnan(x)
-    who, group = np.nonzero(present.any(axis=2))
-    x, y, cosine, sine, present = (part[who, group] for part in (x, y, cosine, sine, present))
-    every, first = np.arange(len(who)), present.argmax(axis=1)
-    about = np.column_stack([part[every, first] for part in (x, y, cosine, sine)])
-    dx, dy = x - about[:, :1], y - about[:, 1:2]
-    along, across = dx * about[:, 2:3] + dy * about[:, 3:], dy * about[:, 2:3] - dx * about[:, 3:]
-    turn = np.where(cosine * about[:, 2:3] + sine * about[:, 3:] > 0, sine * about[:, 2:3] - cosine * about[:, 3:], 1.0)
-    spread = [np.where(present, abs(part), 0.0).max(axis=1) for part in (along, across, turn)]
-    swing = spread[2] * half_size[who].sum(axis=1)
-    what = np.column_stack([about, half_size[who, 0] + spread[0] + swing, half_size[who, 1] + spread[1] + swing])
-    bits = (present.astype(np.int64) << (group[:, None] * _TOGETHER + np.arange(_TOGETHER))).sum(axis=1)
-    return who, what, bits
-
-
 def _light_shapes(lights: Polygons, light: int, corner: np.ndarray) -> np.ndarray:
-    """Shapes that together reach as far as the light's polygon: its edges, and the grid's cell centers inside it."""
+    """Shapes (S, 6) that together reach as far as a light's polygon: its edges, and the cell centers inside it."""
     rings = range(int(lights.polygon_start[light]), int(lights.polygon_start[light + 1]))
     lines = [np.asarray(lights.vertices[lights.ring_start[ring] : lights.ring_start[ring + 1]]) for ring in rings]
     starts, ends = np.concatenate([line[:-1] for line in lines]), np.concatenate([line[1:] for line in lines])
@@ -142,13 +115,14 @@ def _light_shapes(lights: Polygons, light: int, corner: np.ndarray) -> np.ndarra
 
 @entry
 def index_traffic(fingerprint: int) -> Callable[..., Any]:
-    def index_traffic(x_min, y_min, columns, rows, who, what, when):
+    def index_traffic(x_min, y_min, columns, rows, box, half_size, light, light_shape, light_steps):
         """The grid's sections of the traffic index: cells (columns * rows + 1,), entries (E, 2).
 
-        who (N,), what (N, 6), when (N,): object, shape (x, y, cosine, sine, half length, half width) and steps as
-        bits, ordered by object.
+        box (steps, M, 4), half_size (M, 2), light_steps (L,): as in the index.  light (S,), light_shape (S, 6): shapes
+        that together cover the lights, in order.
         """
         _ = fingerprint
+        who, what, when = _shapes(box, half_size, light, light_shape, light_steps)
         count = columns * rows
         last = np.full(count, -1, np.int64)  # the cell's latest entry
         found, size = np.empty((1024, 3), np.int64), 0  # cell, object, steps
@@ -174,6 +148,51 @@ def index_traffic(fingerprint: int) -> Callable[..., Any]:
         return _by_cell(found[:size], count)
 
     return index_traffic
+
+
+@inner
+def _shapes(box, half_size, light, light_shape, light_steps):
+    """Object (lights after the objects), shape and step bits of everything that enters the grid, by object."""
+    steps, objects = box.shape[0], box.shape[1]
+    most = objects * ((steps + _TOGETHER - 1) // _TOGETHER) + len(light)
+    who, when, what = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((most, SHAPE_NUMBERS))
+    count = 0
+    for m in range(objects):
+        for first in range(0, steps, _TOGETHER):
+            bits = _cover(box, half_size, m, first, what[count])
+            if bits != 0:
+                who[count], when[count] = m, bits
+                count += 1
+    for i in range(len(light)):
+        who[count], when[count] = objects + light[i], light_steps[light[i]]
+        for number in range(SHAPE_NUMBERS):
+            what[count, number] = light_shape[i, number]
+        count += 1
+    return who[:count], what[:count], when[:count]
+
+
+@inner
+def _cover(box, half_size, m, first, shape) -> int:
+    """A shape over an object's boxes of _TOGETHER steps, so that a car that moves a little is not entered each time.
+
+    shape: (6,) out.  Returns the steps as bits, 0 if the object is absent at all of them.
+    """
+    bits, along, across, turn = 0, 0.0, 0.0, 0.0
+    for k in range(first, min(first + _TOGETHER, box.shape[0])):
+        x, y, cosine, sine = box[k, m, 0], box[k, m, 1], box[k, m, 2], box[k, m, 3]
+        if np.isnan(x):
+            continue
+        if bits == 0:
+            shape[0], shape[1], shape[2], shape[3] = x, y, cosine, sine
+        bits |= 1 << k
+        dx, dy = x - shape[0], y - shape[1]
+        along = max(along, abs(dx * shape[2] + dy * shape[3]))
+        across = max(across, abs(dy * shape[2] - dx * shape[3]))
+        is_ahead = cosine * shape[2] + sine * shape[3] > 0.0
+        turn = max(turn, abs(sine * shape[2] - cosine * shape[3]) if is_ahead else 1.0)
+    swing = turn * (half_size[m, 0] + half_size[m, 1])
+    shape[4], shape[5] = half_size[m, 0] + along + swing, half_size[m, 1] + across + swing
+    return bits
 
 
 @inner
