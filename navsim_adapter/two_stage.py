@@ -7,8 +7,6 @@ Single scenes are scored elsewhere; what is here starts from their sub-scores.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ import numpy as np
 import yaml
 
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import write_text
 from navsim_adapter.scoring.aggregate import epdms
 from navsim_adapter.scoring.two_frame import compare_plans, gap_in_steps, traces_of
 
@@ -156,30 +153,6 @@ def kernel_weights(end: np.ndarray, starts: np.ndarray) -> np.ndarray:
     if np.isnan(total) or abs(total) <= 1e-8:
         return np.full(len(starts), 1 / len(starts))
     return weights / total
-
-
-def to_csv(result: TwoStageScores) -> str:
-    """The official table: one row per scene, then the three summaries; each stage fills its own columns."""
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    names = [f"{name}_{stage}" for stage in STAGES[:2] for name in COLUMNS[:-1]]
-    writer.writerow(["", "token", "valid", *names, "score"])
-    blank = [""] * (len(COLUMNS) - 1)
-    one, two, both = (result.summary[stage].tolist() for stage in STAGES)
-    rows = [
-        [token, *blank, *values] if later else [token, *values[:-1], *blank, values[-1]]
-        for token, values, later in zip(result.tokens, result.table.tolist(), result.is_rendered)
-    ]
-    rows.append(["extended_pdm_score_stage_one", *one[:-1], *blank, one[-1]])
-    rows.append(["extended_pdm_score_stage_two", *blank, *two])
-    rows.append(["extended_pdm_score_combined", *one[:-1], *two[:-1], both[-1]])
-    for place, (token, *values) in enumerate(rows):
-        writer.writerow([place, token, True, *("" if value == "" else repr(value) for value in values)])
-    return lines.getvalue()
-
-
-def write_csv(path: str | Path, result: TwoStageScores) -> None:
-    write_text(path, to_csv(result))
 
 
 def _entry_table(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -65,20 +64,6 @@ def test_weights_scores_and_summaries_are_official(name: str) -> None:
     for stage in STAGES:
         wanted = [float(summaries[stage][column]) for column in COLUMNS]
         np.testing.assert_allclose(scores.summary[stage], wanted, atol=1e-14)
-
-
-@needs_shared
-def test_the_table_has_a_row_per_scene_and_three_summaries() -> None:
-    scores = _combined("human")
-    rows = list(csv.reader(io.StringIO(two_stage.to_csv(scores))))
-    assert rows[0][:3] == ["", "token", "valid"]
-    assert rows[0][-1] == "score"
-    assert {len(row) for row in rows} == {3 + 9 + 9 + 1}
-    assert [row[1] for row in rows[-3:]] == [f"extended_pdm_score_{stage}" for stage in STAGES]
-    recorded, rendered = rows[1], rows[1 + int(np.argmax(scores.is_rendered))]
-    assert recorded[12:21] == rendered[3:12] == [""] * 9
-    assert "" not in recorded[3:12] + rendered[12:21] + rows[-1]
-    assert float(rows[-1][-1]) == scores.summary["combined"][-1]
 
 
 @needs_shared
