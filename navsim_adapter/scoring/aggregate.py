@@ -1,15 +1,15 @@
-"""From sub-scores to progress and score (spec 6.6, 6.13, 7.1): the one place that knows the weights."""
+"""From sub-scores to progress and score (spec 6.6, 6.13, 7.1): the one place that knows the weights.
+
+Plain Python; the engine compiles these rules for itself.
+"""
 
 from __future__ import annotations
 
 from math import isnan
 
-from navsim_adapter.scoring.jit import inner
-
 _LEAST_PROGRESS = 5.0  # m, strict: below it nobody is measured against anybody
 
 
-@inner
 def pdms_progress(raw: float, product: float, best: float) -> float:
     """v1.1: product is the candidate's no-collision x drivable-area; best the largest raw x product of the batch."""
     if best > _LEAST_PROGRESS:
@@ -17,7 +17,6 @@ def pdms_progress(raw: float, product: float, best: float) -> float:
     return 1.0 if product > 0.0 else 0.0
 
 
-@inner
 def epdms_progress(raw: float, best: float) -> float:
     """v2.2: the candidate's own progress is not masked by its product, only the best of the batch is."""
     if best > _LEAST_PROGRESS:
@@ -25,13 +24,11 @@ def epdms_progress(raw: float, best: float) -> float:
     return 1.0
 
 
-@inner
 def pdms(no_collision: float, drivable: float, progress: float, ttc: float, comfort: float) -> float:
     """v1.1; driving direction compliance has weight 0."""
     return no_collision * drivable * ((5.0 * progress + 5.0 * ttc + 2.0 * comfort) / 12.0)
 
 
-@inner
 def epdms(
     no_collision: float,
     drivable: float,
@@ -51,7 +48,6 @@ def epdms(
     return no_collision * drivable * direction * lights * (weighted / weight)
 
 
-@inner
 def spared(own: float, human: float) -> float:
     """The human penalty filter: where the human scores exactly 0, so may anyone (6.13)."""
     return 1.0 if human == 0.0 else own

@@ -129,6 +129,9 @@ def product_of(row, is_epdms):
 
 
 _product_of = inner(product_of)
+_pdms, _pdms_progress = inner(aggregate.pdms), inner(aggregate.pdms_progress)
+_epdms, _epdms_progress = inner(aggregate.epdms), inner(aggregate.epdms_progress)
+_spared = inner(aggregate.spared)
 
 
 @inner
@@ -143,21 +146,19 @@ def combine(row, is_epdms, best_other, human, two_frame):
     best = max(best_other, raw * product)
     row[TWO_FRAME] = two_frame
     if is_epdms:
-        row[RAW + EP] = aggregate.epdms_progress(raw, best)
+        row[RAW + EP] = _epdms_progress(raw, best)
         for column in range(TWO_FRAME):
-            row[column] = aggregate.spared(row[RAW + column], human[RAW + column])
-        row[UNFILTERED_SCORE] = aggregate.epdms(
+            row[column] = _spared(row[RAW + column], human[RAW + column])
+        row[UNFILTERED_SCORE] = _epdms(
             row[RAW + NC], row[RAW + DAC], row[RAW + DDC], row[RAW + TLC], row[RAW + EP], row[RAW + TTC],
             row[RAW + LK], row[RAW + COMFORT], np.nan,
         )  # fmt: skip
-        row[SCORE] = aggregate.epdms(
-            row[NC], row[DAC], row[DDC], row[TLC], row[EP], row[TTC], row[LK], row[COMFORT], two_frame
-        )
+        row[SCORE] = _epdms(row[NC], row[DAC], row[DDC], row[TLC], row[EP], row[TTC], row[LK], row[COMFORT], two_frame)
     else:
-        row[RAW + EP] = aggregate.pdms_progress(raw, product, best)
+        row[RAW + EP] = _pdms_progress(raw, product, best)
         for column in range(TWO_FRAME):
             row[column] = row[RAW + column]
-        row[SCORE] = aggregate.pdms(row[NC], row[DAC], row[EP], row[TTC], row[COMFORT])
+        row[SCORE] = _pdms(row[NC], row[DAC], row[EP], row[TTC], row[COMFORT])
         row[UNFILTERED_SCORE] = row[SCORE]
 
 
