@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dipole_vla.guidance import Role
 from dipole_vla.paths import Prediction, Schedule, interpolate, target
-from navsim_adapter.errors import InputError
+from navsim_adapter.errors import InputError, did_you_mean
 
 Routing = Literal["both", "bernoulli"]
 
@@ -23,6 +23,12 @@ Denoise = Callable[[Role, Tensor, Tensor, Tensor | None], Tensor]
 """(role, x_t, t, rows) -> native prediction, shape of x_t.
 
 rows: indices (int64) of x_t's rows in the batch, or None when x_t is the whole batch.
+"""
+
+Settle = Callable[[Role, Tensor], Tensor]
+"""(role, its part of the loss) -> what stands for it in the sum; called as soon as that part is known.
+
+Whoever wants one policy's activations freed before the next policy runs does the backward pass here.
 """
 
 
@@ -40,16 +46,32 @@ def negative_weight(advantage: Tensor, beta: float) -> Tensor:
 class Rule:
     """How an advantage weighs a sample for each policy: functions of (advantage, beta).
 
-    negative None: no negative adapter is trained, and the base model takes its place in guidance.
+    negative None: no negative policy is trained, and the base model takes its place in guidance.
+    is_mirrored: the negative policy is no network of its own but the mirror image of the positive one in the base,
+        2 base - positive. Its coefficients sum to one, so this holds for every prediction.
     """
 
     positive: Callable[[Tensor, float], Tensor]
     negative: Callable[[Tensor, float], Tensor] | None = None
+    is_mirrored: bool = False
+
+    @property
+    def trained(self) -> tuple[Role, ...]:
+        """Roles with an adapter of their own."""
+        return ("positive",) if self.negative is None or self.is_mirrored else ("positive", "negative")
 
     @property
     def negative_role(self) -> Role:
         """Who takes the negative place at inference."""
-        return None if self.negative is None else "negative"
+        return "negative" if "negative" in self.trained else None
+
+    @property
+    def greed(self) -> float:
+        """What omega is multiplied by between the roles that act.
+
+        (1 + w) positive - w (2 base - positive) = (1 + 2 w) positive - 2 w base: a mirrored negative doubles it.
+        """
+        return 2.0 if self.is_mirrored else 1.0
 
 
 MAX_EXPONENTIAL_WEIGHT = 100.0  # the clip of the AWR/IQL code line
@@ -63,7 +85,18 @@ RULES: dict[str, Rule] = {
     "indicator": Rule(lambda advantage, beta: (advantage >= 0).to(advantage.dtype)),
     # is the negative policy needed? the sigmoid half alone
     "positive_only": Rule(positive_weight),
+    # DiffusionNFT at strength one: both of our losses, one network; what is bad pushes it to the other side of the base
+    "implicit": Rule(positive_weight, negative_weight, is_mirrored=True),
 }
+
+
+def rule_named(name: str, routing: Routing = "both") -> Rule:
+    """The rule of that name, if it can be trained by that routing; InputError with the near one."""
+    if name not in RULES:
+        raise InputError(f"rule: must be one of {', '.join(RULES)}, got {name!r}{did_you_mean(name, list(RULES))}")
+    if routing == "bernoulli" and len(RULES[name].trained) != 2:
+        raise InputError(f"routing: bernoulli needs two policies, rule {name!r} trains one; use routing both")
+    return RULES[name]
 
 
 def per_sample_loss(output: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -99,6 +132,7 @@ def dichotomous_loss(
     generator: torch.Generator | None = None,
     sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
+    settle: Settle = lambda role, loss: loss,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted denoising loss of both policies on one batch (Eq. 9) and scalars to log (detached).
 
@@ -109,22 +143,25 @@ def dichotomous_loss(
     routing: "both" shows every sample to both adapters; "bernoulli" sends it to one, the positive with probability
         sigma(beta G): the same gradient in expectation for half the work.
     sample_weight: (rows,), e.g. 0 for scenes whose candidates all score alike; the loss is the mean by this weight.
+    settle: see `Settle`; not called for mirrored rules, whose two parts share one pass.
     """
     x_t, wanted = interpolate(schedule, x0, noise, t), target(prediction, schedule, x0, noise, t)
-    weights = _weights(RULES[rule], advantage.detach().to(x0.dtype), beta)
+    chosen = rule_named(rule, routing)
+    weights = _weights(chosen, advantage.detach().to(x0.dtype), beta)
     share = _shares(sample_weight, x0)
-    if routing == "both":
-        outputs: dict[Role, Tensor] = {role: denoise(role, x_t, t, None) for role in weights}
-        losses = {role: per_sample_loss(outputs[role], wanted, mask) * weights[role] for role in weights}
+    terms: dict[Role, Tensor] = {}
+    if chosen.is_mirrored:
+        terms, scalars = _mirrored_losses(denoise, weights, share, x_t, wanted, t, mask)
+    elif routing == "both":
+        outputs: dict[Role, Tensor] = {}
+        for role, weight in weights.items():
+            terms[role], outputs[role] = _settled(settle, denoise, role, share * weight, x_t, wanted, t, mask)
         scalars = _distance(outputs)
     else:
-        if len(weights) != 2:
-            raise InputError(f"routing: bernoulli needs two policies, rule {rule!r} trains one; use routing both")
         parts = _routed(weights["positive"], generator)
-        losses, scalars = {}, {"fraction_positive": parts["positive"].double().mean()}
-        for role, chosen in parts.items():
-            losses[role] = _part_loss(denoise, role, chosen, x_t, wanted, t, mask)
-    terms = {role: (share * loss).sum() for role, loss in losses.items()}
+        scalars = {"fraction_positive": parts["positive"].double().mean()}
+        for role, rows in parts.items():
+            terms[role] = settle(role, (share * _part_loss(denoise, role, rows, x_t, wanted, t, mask)).sum())
     loss = torch.stack(list(terms.values())).sum()
     for role, weight in weights.items():
         scalars[f"loss_{role}"] = terms[role].detach()
@@ -133,11 +170,63 @@ def dichotomous_loss(
     return loss, {"loss": loss.detach(), **scalars}
 
 
+def base_distance(positive: Tensor, negative: Tensor, base: Tensor) -> Tensor:
+    """How far the base's prediction is from the nearest mixture of the two signs', root mean square over rows.
+
+    Ideal policies have base = m positive + (1 - m) negative with an m in [0, 1] of its own at every (x_t, t), since
+    the base is their mixture; the nearest m is taken for each row. 0 for a fresh pair. Compare it with
+    `sign_distance`: the distance between the two ends.
+
+    positive, negative, base: (rows, horizon, dim), at the same noise and time.
+    """
+    span, offset = (positive - negative).flatten(1).float(), (base - negative).flatten(1).float()
+    m = (span * offset).sum(1) / (span**2).sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+    return _rms(offset - m.clamp(0, 1)[:, None] * span)
+
+
+def sign_distance(positive: Tensor, negative: Tensor) -> Tensor:
+    """Root mean square difference between the signs' predictions; grows where neither was trained."""
+    return _rms(positive - negative)
+
+
 def _weights(rule: Rule, advantage: Tensor, beta: float) -> dict[Role, Tensor]:
     weights: dict[Role, Tensor] = {"positive": rule.positive(advantage, beta)}
     if rule.negative is not None:
         weights["negative"] = rule.negative(advantage, beta)
     return weights
+
+
+def _settled(
+    settle: Settle,
+    denoise: Denoise,
+    role: Role,
+    weight: Tensor,
+    x_t: Tensor,
+    wanted: Tensor,
+    t: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One policy's part of the loss on the whole batch, and its prediction; nothing here outlives `settle`."""
+    output = denoise(role, x_t, t, None)
+    return settle(role, (weight * per_sample_loss(output, wanted, mask)).sum()), output.detach()
+
+
+def _mirrored_losses(
+    denoise: Denoise,
+    weights: dict[Role, Tensor],
+    share: Tensor,
+    x_t: Tensor,
+    wanted: Tensor,
+    t: Tensor,
+    mask: Tensor | None,
+) -> tuple[dict[Role, Tensor], dict[str, Tensor]]:
+    """Both parts of the loss from one trained pass and one of the base: negative = 2 base - positive."""
+    with torch.no_grad():
+        base = denoise(None, x_t, t, None)
+    positive = denoise("positive", x_t, t, None)
+    outputs: dict[Role, Tensor] = {"positive": positive, "negative": 2 * base - positive}
+    losses = {role: per_sample_loss(output, wanted, mask) for role, output in outputs.items()}
+    return {role: (share * weights[role] * loss).sum() for role, loss in losses.items()}, _distance(outputs)
 
 
 def _shares(sample_weight: Tensor | None, x0: Tensor) -> Tensor:
@@ -172,8 +261,10 @@ def _part_loss(
 
 
 def _distance(outputs: dict[Role, Tensor]) -> dict[str, Tensor]:
-    """Root mean square difference between the signs' predictions; grows where neither was trained."""
     if len(outputs) < 2:
         return {}
-    difference = outputs["positive"].detach() - outputs["negative"].detach()
-    return {"sign_distance": difference.float().pow(2).mean().sqrt()}
+    return {"sign_distance": sign_distance(outputs["positive"].detach(), outputs["negative"].detach())}
+
+
+def _rms(difference: Tensor) -> Tensor:
+    return difference.float().pow(2).mean().sqrt()

@@ -28,7 +28,8 @@ class SolverSpec:
 
     steps: solver steps; "dpm++2m" makes one more evaluation at the clean end (denoise to zero).
     start_scale: standard deviation of the start noise.
-    clamp: empty, or (low, high) in normalised action units, applied to every combined clean estimate.
+    clamp: empty, or (low, high) in normalised action units, applied to the combined clean action.
+    clamp_at: "estimate" clamps every clean estimate and the answer, "end" the answer alone.
     eta, std_floor, noise_clip: DDIM's fresh noise; 0, 0, 0 is the deterministic sampler.
     """
 
@@ -36,6 +37,7 @@ class SolverSpec:
     steps: int = 10
     start_scale: float = 1.0
     clamp: tuple[float, ...] = ()
+    clamp_at: Literal["estimate", "end"] = "estimate"
     eta: float = 0.0
     std_floor: float = 0.0
     noise_clip: float = 0.0
@@ -49,6 +51,8 @@ class SolverSpec:
             raise InputError(f"solver.start_scale: must be > 0, got {self.start_scale}; 1 is the textbook start")
         if self.clamp and not (len(self.clamp) == 2 and self.clamp[0] < self.clamp[1]):
             raise InputError(f"solver.clamp: must be empty or (low, high) with low < high, got {self.clamp}")
+        if self.clamp_at not in ("estimate", "end"):
+            raise InputError(f"solver.clamp_at: must be estimate or end, got {self.clamp_at!r}")
 
     def with_steps(self, steps: int | None) -> SolverSpec:
         return self if steps is None else replace(self, steps=steps)
@@ -66,11 +70,14 @@ def solve(
     generator: only for solvers with fresh noise (DDIM with eta or std_floor above zero).
     """
 
-    def clamped(x_t: Tensor, t: Tensor) -> Tensor:
-        x0 = denoise(x_t, t.expand(x_t.shape[0]))
-        return x0.clamp(*spec.clamp) if spec.clamp else x0
+    def clamped(x: Tensor) -> Tensor:
+        return x.clamp(*spec.clamp) if spec.clamp else x
 
-    return SOLVERS[spec.name](spec, schedule, clamped, noise * spec.start_scale, generator)
+    def estimate(x_t: Tensor, t: Tensor) -> Tensor:
+        x0 = denoise(x_t, t.expand(x_t.shape[0]))
+        return clamped(x0) if spec.clamp_at == "estimate" else x0
+
+    return clamped(SOLVERS[spec.name](spec, schedule, estimate, noise * spec.start_scale, generator))
 
 
 def ddim(spec: SolverSpec, schedule: Schedule, denoise: Denoise, x: Tensor, generator: Any = None) -> Tensor:
@@ -94,7 +101,7 @@ def ddim(spec: SolverSpec, schedule: Schedule, denoise: Denoise, x: Tensor, gene
         x = float(after.sqrt()) * x0 + float(direction) * noise
         if spec.eta or spec.std_floor:
             x = x + max(float(std), spec.std_floor) * _fresh(x, spec.noise_clip, generator)
-    return x.clamp(*spec.clamp) if spec.clamp else x
+    return x
 
 
 def _fresh(like: Tensor, clip: float, generator: torch.Generator | None) -> Tensor:
@@ -140,7 +147,7 @@ def euler(spec: SolverSpec, schedule: Schedule, denoise: Denoise, x: Tensor, gen
         noise = to_noise("sample", schedule, x0, x, t.expand(x.shape[0]))
         a, b = (float(coefficient) for coefficient in schedule.velocity(t))
         x = x + float(after - t) * (a * x0 + b * noise)
-    return x.clamp(*spec.clamp) if spec.clamp else x
+    return x
 
 
 def renoise(spec: SolverSpec, schedule: Schedule, denoise: Denoise, x: Tensor, generator: Any = None) -> Tensor:

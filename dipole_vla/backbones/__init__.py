@@ -13,6 +13,9 @@ from navsim_adapter.errors import InputError, did_you_mean
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "dp_vla": ("dipole_vla.backbones.dp_vla", "DPVLA"),
+    "pi0": ("dipole_vla.backbones.pi0", "PI0"),
+    "recogdrive": ("dipole_vla.backbones.recogdrive", "ReCogDrive"),
+    "timm": ("dipole_vla.backbones.timm_driver", "TimmDriver"),
     "xvla": ("dipole_vla.backbones.xvla", "XVLA"),
 }
 """Family name in config.json -> module and class; imported when first used."""

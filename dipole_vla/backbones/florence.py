@@ -20,7 +20,11 @@ from transformers.models.florence2.modeling_florence2 import Florence2MultiModal
 
 @dataclass(frozen=True)
 class FlorenceSizes:
-    """Sizes of the encoder; the defaults are Florence-2-large."""
+    """Sizes of the encoder; the defaults are Florence-2-large.
+
+    Empty means as in every Florence-2 published: as many channel groups as heads, patches padded by half their size,
+    a norm before the patches of all stages but the first.
+    """
 
     vision_dims: tuple[int, ...] = (256, 512, 1024, 2048)
     vision_heads: tuple[int, ...] = (8, 16, 32, 64)
@@ -28,8 +32,14 @@ class FlorenceSizes:
     vision_patch: tuple[int, ...] = (7, 3, 3, 3)
     vision_stride: tuple[int, ...] = (4, 2, 2, 2)
     vision_window: int = 12
+    vision_groups: tuple[int, ...] = ()
+    vision_padding: tuple[int, ...] = ()
+    vision_prenorm: tuple[bool, ...] = ()
+    vision_mlp_ratio: float = 4.0
+    vision_qkv_bias: bool = True
     vision_drop_path: float = 0.1
     image_positions: int = 50
+    temporal_positions: int = 100
     text_width: int = 1024
     text_layers: int = 12
     text_heads: int = 16
@@ -44,16 +54,19 @@ class FlorenceSizes:
         vision = Florence2VisionConfig(
             embed_dim=self.vision_dims,
             num_heads=self.vision_heads,
-            num_groups=self.vision_heads,
+            num_groups=self.vision_groups or self.vision_heads,
             depths=self.vision_depths,
             patch_size=self.vision_patch,
             patch_stride=self.vision_stride,
-            patch_padding=tuple(size // 2 for size in self.vision_patch),
-            patch_prenorm=tuple(stage > 0 for stage in range(stages)),
+            patch_padding=self.vision_padding or tuple(size // 2 for size in self.vision_patch),
+            patch_prenorm=self.vision_prenorm or tuple(stage > 0 for stage in range(stages)),
+            mlp_ratio=self.vision_mlp_ratio,
+            qkv_bias=self.vision_qkv_bias,
             window_size=self.vision_window,
             drop_path_rate=self.vision_drop_path,
             projection_dim=self.text_width,
             max_position_embeddings=self.image_positions,
+            max_temporal_embeddings=self.temporal_positions,
         )
         text = BartConfig(
             d_model=self.text_width,

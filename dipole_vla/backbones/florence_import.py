@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,7 @@ _OLDER = (  # our name -> the older one
 _UNUSED = re.compile(r"(model\.)?(lm_head\.|language_model\.(model\.)?decoder\.|language_model\.lm_head\.)")
 
 # What FlorenceSizes does not describe must be as transformers' defaults have it.
-_VISION = ("num_groups", "patch_padding", "patch_prenorm", "mlp_ratio", "qkv_bias", "activation_function",
-           "projection_dim", "max_temporal_embeddings", "in_channels")  # fmt: skip
+_VISION = ("activation_function", "projection_dim", "in_channels")
 _TEXT = ("activation_function", "scale_embedding")
 
 
@@ -121,8 +120,11 @@ def read_sizes(raw: Mapping[str, Any], where: str) -> FlorenceSizes:
         vision_patch=tuple(vision.patch_size),
         vision_stride=tuple(vision.patch_stride),
         vision_window=vision.window_size,
+        vision_mlp_ratio=float(vision.mlp_ratio),
+        vision_qkv_bias=bool(vision.qkv_bias),
         vision_drop_path=float(vision.drop_path_rate),
         image_positions=vision.max_position_embeddings,
+        temporal_positions=vision.max_temporal_embeddings,
         text_width=text.d_model,
         text_layers=text.encoder_layers,
         text_heads=text.encoder_attention_heads,
@@ -131,10 +133,21 @@ def read_sizes(raw: Mapping[str, Any], where: str) -> FlorenceSizes:
         text_positions=text.max_position_embeddings,
         text_dropout=float(text.dropout),
     )
+    usual: Any = sizes.native().vision_config
+    sizes = replace(  # recorded only where it is not the usual
+        sizes,
+        vision_groups=_unusual(vision.num_groups, usual.num_groups),
+        vision_padding=_unusual(vision.patch_padding, usual.patch_padding),
+        vision_prenorm=_unusual(vision.patch_prenorm, usual.patch_prenorm),
+    )
     built = sizes.native()
     _check_same(vision, built.vision_config, _VISION, f"{where}: vision_config")
     _check_same(text, built.text_config, _TEXT, f"{where}: text_config")
     return sizes
+
+
+def _unusual(found: Any, usual: Any) -> tuple[Any, ...]:
+    return () if list(found) == list(usual) else tuple(found)
 
 
 def _vision_config(raw: Mapping[str, Any], where: str) -> Florence2VisionConfig:

@@ -28,6 +28,8 @@ from navsim_adapter.files import begin, finish, is_complete
 
 IMPORTERS: dict[str, str] = {
     "dp_vla": "dipole_vla.backbones.dp_vla_import",
+    "pi0": "dipole_vla.backbones.pi0_import",
+    "recogdrive": "dipole_vla.backbones.recogdrive_import",
     "xvla": "dipole_vla.backbones.xvla_import",
 }
 """Family -> module with `read(source, **options) -> Imported`."""
@@ -62,8 +64,8 @@ def convert(
     source: Path,
     family: str | None = None,
     out: Path | None = None,
-    prediction: Literal["noise", "sample"] | None = None,
-    kinematic: Literal["waypoint", "diff"] | None = None,
+    prediction: Literal["noise", "sample", "velocity"] | None = None,
+    kinematic: Literal["waypoint", "diff", "velocity"] | None = None,
     encoder: Path | None = None,
     tokenizer: Path | None = None,
     base: Path | None = None,
@@ -71,6 +73,7 @@ def convert(
     action_mode: str | None = None,
     horizon: int | None = None,
     domain: int | None = None,
+    sampler: Literal["deterministic", "published"] | None = None,
     rl_split: str | None = None,
     seed: int | None = None,
 ) -> None:
@@ -78,18 +81,20 @@ def convert(
 
     Args:
         source: published folder or file.
-        family: dp_vla or xvla.
+        family: dp_vla, pi0, recogdrive or xvla.
         out: folder to write.
-        prediction: dp_vla: what the network predicts; its files do not say. Default noise for waypoints, else sample.
-        kinematic: dp_vla: what x and y mean, where no config.json says so.
+        prediction: what the network predicts. dp_vla's files do not say: default noise for waypoints, else sample.
+        kinematic: what the numbers mean. dp_vla: waypoint or diff, where no config.json says so. recogdrive: waypoint
+            (published), or velocity for a planner trained on delta targets, which its file does not say.
         encoder: dp_vla: a Florence-2 folder for the encoder's sizes, tokenizer and, if the source has none, weights;
-            for the last also a full DP-VLA folder.
+            for the last also a full DP-VLA folder. recogdrive: the folder of the language model.
         tokenizer: folder of the tokenizer, where the source has none.
         base: dp_vla: imported backbone folder, for a source that holds adapters only.
         heads: dp_vla: attention heads of the action head, where no config.json says so.
         action_mode: xvla: auto turns a checkpoint for robot arms into one to be trained for driving.
-        horizon: xvla: poses in a plan, instead of the checkpoint's chunk size.
+        horizon: pi0, recogdrive, xvla: poses in a plan, instead of the checkpoint's own number.
         domain: xvla: which of the checkpoint's domains to start from, instead of the one its files name.
+        sampler: recogdrive: deterministic (default), or published, which draws fresh noise at every step.
         rl_split: split that the imported adapters were trained on; evaluation refuses it.
         seed: of weights that the source does not have (a new action head).
     """
@@ -105,6 +110,7 @@ def convert(
         "action_mode": action_mode,
         "horizon": horizon,
         "domain": domain,
+        "sampler": sampler,
         "seed": seed,
     }
     import_checkpoint(family, source, out, rl_split, **options)

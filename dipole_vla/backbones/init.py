@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from dipole_vla.backbones import FAMILIES, backbone_class
+from dipole_vla.backbones.published import architecture
+from dipole_vla.policy.backbone import Backbone
 from dipole_vla.progress import console, skipped, wrote
 from navsim_adapter.errors import InputError, did_you_mean
 from navsim_adapter.files import begin, finish
@@ -16,35 +18,56 @@ from navsim_adapter.files import begin, finish
 def init(
     family: str,
     out: Path,
-    size: Literal["tiny"] = "tiny",
+    size: str = "tiny",
     sizes: dict[str, Any] | None = None,
+    encoder_weights: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Write a new backbone folder with random weights.
 
     Args:
-        family: model family, e.g. dp_vla.
+        family: model family: dp_vla, pi0, recogdrive, timm or xvla.
         out: folder to write.
-        size: the configuration to start from.
+        size: the configuration to start from: tiny, or a published one of the family (dp_vla_1b, recogdrive_2b,
+            xvla_0.9b, pi0, timm_60m).
         sizes: fields of the configuration to change.
+        encoder_weights: timm: file of the encoder's pretrained weights, as timm publishes them.
         seed: weights.
     """
     if family not in FAMILIES:
         raise InputError(
             f"family: {family!r} is not known{did_you_mean(family, list(FAMILIES))}; known are {', '.join(FAMILIES)}"
         )
-    made_by = {"command": "init", "family": family, "size": size, "sizes": sizes or {}, "seed": seed}
+    kind = backbone_class(family)
+    config = _config(kind, size, sizes or {})
+    if encoder_weights is not None and not hasattr(kind, "read_encoder"):
+        raise InputError(f"encoder_weights: means nothing to family {family}; import a published checkpoint instead")
+    made_by: dict[str, Any] = {"command": "init", "family": family, "size": size, "sizes": sizes or {}, "seed": seed}
+    if encoder_weights is not None:
+        made_by["encoder_weights"] = str(encoder_weights.resolve())
     if not begin(out, made_by):
         return skipped("init", out)
-    kind = backbone_class(family)
-    try:
-        config = kind.config_class.tiny(**(sizes or {}))  # type: ignore[attr-defined]
-    except TypeError as problem:
-        raise InputError(f"sizes: {problem}; known are the fields of {kind.config_class.__name__}") from problem
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind.tiny(config)  # type: ignore[attr-defined]
+    if encoder_weights is not None:
+        model.read_encoder(encoder_weights)
     model.save_pretrained(out)
     finish(out, made_by)
     console.print(f"{family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     wrote("init", out)
+
+
+def _config(kind: type[Backbone], size: str, sizes: dict[str, Any]) -> Any:
+    make: Any = kind.config_class
+    if size == "tiny":
+        make = make.tiny
+    else:
+        chosen = architecture(size)
+        if chosen.family != kind.family:
+            raise InputError(f"size: {size} is of family {chosen.family}, got family {kind.family}; correct one")
+        sizes = {**chosen.sizes, **sizes}
+    try:
+        return make(**sizes)
+    except TypeError as problem:
+        raise InputError(f"sizes: {problem}; known are the fields of {kind.config_class.__name__}") from problem

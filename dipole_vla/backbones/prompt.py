@@ -45,22 +45,28 @@ def prompt(scene: Mapping[str, Any]) -> str:
 
 def small_tokenizer(size: int = 320) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on this prompt only, with BART's special ids; deterministic, offline."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
-        initial_alphabet=sorted({letter for text in _examples() for letter in text if not letter.isspace()}),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_examples(), trainer)
+    tokenizer = train_tokenizer(_examples(), ["<s>", "<pad>", "</s>", "<unk>"], size, unknown="<unk>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+def train_tokenizer(texts: list[str], special: list[str], size: int, unknown: str | None = None) -> Tokenizer:
+    """Byte-level BPE of about `size` tokens trained on `texts`; `special` get the first ids, in order."""
+    tokenizer = Tokenizer(models.BPE(unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=sorted({letter for text in texts for letter in text if not letter.isspace()}),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def _examples() -> list[str]:

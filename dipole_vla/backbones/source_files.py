@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dipole_vla.checkpoint import read_json, read_tensors
@@ -74,7 +75,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
+        with safe_globals(_stand_ins(path)):
+            raw = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as problem:
         reason = str(problem).split("\n")[0][:200]
         raise InputError(
@@ -91,3 +93,26 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise InputError(f"{path}: {name!r} is a {type(value).__name__}; pass a file of named tensors")
     return dict(raw)
+
+
+_INERT = ("omegaconf", "lightning", "lightning_fabric", "pytorch_lightning", "navsim", "nuplan", "recogdrive", "numpy")
+"""Packages whose objects a trainer puts beside the weights (settings, callbacks)."""
+
+
+class _Inert:
+    """Stands where a file names a class of `_INERT`: takes anything, does nothing; no code of that package runs."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """(class, name) for every class of `_INERT` that the file names; other foreign names stay refused."""
+    try:
+        foreign = get_unsafe_globals_in_checkpoint(str(path))
+    except (ValueError, RuntimeError, pickle.UnpicklingError, OSError, EOFError):  # not a torch archive
+        return []
+    return [(_Inert, name) for name in foreign if name.split(".")[0] in _INERT]

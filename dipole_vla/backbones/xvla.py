@@ -123,6 +123,7 @@ class XVLA(Backbone):
     family = "xvla"
     config_class = XVLAConfig
     lora_scopes: ClassVar[Mapping[str, str]] = {"head": _BLOCK, "all": f"({_BLOCK}|{_TEXT})"}
+    encoder_names = ("vlm.",)
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.policy.backbone import ActionSpec, Backbone, Context, Processor
+from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.policy.guided import EncodedScenes, Guidance, GuidedPolicy, load_policy
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "AdapterPair",
     "Backbone",
     "Context",
+    "DistilledPair",
     "EncodedScenes",
     "Guidance",
     "GuidedPolicy",

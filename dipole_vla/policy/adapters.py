@@ -3,7 +3,8 @@
 Switching and freezing live here and nowhere else: PEFT's own `set_adapter` turns gradients off on the adapter it
 leaves, so a pass is routed by the layers' `_active_adapter` instead, which touches no gradient flag (pinned by
 test_adapters.py). Two routed passes, one loss, one backward train both. Whoever checkpoints activations must make
-the recomputation run under the same role.
+the recomputation run under the same role. Sampling with guidance runs both signs in one batch instead
+(`prepare_both`, `denoise_both`): the frozen weights are then read once, which is what a small batch waits for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +73,7 @@ class AdapterPair:
 
     def route(self, role: Role) -> None:
         """Make `role` act in the forward passes that follow; None switches the adapters off."""
+        self.role = role
         for layer in self.layers:
             layer._active_adapter, layer._disable_adapters = ([role], False) if role else ([], True)
 
@@ -93,6 +97,36 @@ class AdapterPair:
         """Native prediction of one role, float32, shape of x_t (B*G, horizon, dim); see `Backbone.denoise`."""
         self.route(role)
         return self.backbone.denoise(context, x_t, t)
+
+    def prepare_both(self, contexts: Mapping[Role, Context], roles: tuple[Role, Role]) -> Context:
+        """`prepare` under each of two roles, stacked: rows of the first, then of the second.
+
+        Where both roles show a layer the very same input, as keys and values of one scene, its frozen part runs once.
+        """
+        with self.layers_as(_remembering):
+            prepared = [self.prepare(contexts[role], role) for role in roles]
+        return prepared[0].stacked(prepared[1])
+
+    def denoise_both(self, context: Context, x_t: Tensor, t: Tensor, roles: tuple[Role, Role]) -> tuple[Tensor, Tensor]:
+        """`denoise` under both roles in one pass, for a context of `prepare_both`; no gradients.
+
+        x_t (B*G, horizon, dim), t (B*G,), as for one role; row i of either half of the context serves G rows.
+        """
+        with torch.no_grad(), self.layers_as(partial(_mixed, roles=roles)):
+            output = self.backbone.denoise(context, torch.cat([x_t, x_t]), torch.cat([t, t]))
+        first, second = output.chunk(2)
+        return first, second
+
+    @contextmanager
+    def layers_as(self, forward: Callable[[LoraLayer], Callable[..., Tensor]]) -> Iterator[None]:
+        """Let every adapted layer compute by `forward(layer)` for a while."""
+        for layer in self.layers:
+            layer.__dict__["forward"] = forward(layer)
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                del layer.__dict__["forward"]
 
     def denoiser(self, contexts: Mapping[Role, Context], group: int = 1) -> Denoise:
         """What `objective.dichotomous_loss` calls, for a batch of `group` actions per scene of the contexts.
@@ -157,6 +191,8 @@ class AdapterPair:
 
     def _initialise(self, seed: int) -> None:
         """Kaiming-uniform first matrices (PEFT's own choice) from a generator of ours, zero second ones."""
+        if self.backbone.device.type == "meta":
+            return
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -202,12 +238,59 @@ def _attach(backbone: Backbone, config: LoraConfig) -> list[LoraLayer]:
     """Inject both adapters, leave exactly them trainable, and give the layers that carry them."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT's own starting values are replaced
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        for role in SIGNS:
-            inject_adapter_in_model(config, backbone, adapter_name=role)
+        with torch.device("meta") if backbone.device.type == "meta" else nullcontext():
+            for role in SIGNS:
+                inject_adapter_in_model(config, backbone, adapter_name=role)
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_("lora_" in name)
     backbone.eval()  # injected modules arrive in training mode
     return [module for module in backbone.modules() if isinstance(module, LoraLayer)]
+
+
+def frozen(layer: LoraLayer) -> nn.Linear:
+    """The layer under the adapters."""
+    base = layer.get_base_layer()
+    assert isinstance(base, nn.Linear)
+    return base
+
+
+def matrices(layer: LoraLayer, role: str) -> tuple[Tensor, Tensor, float]:
+    """(rank, in) and (out, rank) matrices of one adapter, and its scaling: the update is scaling * up @ down."""
+    down, up = layer.lora_A[role].weight, layer.lora_B[role].weight
+    assert isinstance(down, Tensor)
+    assert isinstance(up, Tensor)
+    return down, up, layer.scaling[role]
+
+
+def _mixed(layer: LoraLayer, roles: tuple[Role, Role]) -> Callable[[Tensor], Tensor]:
+    """The layer for rows [first role | second role]: one product with the frozen weight, each half its own update."""
+
+    def forward(x: Tensor) -> Tensor:
+        output = layer.base_layer(x)
+        parts = [part.flatten(0, -2) for part in output.chunk(2)]
+        for index, (role, rows) in enumerate(zip(roles, x.to(output.dtype).chunk(2))):
+            if role is not None:
+                down, up, scaling = matrices(layer, role)
+                hidden = nn.functional.linear(rows.flatten(0, -2), down.to(output.dtype))
+                parts[index] = torch.addmm(parts[index], hidden, up.T.to(output.dtype), alpha=scaling)
+        return torch.cat(parts).reshape(output.shape)
+
+    return forward
+
+
+def _remembering(layer: LoraLayer) -> Callable[[Tensor], Tensor]:
+    """The routed layer, which keeps the frozen part of its last input: the other role mostly asks the same."""
+    last: list[Tensor] = []
+
+    def forward(x: Tensor) -> Tensor:
+        if not last or last[0] is not x:
+            last[:] = [x, layer.base_layer(x)]
+        if layer._disable_adapters:
+            return last[1]
+        role = layer._active_adapter[0]
+        return last[1] + layer.lora_B[role](layer.lora_A[role](x)) * layer.scaling[role]
+
+    return forward
 
 
 def _sign(role: str) -> Role:

@@ -36,23 +36,26 @@ class ActionSpec:
     Network action = (raw - offset) / scale, channel by channel; raw channels are x, y (metres, ego frame), then the
     heading as (cos, sin) or as an angle. Further channels up to `dim` are padding, always zero.
 
-    kinematic: "waypoint" gives x and y as positions, "diff" as steps between poses (the first from the origin).
+    kinematic: "waypoint" gives x and y as positions, "diff" as steps between poses (the first from the origin),
+        "velocity" all three as such steps per second (ReCogDrive's delta targets; heading as an angle).
     offset, scale: empty (0 and 1), one number per raw channel, or horizon rows of them.
     """
 
     horizon: int = 8
     dim: int = 4
     interval: float = 0.5
-    kinematic: Literal["waypoint", "diff"] = "waypoint"
+    kinematic: Literal["waypoint", "diff", "velocity"] = "waypoint"
     heading: Literal["cos_sin", "angle"] = "cos_sin"
     offset: tuple[Any, ...] = ()
     scale: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kinematic not in ("waypoint", "diff"):
-            raise InputError(f"action.kinematic: must be waypoint or diff, got {self.kinematic!r}")
+        if self.kinematic not in ("waypoint", "diff", "velocity"):
+            raise InputError(f"action.kinematic: must be waypoint, diff or velocity, got {self.kinematic!r}")
         if self.heading not in ("cos_sin", "angle"):
             raise InputError(f"action.heading: must be cos_sin or angle, got {self.heading!r}")
+        if self.kinematic == "velocity" and self.heading != "angle":
+            raise InputError(f"action.heading: must be angle with kinematic velocity, got {self.heading!r}")
         if self.dim < self.real_dim:
             raise InputError(f"action.dim: must be >= {self.real_dim} for heading {self.heading!r}, got {self.dim}")
         for name in ("offset", "scale"):
@@ -81,6 +84,9 @@ class ActionSpec:
         action = action[..., : self.real_dim]
         offset, scale = self._normaliser(action)
         raw = action * scale + offset
+        if self.kinematic == "velocity":
+            poses = (raw * self.interval).cumsum(-2)
+            return torch.cat([poses[..., :2], _wrapped(poses[..., 2:])], dim=-1)
         xy = raw[..., :2] if self.kinematic == "waypoint" else raw[..., :2].cumsum(-2)
         heading = raw[..., 2:3] if self.heading == "angle" else torch.atan2(raw[..., 3:4], raw[..., 2:3])
         return torch.cat([xy, heading], dim=-1)
@@ -101,6 +107,9 @@ class ActionSpec:
 
     def _raw(self, poses: Tensor) -> Tensor:
         xy, heading = poses[..., :2], poses[..., 2:3]
+        if self.kinematic == "velocity":
+            steps = torch.diff(poses, dim=-2, prepend=torch.zeros_like(poses[..., :1, :]))
+            return torch.cat([steps[..., :2], _wrapped(steps[..., 2:])], dim=-1) / self.interval
         if self.kinematic == "diff":
             xy = torch.diff(xy, dim=-2, prepend=torch.zeros_like(xy[..., :1, :]))
         angles = [heading] if self.heading == "angle" else [torch.cos(heading), torch.sin(heading)]
@@ -109,6 +118,10 @@ class ActionSpec:
     def _normaliser(self, like: Tensor) -> tuple[Tensor, Tensor]:
         offset = torch.tensor(self.offset or (0.0,), dtype=like.dtype, device=like.device)
         return offset, torch.tensor(self.scale or (1.0,), dtype=like.dtype, device=like.device)
+
+
+def _wrapped(angle: Tensor) -> Tensor:
+    return torch.atan2(angle.sin(), angle.cos())
 
 
 def _as_tuples(table: Tensor) -> tuple[tuple[float, ...], ...]:
@@ -140,9 +153,24 @@ class Context:
         return Context({name: tensor.index_select(0, index) for name, tensor in self.tensors.items()})
 
     def serving(self, scenes: Tensor) -> Context:
-        """For noisy actions whose row j belongs to scene scenes[j] (int64), only the scenes needed kept."""
+        """For noisy actions whose row j belongs to scene scenes[j] (int64), only the scenes needed kept.
+
+        Where most are needed all are kept, as the same tensors: work on them can then be shared between the signs.
+        """
         needed, serves = torch.unique(scenes, return_inverse=True)
+        if 4 * len(needed) > 3 * len(self):
+            return replace(self, serves=scenes)
         return replace(self.rows(needed), serves=serves)
+
+    def part(self, start: int, length: int) -> Context:
+        """`length` rows from `start`, uncopied."""
+        return Context({name: tensor.narrow(0, start, length) for name, tensor in self.tensors.items()})
+
+    def stacked(self, other: Context) -> Context:
+        """The rows of this context, then those of another of the same names; one row each serves as many actions."""
+        assert self.serves is None
+        assert other.serves is None
+        return Context({name: torch.cat([tensor, other[name]]) for name, tensor in self.tensors.items()})
 
     def detach(self) -> Context:
         return replace(self, tensors={name: tensor.detach() for name, tensor in self.tensors.items()})
@@ -179,6 +207,8 @@ class Backbone(nn.Module, ABC):
     config_class: ClassVar[type]
     lora_scopes: ClassVar[Mapping[str, str]]
     """{"head": regex, "all": regex} over module names; "head" must leave `encode` untouched."""
+    encoder_names: ClassVar[tuple[str, ...]] = ("encoder.",)
+    """How the names of the pretrained encoder's parameters begin: imitation may train them slower, or not at all."""
 
     def __init__(self, config: Any, action: ActionSpec, solver: SolverSpec) -> None:
         super().__init__()
@@ -247,10 +277,10 @@ class Backbone(nn.Module, ABC):
         """SHA-256 over names, shapes and values of the base weights and the action's meaning; adapters left out."""
         return checkpoint.fingerprint(checkpoint.base_state(self), {"action": asdict(self.action)})
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors (without adapters) and assets to `folder`."""
+    def save_pretrained(self, folder: str | Path, max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES) -> None:
+        """Write config.json, model.safetensors (without adapters; in shards above `max_shard_bytes`) and assets."""
         folder = Path(folder)
-        checkpoint.write_tensors(folder / "model.safetensors", checkpoint.base_state(self))
+        checkpoint.write_shards(folder / "model.safetensors", checkpoint.base_state(self), max_shard_bytes)
         self.save_assets(folder)
         description = {
             "family": self.family,
@@ -261,11 +291,8 @@ class Backbone(nn.Module, ABC):
         checkpoint.write_json(folder / "config.json", description)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Read a folder written by `save_pretrained`, strictly; InputError names the first thing that does not fit.
-
-        The network is built on the meta device, so the weights are in memory once.
-        """
+    def from_config(cls, folder: str | Path) -> Self:
+        """The network that config.json describes, on the meta device: names, shapes and counts without weights."""
         folder = Path(folder)
         raw = checkpoint.read_record(folder / "config.json", ("family", "config", "action", "solver"))
         if raw["family"] != cls.family:
@@ -275,11 +302,19 @@ class Backbone(nn.Module, ABC):
             )
         where = f"{folder / 'config.json'}: "
         with torch.device("meta"):
-            model = cls(
+            return cls(
                 checkpoint.record_from(cls.config_class, raw["config"], where + "config"),
                 checkpoint.record_from(ActionSpec, raw["action"], where + "action"),
                 checkpoint.record_from(SolverSpec, raw["solver"], where + "solver"),
             )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Read a folder written by `save_pretrained`, strictly; InputError names the first thing that does not fit.
+
+        The network is built on the meta device, so the weights are in memory once.
+        """
+        folder, model = Path(folder), cls.from_config(folder)
         checkpoint.load_strict(model, folder / "model.safetensors", device)
         model.load_assets(folder)
         return model.eval()

@@ -2,6 +2,7 @@
 
     policy.json   where the backbone is and its fingerprint, defaults of guidance, action, what made it
     positive/ negative/   plain PEFT adapters          critic/   picks the best of N
+    distilled/   where there is one: guidance in a single pass (`dipole-vla export --format distilled`)
     rl_tokens.json   scenes whose scores shaped the adapters; no evaluation may use them
 
 The backbone is referred to, not copied. Scoring candidates with a simulator is not done here.
@@ -21,10 +22,13 @@ from torch import Tensor
 
 from dipole_vla import backbones, checkpoint  # backbones as a module: it imports this package in turn
 from dipole_vla.critic.one_step import OneStepCritic
-from dipole_vla.guidance import Omega, Role, guided_denoiser, roles_for
+from dipole_vla.guidance import Omega, PredictGuided, Role, guide, guided_denoiser, roles_for
 from dipole_vla.objective import RULES
 from dipole_vla.policy.adapters import SIGNS, AdapterPair
 from dipole_vla.policy.backbone import Backbone, Context, Observation, Processor
+from dipole_vla.policy.distilled import FOLDER as DISTILLED
+from dipole_vla.policy.distilled import AtOmega, DistilledPair
+from dipole_vla.policy.separate import Pair, load_pair
 from dipole_vla.solvers import solve
 from navsim_adapter.errors import InputError
 
@@ -65,10 +69,13 @@ class Guidance:
 class EncodedScenes:
     """A batch of scenes, encoded once per role at most, when first needed; shared by all omegas and candidates."""
 
-    def __init__(self, policy: GuidedPolicy, observation: Observation) -> None:
+    def __init__(self, policy: GuidedPolicy, observation: Observation, count: int | None = None) -> None:
         self._policy, self._observation = policy, observation
+        self._count = next(iter(observation.values())).shape[0] if count is None else count
         self._encoded: dict[Role, Context] = {}
         self._prepared: dict[Role, Context] = {}
+        self._both: dict[tuple[Role, Role], Context] = {}
+        self._distilled: tuple[float, Context] | None = None
 
     def encoded(self, role: Role) -> Context:
         """What `Backbone.encode` gave under `role`."""
@@ -90,8 +97,25 @@ class EncodedScenes:
             )
         return self._prepared[role]
 
+    def prepared_both(self, roles: tuple[Role, Role]) -> Context:
+        """Rows prepared under the first role, then under the second; `prepared` gives parts of it from then on."""
+        if roles not in self._both:
+            pair = self._policy.pair
+            assert isinstance(pair, AdapterPair)
+            both = pair.prepare_both({role: self.encoded(role) for role in roles}, roles)
+            self._both[roles] = both
+            for index, role in enumerate(roles):
+                self._prepared[role] = both.part(index * len(self), len(self))
+        return self._both[roles]
+
+    def prepared_at(self, omega: float, network: AtOmega) -> Context:
+        """Prepared by the distilled network at one omega; the latest is kept."""
+        if self._distilled is None or self._distilled[0] != omega:
+            self._distilled = (omega, network.prepare(self.encoded(None)))
+        return self._distilled[1]
+
     def __len__(self) -> int:
-        return next(iter(self._observation.values())).shape[0]
+        return self._count
 
 
 @dataclass
@@ -100,14 +124,16 @@ class GuidedPolicy:
 
     backbone: put into evaluation mode by the caller or frozen by its pair.
     rl_tokens: scenes whose scores shaped the adapters.
+    distilled: takes the place of both passes wherever both signs would be asked.
     """
 
     backbone: Backbone
-    pair: AdapterPair | None = None
+    pair: Pair | None = None
     critic: OneStepCritic | None = None
     guidance: Guidance = field(default_factory=Guidance)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     rl_tokens: Sequence[str] = ()
+    distilled: DistilledPair | None = None
 
     @property
     def device(self) -> torch.device:
@@ -133,11 +159,20 @@ class GuidedPolicy:
         if self.pair is None:
             return self.backbone.fingerprint()
         state = {f"{role}.{name}": tensor for role in SIGNS for name, tensor in self.pair.state(role).items()}
+        if self.distilled is not None:
+            state |= {f"{DISTILLED}.{name}": tensor for name, tensor in self.distilled.state().items()}
         return checkpoint.fingerprint(state, {"base": self.pair.base_fingerprint})
 
     def encode(self, observation: Observation) -> EncodedScenes:
         """Scenes to pass to `sample` and `act` again and again, for many omegas and candidates."""
         return EncodedScenes(self, observation)
+
+    def encoded(self, context: Context) -> EncodedScenes:
+        """The same from a context that `Backbone.encode` gave before; the pair must share contexts."""
+        assert self.pair is None or self.pair.shares_context
+        scenes = EncodedScenes(self, {}, len(context))
+        scenes._encoded[None] = context
+        return scenes
 
     @torch.no_grad()
     def sample(
@@ -157,9 +192,10 @@ class GuidedPolicy:
         """
         scenes = observation if isinstance(observation, EncodedScenes) else self.encode(observation)
         omega = self.guidance.omega if isinstance(omega, str) else omega
+        omega = None if omega is None else omega * RULES[self.guidance.rule].greed
         start = self._start(len(scenes), candidates or self.guidance.candidates, noise, generator)
         batch, count = start.shape[:2]
-        flat_omega = _per_row(omega, batch, count) if isinstance(omega, Tensor) else omega
+        flat_omega = _per_row(omega, batch, count).to(start.device) if isinstance(omega, Tensor) else omega
         denoise = guided_denoiser(
             self._predict(scenes),
             self.backbone.schedule,
@@ -167,10 +203,11 @@ class GuidedPolicy:
             flat_omega,
             (self.guidance.low, self.guidance.high),
             RULES[self.guidance.rule].negative_role,
+            self._predict_guided(scenes, flat_omega, count),
         )
         self._check_has_pair(flat_omega)
         spec = self.backbone.solver.with_steps(steps)
-        spec = replace(spec, clamp=self.guidance.clamp) if self.guidance.clamp else spec
+        spec = replace(spec, clamp=self.guidance.clamp, clamp_at="estimate") if self.guidance.clamp else spec
         action = solve(spec, self.backbone.schedule, denoise, start.flatten(0, 1), generator)
         return self.backbone.action.decode(action.unflatten(0, (batch, count)))
 
@@ -212,6 +249,23 @@ class GuidedPolicy:
 
         return predict
 
+    def _predict_guided(self, scenes: EncodedScenes, omega: Omega, count: int) -> PredictGuided | None:
+        """The guided prediction in one pass: of the distilled network, or of both signs in one batch.
+
+        omega: a number, or one per plan (B*N,). What depends on the scenes alone is prepared at the first call.
+        """
+        if omega is None or not isinstance(self.pair, AdapterPair):
+            return None
+        if self.distilled is not None:
+            return _distilled(self.distilled, scenes, omega, count)
+        pair = self.pair
+        roles: tuple[Role, Role] = ("positive", RULES[self.guidance.rule].negative_role)
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return guide(*pair.denoise_both(scenes.prepared_both(roles), x_t, t, roles), omega)
+
+        return predict
+
     def _start(self, batch: int, count: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         shape = (batch, count, *self.noise_shape)
         if noise is None:
@@ -243,6 +297,8 @@ class GuidedPolicy:
             raise InputError(f"{folder}: a policy without adapters is its backbone; save that instead")
         chooser = self.critic if critic is None else OneStepCritic.from_pretrained(critic)
         self.pair.save(folder)
+        if self.distilled is not None:
+            self.distilled.save(folder)
         if chooser is not None:
             chooser.save_pretrained(folder / "critic")
         checkpoint.write_json(folder / RL_TOKENS, sorted(self.rl_tokens if rl_tokens is None else rl_tokens))
@@ -268,7 +324,7 @@ class GuidedPolicy:
         if not where.is_dir():
             raise InputError(f"{folder / POLICY}: backbone {where} is not there; pass its folder as `backbone`")
         base = backbones.load_backbone(where, device)
-        pair = AdapterPair.from_pretrained(base, folder)
+        pair = load_pair(base, folder)
         if raw["backbone_fingerprint"] != pair.base_fingerprint:
             raise InputError(
                 f"{folder}: made on base {raw['backbone_fingerprint'][:12]}…, "
@@ -282,6 +338,7 @@ class GuidedPolicy:
             checkpoint.record_from(Guidance, raw["guidance"], f"{folder / POLICY}: guidance"),
             raw["provenance"],
             tuple(checkpoint.read_json(folder / RL_TOKENS)),
+            _read_distilled(pair, folder) if (folder / DISTILLED).is_dir() else None,
         )
 
 
@@ -295,6 +352,26 @@ def load_policy(folder: str | Path, backbone: str | Path | None = None, device: 
     if (Path(folder) / POLICY).is_file():
         return GuidedPolicy.from_pretrained(folder, backbone, device)
     return GuidedPolicy(backbones.load_backbone(folder, device))
+
+
+def _distilled(distilled: DistilledPair, scenes: EncodedScenes, omega: float | Tensor, count: int) -> PredictGuided:
+    if not isinstance(omega, Tensor):
+        value, network = float(omega), distilled.at(float(omega))
+        return lambda x_t, t: network.denoise(scenes.prepared_at(value, network), x_t, t)
+    table, context = omega.reshape(-1, count), scenes.encoded(None)
+    if (table == table[:, :1]).all():
+        network = distilled.at(table[:, 0])
+    else:  # keys and values depend on omega: one context row for each plan
+        context = context.rows(torch.arange(len(table), device=omega.device).repeat_interleave(count))
+        network = distilled.at(omega)
+    prepared = network.prepare(context)
+    return lambda x_t, t: network.denoise(prepared, x_t, t)
+
+
+def _read_distilled(pair: Pair, folder: Path) -> DistilledPair:
+    if not isinstance(pair, AdapterPair):
+        raise InputError(f"{folder}: a distilled network needs a pair of adapters, this pair is of full copies")
+    return DistilledPair.from_pretrained(pair, folder)
 
 
 def _per_row(omega: Tensor, batch: int, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from dipole_vla.backbones import load_backbone
 from dipole_vla.data.module import DrivingData
 from dipole_vla.objective import per_sample_loss
 from dipole_vla.paths import interpolate, target
-from dipole_vla.training.base import FineTuning, split_decay
+from dipole_vla.training.base import FineTuning, float32_by_default, split_decay
 from navsim_adapter.files import write_json
 
 
@@ -29,6 +29,7 @@ class ImitationModule(FineTuning):
         encoder_lr_scale: float = 0.1,
         warmup_steps: int = 100,
         weight_decay: float = 0.01,
+        ema_decay: float = 0.0,
         seed: int = 0,
     ):
         """
@@ -37,14 +38,18 @@ class ImitationModule(FineTuning):
             fit_action: set the action normaliser to the mean and standard deviation of the training futures.
             draws: noise levels per scene and step; the encoder runs once for all of them.
             lr: learning rate of the head.
-            encoder_lr_scale: the encoder's learning rate as a part of the head's.
+            encoder_lr_scale: the encoder's learning rate as a part of the head's; 0 freezes it.
             warmup_steps: steps of linear warm-up; then linear decay to zero at trainer.max_steps.
             weight_decay: AdamW, on matrices only.
+            ema_decay: export the weights' running mean (e.g. 0.999), kept in float32; 0 exports the last step's.
             seed: noise and times.
         """
-        super().__init__(lr, warmup_steps, weight_decay, seed)
+        super().__init__(lr, warmup_steps, weight_decay, seed, ema_decay)
         self.backbone = load_backbone(backbone).train()
         self.fit_action, self.draws, self.encoder_lr_scale = fit_action, draws, encoder_lr_scale
+        for name, parameter in self.backbone.named_parameters():
+            if encoder_lr_scale == 0 and name.startswith(self.backbone.encoder_names):
+                parameter.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -53,8 +58,8 @@ class ImitationModule(FineTuning):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         named = list(self.backbone.named_parameters())
-        head = [(name, p) for name, p in named if not name.startswith("encoder.")]
-        encoder = [(name, p) for name, p in named if name.startswith("encoder.")]
+        head = [(name, p) for name, p in named if not name.startswith(self.backbone.encoder_names)]
+        encoder = [(name, p) for name, p in named if name.startswith(self.backbone.encoder_names)]
         return [
             *split_decay(head, self.weight_decay),
             *split_decay(encoder, self.weight_decay, lr=self.lr * self.encoder_lr_scale),
@@ -63,17 +68,19 @@ class ImitationModule(FineTuning):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         generator = self.step_generator()
         backbone = self.backbone
-        x0 = backbone.action.encode(batch["poses"][:, 0]).repeat_interleave(self.draws, 0)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-        t = backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
-        x_t = interpolate(backbone.schedule, x0, noise, t)
-        output = backbone.denoise(backbone.encode(batch["observation"]), x_t, t)
-        wanted = target(backbone.prediction, backbone.schedule, x0, noise, t)
-        loss = per_sample_loss(output, wanted, backbone.action.mask().to(x0.device)).mean()
+        with float32_by_default():
+            x0 = backbone.action.encode(batch["poses"][:, 0]).repeat_interleave(self.draws, 0)
+            noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+            t = backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
+            x_t = interpolate(backbone.schedule, x0, noise, t)
+            output = backbone.denoise(backbone.encode(batch["observation"]), x_t, t)
+            wanted = target(backbone.prediction, backbone.schedule, x0, noise, t)
+            loss = per_sample_loss(output, wanted, backbone.action.mask().to(x0.device)).mean()
         self.log("loss", loss)
-        return self.checked(loss, batch["token"])
+        return self.checked(loss, batch)
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the backbone as a checkpoint folder."""
-        self.backbone.save_pretrained(folder)
+        with self.averaged():
+            self.backbone.save_pretrained(folder)
         write_json(folder / "provenance.json", dict(provenance))

@@ -159,9 +159,26 @@ def test_clamp_acts_on_every_estimate():
     assert max(seen) < 10
 
 
+@pytest.mark.parametrize("name", ["euler", "renoise", "dpm++2m"])
+def test_clamp_at_the_end_leaves_the_estimates_alone(name):
+    """As ReCogDrive's flow variant: the answer is the unclamped run's, clamped."""
+    schedule = LinearFlow(noise_at=0)
+
+    def denoise(x_t, t):
+        return 3 * torch.ones_like(x_t) - 0.1 * x_t
+
+    free = solve(SolverSpec(name, 5), schedule, denoise, noise_of())
+    late = solve(SolverSpec(name, 5, clamp=(-1.0, 2.0), clamp_at="end"), schedule, denoise, noise_of())
+    early = solve(SolverSpec(name, 5, clamp=(-1.0, 2.9)), schedule, denoise, noise_of())
+    assert free.max() > 2.0
+    assert torch.equal(late, free.clamp(-1.0, 2.0))
+    assert not torch.allclose(early, free.clamp(-1.0, 2.9))
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
+        ({"clamp_at": "start"}, "solver.clamp_at"),
         ({"name": "heun"}, "solver.name"),
         ({"steps": 0}, "solver.steps"),
         ({"start_scale": math.nan}, "solver.start_scale"),

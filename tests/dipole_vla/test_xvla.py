@@ -245,7 +245,7 @@ def test_a_float16_file_becomes_float32(source, tmp_path):
         (("hidden_size",), "wide", "hidden_size must be int, got 'wide'"),
         (("action_mode",), "eed6", "did you mean 'ee6d'"),
         (("florence_config",), None, "florence_config is missing"),
-        (("florence_config", "vision_config", "num_groups"), [1, 4], r"vision_config.num_groups: must be \[2, 4\]"),
+        (("florence_config", "vision_config", "activation_function"), "relu", "activation_function: must be 'gelu'"),
         (("florence_config", "vision_config", "num_heads"), "many", "cannot be read as a Florence-2 configuration"),
         (("num_heads",), 5, "heads: must divide the width 24, got 5"),
     ],
@@ -259,6 +259,23 @@ def test_a_bad_configuration_names_its_field(source, tmp_path, path, value, mess
     (source / "config.json").write_text(json.dumps(raw))
     with pytest.raises(InputError, match=message):
         import_checkpoint("xvla", source, tmp_path / "out")
+
+
+def test_sizes_that_no_published_encoder_has_are_taken_as_they_are(source, tmp_path):
+    """The channel attention's groups split the same weights otherwise, so only the answer changes."""
+    raw = json.loads((source / "config.json").read_text())
+    raw["florence_config"]["vision_config"] |= {"num_groups": [1, 4], "patch_prenorm": [False, True]}
+    (source / "config.json").write_text(json.dumps(raw))
+    import_checkpoint("xvla", source, tmp_path / "out")
+    import_checkpoint("xvla", PARITY / "native", tmp_path / "usual")
+    one, usual = (XVLA.from_pretrained(tmp_path / name) for name in ("out", "usual"))
+    assert (one.config.vision_groups, one.config.vision_prenorm) == ((1, 4), ())
+    seen = observation_of(facts_of("native"))
+    assert not torch.allclose(one.encode(seen)["tokens"], usual.encode(seen)["tokens"], atol=1e-3)
+    raw["florence_config"]["vision_config"]["mlp_ratio"] = 2.0  # the weights are of ratio 4
+    (source / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"fc1\.weight has shape"):
+        import_checkpoint("xvla", source, tmp_path / "bad")
 
 
 def test_processing_that_would_be_lost_is_refused(source, tmp_path):

@@ -1,0 +1,61 @@
+"""Published architectures by name: family, true sizes, and the LoRA rank whose share of the model is 1 to 2 %.
+
+A name here is also what the recipes `recipes/navsim_NAME.yaml` are for, and a `--size` of `dipole-vla init`. Nothing
+is downloaded; `build_meta` makes the network without memory for its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dipole_vla.backbones import backbone_class
+from dipole_vla.policy.backbone import Backbone
+from navsim_adapter.errors import InputError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """family: key of `backbones.FAMILIES`. sizes: fields of its configuration that differ from the defaults.
+
+    parts: millions of parameters of the published parts that the network keeps, by name; their sum is its size.
+    rank: LoRA rank under scope "head" of the recipe.
+    """
+
+    family: str
+    rank: int
+    parts: Mapping[str, float]
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+
+PUBLISHED: dict[str, Architecture] = {
+    # Florence-2-large without its text decoder and LM head; the paper's head
+    "dp_vla_1b": Architecture(
+        "dp_vla", 32, {"vision tower": 360.63, "projector": 2.2, "text encoder": 207.9, "head": 462.06}
+    ),
+    # InternVL3-2B without its LM head; their own reinforcement learning trains the whole planner, so the rank is high
+    "recogdrive_2b": Architecture("recogdrive", 160, {"language model": 2088.96 - 232.97, "planner": 34.33}),
+    "xvla_0.9b": Architecture("xvla", 32, {"encoder": 570.71, "head": 308.78}),
+    # without the expert's token table, which nothing reads
+    "pi0": Architecture("pi0", 96, {"prefix": 2923.3, "expert": 575.0 - 263.3, "small layers": 3.2}),
+    "timm_60m": Architecture("timm", 16, {"ConvNeXt-T": 27.82, "tokens and head": 31.4}),
+}
+"""Name -> architecture."""
+
+
+def architecture(name: str) -> Architecture:
+    if name not in PUBLISHED:
+        hint = did_you_mean(name, list(PUBLISHED))
+        raise InputError(f"size: {name!r} is not known{hint}; known are tiny, {', '.join(PUBLISHED)}")
+    return PUBLISHED[name]
+
+
+def build_meta(name: str) -> Backbone:
+    """The published network on the meta device: names, shapes and counts, no values."""
+    chosen = architecture(name)
+    kind = backbone_class(chosen.family)
+    with torch.device("meta"):
+        return kind(kind.config_class(**chosen.sizes))  # type: ignore[call-arg]

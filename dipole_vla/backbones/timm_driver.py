@@ -1,0 +1,224 @@
+"""A small driving model: any timm image encoder and DP-VLA's action head, 20 to 100 million parameters.
+
+It reads pictures and the ego state, no prompt; it trains on one GPU, and its smallest form in CI. The encoder's
+parameters keep timm's names under `encoder.`, so a file of timm weights is read strictly (`init --encoder_weights`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import timm
+import torch
+from PIL.Image import Resampling
+from torch import Tensor, nn
+
+from dipole_vla.backbones.dit import DiT, DiTSizes, KeysValues, Layout
+from dipole_vla.backbones.dp_vla import SMALL_SOLVER, normalised_pixels
+from dipole_vla.backbones.recogdrive import status
+from dipole_vla.backbones.source_files import read_weights
+from dipole_vla.checkpoint import assign_strict
+from dipole_vla.paths import Prediction, VPLinear
+from dipole_vla.policy.backbone import ActionSpec, Backbone, Context, Observation
+from dipole_vla.solvers import SolverSpec
+from navsim_adapter.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_BLOCK = r"decoder\.blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.proj(_[qkv])?|(mlp|cross_mlp)\.fc[12])"
+_ENCODER = r"encoder\..*\.(fc1|fc2|qkv|proj)"  # the linear layers of timm's blocks, whatever the encoder
+
+
+@dataclass(frozen=True)
+class TimmConfig(DiTSizes):
+    """All sizes; the defaults are a ConvNeXt-T with a three-block head, 60 million parameters.
+
+    encoder: a timm model name. image_size: (height, width) of each view, aspect not kept.
+    """
+
+    width: int = 512
+    depth: int = 3
+    heads: int = 8
+    context_width: int = 512
+    proprio_dim: int = 20  # four poses of history, command one-hot, velocity, acceleration
+    encoder: str = "convnext_tiny"
+    image_size: tuple[int, ...] = (256, 448)
+    cameras: tuple[str, ...] = ("CAM_L0", "CAM_F0", "CAM_R0")
+    prediction: str = "noise"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in ("noise", "sample"):
+            raise InputError(f"config.prediction: this family predicts noise or sample, got {self.prediction!r}")
+        if not timm.is_model(self.encoder):
+            hint = did_you_mean(self.encoder, timm.list_models())
+            raise InputError(f"config.encoder: timm has no model {self.encoder!r}{hint}; see timm.list_models()")
+
+    @classmethod
+    def tiny(cls, width: int = 32, **overrides: Any) -> TimmConfig:
+        """A model of about half a million parameters, for demos and tests."""
+        sizes: dict[str, Any] = {
+            "width": width,
+            "depth": 2,
+            "heads": 4,
+            "input_width": width,
+            "context_width": width,
+            "dropout": 0.0,
+            "encoder": "test_convnext",
+            "image_size": (64, 96),
+        }
+        return cls(**{**sizes, **overrides})
+
+    def part(self, sizes: type[Any]) -> Any:
+        return sizes(**{field.name: getattr(self, field.name) for field in fields(sizes)})
+
+
+class TimmDriver(Backbone):
+    """See the module docstring. Parameters: `encoder.*` (timm's names), `tokens.*`, `decoder.*` (as DP-VLA's)."""
+
+    family = "timm"
+    config_class = TimmConfig
+    lora_scopes: ClassVar[Mapping[str, str]] = {"head": _BLOCK, "all": f"({_BLOCK}|{_ENCODER})"}
+
+    def __init__(self, config: TimmConfig, action: ActionSpec | None = None, solver: SolverSpec = SMALL_SOLVER) -> None:
+        super().__init__(config, action or ActionSpec(config.horizon, config.action_dim), solver)
+        self.encoder = image_encoder(config)
+        self.tokens = SceneTokens(config)
+        self.decoder = DiT(config.part(DiTSizes))
+        self.config: TimmConfig
+
+    @classmethod
+    def tiny(cls, config: TimmConfig | None = None, solver: SolverSpec = SMALL_SOLVER) -> TimmDriver:
+        """A small model with fresh weights (from torch's global generator)."""
+        return cls(config or TimmConfig.tiny(), solver=solver)
+
+    @property
+    def schedule(self) -> VPLinear:
+        return VPLinear()
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.config.prediction  # type: ignore[return-value]
+
+    def processor(self) -> TimmProcessor:
+        return TimmProcessor(self.config.cameras, self.config.image_size)
+
+    def read_encoder(self, path: Path) -> None:
+        """Take the encoder's weights from a file of timm's; what the classifier needs alone is left out."""
+        unused = tuple(f"{name}." for name in _CLASSIFIER)
+        file = {name: tensor for name, tensor in read_weights(path).items() if not name.startswith(unused)}
+        assign_strict(self.encoder, file, str(path))
+
+    def encode(self, observation: Observation) -> Context:
+        """pixels (B, views, 3, H, W), uint8 or normalised floats; proprio (B, 20)."""
+        dtype = self.decoder.pos_emb.dtype
+        pixels = normalised_pixels(observation["pixels"]).to(dtype)
+        features = channels_last(self.encoder.forward_features(pixels.flatten(0, 1)), self.encoder.num_features)
+        return Context({"tokens": self.tokens(features, pixels.shape[1]), "proprio": observation["proprio"].to(dtype)})
+
+    def prepare(self, context: Context) -> Context:
+        """Adds every block's keys and values of the scene."""
+        projected = self.decoder.project(context["tokens"])
+        keys = {f"keys.{i}": block.keys for i, block in enumerate(projected)}
+        return context.extended({**keys, **{f"values.{i}": block.values for i, block in enumerate(projected)}})
+
+    def denoise(self, context: Context, x_t: Tensor, t: Tensor) -> Tensor:
+        context = context if "keys.0" in context else self.prepare(context)
+        scene = [KeysValues(context[f"keys.{i}"], context[f"values.{i}"]) for i in range(self.config.depth)]
+        layout = Layout(len(context), x_t.shape[0], context.serves)
+        x_t = x_t.to(self.decoder.pos_emb.dtype)
+        return self.decoder(x_t, self.schedule.network_time(t), context["proprio"], scene, layout).float()
+
+    def features(self, context: Context) -> Tensor:
+        """(B, views * width + 20): each view's mean token and the ego state."""
+        tokens = context["tokens"].float().unflatten(1, (len(self.config.cameras), -1)).mean(2).flatten(1)
+        return torch.cat([tokens, context["proprio"].float()], dim=-1)
+
+    def load_assets(self, folder: Path) -> None:
+        """Buffers that no file holds (position indices of some encoders), from a second encoder: they are few."""
+        if not any(buffer.is_meta for buffer in self.encoder.buffers()):
+            return
+        with torch.random.fork_rng(devices=[]):
+            fresh = dict(image_encoder(self.config).named_buffers())
+        for name, buffer in list(self.encoder.named_buffers()):
+            if buffer.is_meta:
+                owner, _, leaf = name.rpartition(".")
+                setattr(self.encoder.get_submodule(owner), leaf, fresh[name])
+
+
+_CLASSIFIER = ("head", "fc", "classifier", "fc_norm", "head_drop", "global_pool")
+"""What timm's models have behind their features, each some of these; it would never see a gradient."""
+
+
+def image_encoder(config: TimmConfig) -> Any:
+    """The timm model without its classifier, for pictures of the configured size, fresh weights."""
+    try:  # transformers are built for one picture size, convolutional encoders know of none
+        model = timm.create_model(config.encoder, num_classes=0, img_size=tuple(config.image_size))
+    except TypeError:
+        model = timm.create_model(config.encoder, num_classes=0)
+    for name in _CLASSIFIER:
+        if isinstance(getattr(model, name, None), nn.Module):
+            setattr(model, name, nn.Identity())
+    return model
+
+
+@lru_cache
+def token_shape(config: TimmConfig) -> tuple[int, int]:
+    """(tokens, channels) of one view's features."""
+    with torch.device("meta"):
+        encoder = image_encoder(config).eval()
+        features = encoder.forward_features(torch.empty(1, 3, *config.image_size))
+        found = channels_last(features, encoder.num_features)
+    return found.shape[1], found.shape[2]
+
+
+def channels_last(features: Tensor, width: int) -> Tensor:
+    """Whatever an encoder's feature map is, (N, C, H, W), (N, H, W, C) or (N, T, C), as (N, T, C)."""
+    if features.dim() == 4:
+        features = features.flatten(2).transpose(1, 2) if features.shape[1] == width else features.flatten(1, 2)
+    if features.dim() != 3 or features.shape[2] != width:
+        raise InputError(f"config.encoder: gives features of shape {tuple(features.shape)}, which are no image tokens")
+    return features
+
+
+class SceneTokens(nn.Module):
+    """Features of the views -> scene tokens: normalised, projected, with a learned place for every token."""
+
+    def __init__(self, config: TimmConfig) -> None:
+        super().__init__()
+        tokens, features = token_shape(config)
+        self.norm = nn.LayerNorm(features)
+        self.projection = nn.Linear(features, config.context_width)
+        self.place = nn.Parameter(torch.randn(len(config.cameras) * tokens, config.context_width) * 0.02)
+
+    def forward(self, features: Tensor, views: int) -> Tensor:
+        """(B * views, T, features) -> (B, views * T, width)."""
+        return self.projection(self.norm(features)).unflatten(0, (-1, views)).flatten(1, 2) + self.place
+
+
+@dataclass(frozen=True)
+class TimmProcessor:
+    """Scene row and pictures -> pixels (views, 3, height, width) uint8, proprio (20,)."""
+
+    cameras: tuple[str, ...]
+    image_size: tuple[int, ...]
+
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
+        for camera in self.cameras:
+            if camera not in images:
+                raise InputError(f"scene {scene.get('token', '?')}: no picture of {camera}; convert with this camera")
+        history = np.asarray(scene["history"], dtype=np.float32).reshape(-1)
+        return {
+            "pixels": torch.stack([self._pixels(images[camera]) for camera in self.cameras]),
+            "proprio": torch.from_numpy(np.concatenate([history, status(scene)])),
+        }
+
+    def _pixels(self, image: Image) -> Tensor:
+        height, width = self.image_size
+        resized = image.convert("RGB").resize((width, height), Resampling.BICUBIC)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()

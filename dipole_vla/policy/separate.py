@@ -1,0 +1,190 @@
+"""The pair as two full copies of the head (or of the backbone) instead of two adapters: the paper's RL choice.
+
+For small models: three heads in memory, every weight of two of them trained. Same face as `AdapterPair`, so that
+losses, sampling and policy folders do not know which they have. `PAIRS` names both; `load_pair` tells them apart on
+disk.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dipole_vla import checkpoint
+from dipole_vla.guidance import Role
+from dipole_vla.objective import Denoise
+from dipole_vla.policy.adapters import SIDECAR, SIGNS, AdapterPair
+from dipole_vla.policy.backbone import Backbone, Context, Observation
+from navsim_adapter.errors import InputError, did_you_mean
+
+PairKind = Literal["lora", "separate"]
+
+WEIGHTS = "model.safetensors"
+_FACTS = ("role", "family", "base_fingerprint", "scope")
+
+
+class SeparatePair:
+    """Owns a positive and a negative copy of a part of the backbone, which it freezes for good.
+
+    A fresh pair is the base policy for every omega: both copies start as the base.
+
+    backbone: a copy takes the place of its own part during a pass, and the own part is put back after it.
+    scope: "head" copies all but the encoder, so both signs share one encoding; any other scope copies the whole
+        backbone.
+    """
+
+    def __init__(self, backbone: Backbone, scope: str = "head") -> None:
+        if scope not in backbone.lora_scopes:
+            hint = did_you_mean(scope, list(backbone.lora_scopes))
+            raise InputError(f"scope: {scope!r} is not one of {', '.join(backbone.lora_scopes)}{hint}")
+        self.backbone, self.scope = backbone, scope
+        self.base_fingerprint = backbone.fingerprint()
+        self.paths = _head_of(backbone) if scope == "head" else [name for name, _ in backbone.named_children()]
+        own = [backbone.get_submodule(path) for path in self.paths]
+        self.copies = nn.ModuleDict({role: nn.ModuleList(copy.deepcopy(own)) for role in SIGNS})
+        backbone.freeze()
+        self.copies.requires_grad_(True).eval()
+
+    @property
+    def shares_context(self) -> bool:
+        return self.scope == "head"
+
+    @contextmanager
+    def acting(self, role: Role) -> Iterator[None]:
+        """Let `role`'s copy be the backbone's own part within the block; None leaves the base."""
+        own = [self.backbone.get_submodule(path) for path in self.paths]
+        try:
+            if role is not None:
+                self._place(self.copies[role])  # type: ignore[arg-type]
+            yield
+        finally:
+            self._place(own)
+
+    def encode(self, observation: Observation, roles: Sequence[Role] = SIGNS) -> dict[Role, Context]:
+        """The scenes' context under each role; one and the same, encoded once, if `shares_context`."""
+        if self.shares_context:
+            return dict.fromkeys(roles, self.backbone.encode(observation))
+        contexts: dict[Role, Context] = {}
+        for role in roles:
+            with self.acting(role):
+                contexts[role] = self.backbone.encode(observation)
+        return contexts
+
+    def prepare(self, context: Context, role: Role) -> Context:
+        """The head's work on the context alone, under `role`: valid for that role's `denoise` only."""
+        with self.acting(role):
+            return self.backbone.prepare(context)
+
+    def denoise(self, context: Context, x_t: Tensor, t: Tensor, role: Role) -> Tensor:
+        """Native prediction of one role, float32, shape of x_t (B*G, horizon, dim); see `Backbone.denoise`."""
+        with self.acting(role):
+            return self.backbone.denoise(context, x_t, t)
+
+    def denoiser(self, contexts: Mapping[Role, Context], group: int = 1) -> Denoise:
+        """What `objective.dichotomous_loss` calls, for a batch of `group` actions per scene of the contexts."""
+
+        def denoise(role: Role, x_t: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
+            context = contexts[role] if rows is None else contexts[role].serving(rows // group)
+            return self.denoise(context, x_t, t, role)
+
+        return denoise
+
+    def parameters(self, role: Role = None) -> Iterator[nn.Parameter]:
+        """All that trains: both copies, or one sign's."""
+        return (parameter for _, parameter in self.named_parameters(role))
+
+    def named_parameters(self, role: Role = None) -> Iterator[tuple[str, nn.Parameter]]:
+        return (self.copies[role] if role else self.copies).named_parameters()
+
+    def state(self, role: str) -> dict[str, Tensor]:
+        """Tensors of one sign under the backbone's own names."""
+        copies: Any = self.copies[role]
+        return {
+            f"{path}.{name}": tensor
+            for path, module in zip(self.paths, copies)
+            for name, tensor in module.state_dict().items()
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write `folder/positive` and `folder/negative`: weights, and a sidecar of role and base."""
+        for role in SIGNS:
+            checkpoint.write_tensors(Path(folder) / role / WEIGHTS, self.state(role))
+            checkpoint.write_json(Path(folder) / role / SIDECAR, self._sidecar(role))
+
+    def load(self, folder: str | Path) -> None:
+        """Read what `save` wrote into this pair; InputError (nothing changed) unless role, base and names all match."""
+        states = {role: self._read(Path(folder) / role, role) for role in SIGNS}
+        with torch.no_grad():
+            for role, state in states.items():
+                for name, tensor in self.state(role).items():
+                    tensor.copy_(state[name])
+
+    @classmethod
+    def from_pretrained(cls, backbone: Backbone, folder: str | Path) -> SeparatePair:
+        """A pair of the saved scope on `backbone`, with the saved weights."""
+        pair = cls(backbone, checkpoint.read_record(Path(folder) / "positive" / SIDECAR, _FACTS)["scope"])
+        pair.load(folder)
+        return pair
+
+    def _place(self, modules: Sequence[nn.Module] | nn.ModuleList) -> None:
+        for path, module in zip(self.paths, modules):
+            parent, _, name = path.rpartition(".")
+            setattr(self.backbone.get_submodule(parent), name, module)
+
+    def _sidecar(self, role: str) -> dict[str, Any]:
+        facts = (role, self.backbone.family, self.base_fingerprint, self.scope)
+        return dict(zip(_FACTS, facts))
+
+    def _read(self, folder: Path, role: str) -> dict[str, Tensor]:
+        found, own = checkpoint.read_record(folder / SIDECAR, _FACTS), self._sidecar(role)
+        for fact in _FACTS:
+            if found[fact] != own[fact]:
+                name = "base" if fact == "base_fingerprint" else fact
+                raise InputError(
+                    f"{folder}: {name} is {str(found[fact])[:12]}, this pair's is {str(own[fact])[:12]}; "
+                    + ("put each folder under its role's name" if fact == "role" else "pass the matching checkpoint")
+                )
+        state = checkpoint.read_tensors(folder / WEIGHTS)
+        checkpoint.check_names(state, self.state(role), str(folder / WEIGHTS))
+        return state
+
+
+Pair = AdapterPair | SeparatePair
+
+
+def make_pair(
+    kind: PairKind, backbone: Backbone, scope: str = "head", rank: int = 32, alpha: float | None = None, seed: int = 0
+) -> Pair:
+    """A fresh pair of that kind; rank, alpha and seed are the adapters' only."""
+    if kind == "separate":
+        return SeparatePair(backbone, scope)
+    return AdapterPair(backbone, scope, rank, alpha, seed)
+
+
+def load_pair(backbone: Backbone, folder: str | Path) -> Pair:
+    """The pair of a policy folder, of the kind that was saved there."""
+    kind = SeparatePair if (Path(folder) / "positive" / WEIGHTS).is_file() else AdapterPair
+    return kind.from_pretrained(backbone, folder)
+
+
+def _head_of(backbone: Backbone) -> list[str]:
+    """Paths of the largest modules that hold nothing of the encoder: together all that is not the encoder."""
+    encoder = tuple(name.rstrip(".") + "." for name in backbone.encoder_names)
+
+    def largest(module: nn.Module, path: str) -> Iterator[str]:
+        for name, child in module.named_children():
+            inside = f"{path}{name}."
+            if inside.startswith(encoder) or not any(True for _ in child.parameters()):
+                continue
+            if any(part.startswith(inside) for part in encoder):
+                yield from largest(child, inside)
+            else:
+                yield inside.rstrip(".")
+
+    return list(largest(backbone, ""))
