@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from dipole_vla.data.contexts import ContextDtype, ContextStore, Encoder, Ranks, make_contexts
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable
 from navsim_adapter.errors import InputError
 
+EXACT = ("poses", "score", "advantage")  # float32 whatever the network's precision
+
 
 class DrivingData(L.LightningDataModule):
-    """Batches {token, observation, poses (B, K, horizon, 3), score (B, K), advantage (B, K)}."""
+    """Batches {token, observation, poses (B, K, horizon, 3), score (B, K), advantage (B, K)}.
+
+    With `contexts`, `context` (the frozen encoder's tensors) takes the place of `observation`.
+    """
 
     def __init__(
         self,
@@ -26,6 +34,8 @@ class DrivingData(L.LightningDataModule):
         batch_size: int = 32,
         workers: int = 0,
         keep_in_memory: bool = False,
+        contexts: Path | None = None,
+        contexts_dtype: ContextDtype = "model",
         seed: int = 0,
     ):
         """
@@ -36,9 +46,13 @@ class DrivingData(L.LightningDataModule):
             batch_size: scenes per step and rank.
             workers: loader processes.
             keep_in_memory: keep decoded, resized pictures in memory (small splits only).
+            contexts: folder for what the frozen encoder says of each scene, computed once; made when it is not there
+                (its size is said first). For adapters with scope head.
+            contexts_dtype: of the numbers in that folder: model = the backbone's, float32, bfloat16.
             seed: order of the data.
         """
         super().__init__()
+        self.contexts, self.contexts_dtype = contexts, contexts_dtype
         self.scenes, self.candidates, self.sensors = scenes, candidates, sensors
         self.batch_size, self.workers, self.keep_in_memory, self.seed = batch_size, workers, keep_in_memory, seed
         self.dataset: DrivingDataset | None = None
@@ -50,7 +64,23 @@ class DrivingData(L.LightningDataModule):
             processor = module.backbone.processor()
             scenes = SceneTable(self.scenes, self.sensors)
             candidates = CandidateTable(self.candidates) if self.candidates else None
-            self.dataset = DrivingDataset(scenes, processor, candidates, self.keep_in_memory, module.needs_observation)
+            contexts = self._contexts(scenes) if self.contexts else None
+            self.dataset = DrivingDataset(
+                scenes, processor, candidates, self.keep_in_memory, module.needs_observation, contexts
+            )
+
+    def _contexts(self, scenes: SceneTable) -> ContextStore:
+        assert self.contexts is not None
+        assert self.trainer is not None
+        trainer, module = self.trainer, self.trainer.lightning_module
+        encoder: Encoder | None = module.frozen_encoder(trainer.strategy.root_device)  # type: ignore[operator]
+        if encoder is None:
+            raise InputError(
+                f"data.contexts: {self.contexts}: this training changes the encoding or does not read it; "
+                "drop the key, or train a pair with model.scope head"
+            )
+        ranks = Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
+        return make_contexts(self.contexts, encoder, scenes, self.contexts_dtype, self.batch_size, ranks)
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
@@ -68,8 +98,25 @@ class DrivingData(L.LightningDataModule):
             batch_sampler=stream,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            collate_fn=default_collate,
+            collate_fn=collate,
         )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Raise what a loader process could only send; give the exact numbers back as tensors."""
+        if isinstance(batch, InputError):
+            raise batch
+        return {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()}
+
+
+def collate(items: Sequence[dict[str, Any] | InputError]) -> dict[str, Any] | InputError:
+    """One batch. Actions and scores stay arrays, out of reach of a half-precision trainer, which casts tensors:
+    in bfloat16 a pose 40 m ahead is known to 0.25 m."""
+    for item in items:
+        if isinstance(item, InputError):  # a loader process would wrap it in pages of traceback
+            return item
+    rows = [item for item in items if not isinstance(item, InputError)]
+    batch = default_collate([{name: value for name, value in row.items() if name not in EXACT} for row in rows])
+    return {**batch, **{name: np.stack([row[name] for row in rows]) for name in EXACT}}
 
 
 class DrivingDataset(Dataset):
@@ -82,12 +129,13 @@ class DrivingDataset(Dataset):
         candidates: CandidateTable | None,
         keep_in_memory: bool = False,
         with_observation: bool = True,
+        contexts: ContextStore | None = None,
     ):
-        self.with_observation = with_observation
+        self.with_observation, self.contexts = with_observation, contexts
         self.scenes, self.processor, self.candidates = scenes, processor, candidates
         self.memory: dict[int, dict[str, Tensor]] | None = {} if keep_in_memory else None
         if candidates is None:
-            self.futures = torch.from_numpy(scenes.futures()).float()
+            self.futures = scenes.futures().astype(np.float32)
             self.items = [(i, i) for i in range(len(scenes))]
         else:
             unknown = [token for token in candidates if token not in scenes.position]
@@ -106,19 +154,29 @@ class DrivingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any] | InputError:
+        try:
+            return self.item(index)
+        except InputError as problem:
+            return problem
+
+    def item(self, index: int) -> dict[str, Any]:
         scene, group = self.items[index]
         item: dict[str, Any] = {"token": self.scenes.tokens[scene]}
         if self.with_observation:
-            item["observation"] = self.observe(scene)
+            item.update(self.view(scene))
         if self.candidates is None:
             item["poses"] = self.futures[group][None]
-            item["score"] = item["advantage"] = torch.zeros(1)
+            item["score"] = item["advantage"] = np.zeros(1, np.float32)
         else:
-            item["poses"] = torch.from_numpy(self.candidates.poses[group])
-            item["score"] = torch.from_numpy(self.candidates.score[group]).float()
-            item["advantage"] = torch.from_numpy(self.candidates.advantage[group]).float()
+            item["poses"] = self.candidates.poses[group]
+            item["score"] = self.candidates.score[group].astype(np.float32)
+            item["advantage"] = self.candidates.advantage[group].astype(np.float32)
         return item
+
+    def view(self, scene: int) -> dict[str, dict[str, Tensor]]:
+        """{"observation": what the encoder takes}, or {"context": what it made of it} where that is stored."""
+        return {"context": self.contexts[scene]} if self.contexts is not None else {"observation": self.observe(scene)}
 
     def observe(self, scene: int) -> dict[str, Tensor]:
         """The backbone's own view of a scene: pictures, prompt, history."""

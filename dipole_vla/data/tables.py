@@ -68,7 +68,7 @@ class SceneTable:
                 )
             path = self.sensors / relative
             try:
-                with Image.open(path) as picture:
+                with Image.open(path, formats=("JPEG", "PNG")) as picture:  # others run programs, EPS one
                     pictures[camera] = picture.convert("RGB")
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
                 reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__

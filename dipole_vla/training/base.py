@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
+from dipole_vla.data.contexts import Encoder
+from dipole_vla.policy import Backbone, Context
+from dipole_vla.training.ema import WeightMean
 from navsim_adapter.errors import InputError
 
 
@@ -22,10 +26,13 @@ class FineTuning(L.LightningModule):
 
     needs_observation = True
 
-    def __init__(self, lr: float, warmup_steps: int, weight_decay: float, seed: int):
+    def __init__(self, lr: float, warmup_steps: int, weight_decay: float, seed: int, ema_decay: float = 0.0):
         super().__init__()
         self.lr, self.warmup_steps, self.weight_decay, self.noise_seed = lr, warmup_steps, weight_decay, seed
+        self.ema_decay = ema_decay
+        self.mean: WeightMean | None = None  # made with the optimiser
         self.strict_loading = False  # frozen weights are not in the checkpoint
+        self._restored_mean: Mapping[str, Any] | None = None
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -35,25 +42,64 @@ class FineTuning(L.LightningModule):
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the result of the training (a backbone, a critic or a policy folder)."""
 
+    def frozen_encoder(self, device: torch.device) -> Encoder | None:
+        """What this training reads of a scene, if that never changes and may be stored; on `device`."""
+        return None
+
     def configure_optimizers(self):
+        if self.ema_decay:
+            self.mean = WeightMean(self.named_trained(), self.ema_decay)
+            if self._restored_mean is not None:
+                self.mean.restore(self._restored_mean)
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, WarmupThenLinear(self.warmup_steps, self.trainer.max_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def step_generator(self) -> torch.Generator:
-        """Noise of this step and rank, whatever came before: a resumed run draws the same numbers."""
-        generator = torch.Generator(device=self.device)
-        step = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
-        return generator.manual_seed((self.noise_seed * 1_000_003 + step) % 2**63)
+    def named_trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
 
-    def checked(self, loss: Tensor, tokens: Sequence[str]) -> Tensor:
-        """The loss, or an InputError that names the batch when it is not finite."""
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """One step of the optimiser, then of the weights' mean: before any callback saves a checkpoint."""
+        super().optimizer_step(*arguments, **named)
+        if self.mean is not None:
+            self.mean.update()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the block the weights are their running mean, where there is one: what is exported."""
+        return nullcontext() if self.mean is None else self.mean.in_place()
+
+    def gradients(self) -> Mapping[str, Iterable[nn.Parameter]]:
+        """Parameters by the name their gradient norm is logged under."""
+        return {"grad_norm": (parameter for _, parameter in self.named_trained())}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log gradient norms, before clipping. `callbacks.FiniteGradients` is who stops at one that is not finite."""
+        for name, parameters in self.gradients().items():
+            found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if found:  # an engine of its own (DeepSpeed) keeps them
+                self.log(name, torch.nn.utils.get_total_norm(found))
+
+    def step_generator(self) -> torch.Generator:
+        """Noise of this batch by its place in the data's global order, whatever came before.
+
+        A resumed run draws the same numbers, and so do two ranks and one process that accumulates two batches.
+        """
+        generator = torch.Generator(device=self.device)
+        trainer = self.trainer
+        batch = trainer.global_step * trainer.accumulate_grad_batches
+        batch += trainer.fit_loop.epoch_loop.batch_idx % trainer.accumulate_grad_batches
+        place = batch * trainer.world_size + trainer.global_rank
+        return generator.manual_seed((self.noise_seed * 1_000_003 + place) % 2**63)
+
+    def checked(self, loss: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """The loss, or an InputError that names the scenes when it is not finite; no step is taken then."""
         if not torch.isfinite(loss):
+            tokens = _not_finite_scenes(batch) or batch["token"]
             raise InputError(
                 f"step {self.trainer.global_step}: loss is {loss.item()} on tokens {', '.join(tokens)}; "
-                "check these scenes, or lower model.lr; the last checkpoint is intact"
+                "check these scenes, or lower model.lr; no step was taken, the last checkpoint is intact"
             )
         return loss
 
@@ -62,6 +108,8 @@ class FineTuning(L.LightningModule):
         if frozen:  # a frozen backbone's buffers do not change either
             frozen |= {name for name, _ in self.named_buffers()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        if self.mean is not None:
+            checkpoint["weight_mean"] = self.mean.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -70,6 +118,37 @@ class FineTuning(L.LightningModule):
             raise InputError(
                 f"checkpoint: {len(missing)} trained tensors are missing, first {min(missing)}; start afresh"
             )
+        if self.ema_decay:
+            if "weight_mean" not in checkpoint:
+                raise InputError("checkpoint: made without model.ema_decay; start afresh, or set it to 0")
+            self._restored_mean = checkpoint["weight_mean"]
+            if self.mean is not None:
+                self.mean.restore(checkpoint["weight_mean"])
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Schedules, noise and actions in float32 under a trainer that makes half precision the default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def stored_context(backbone: Backbone, batch: Mapping[str, Any]) -> Context:
+    """The batch's contexts from disk, in the frozen weights' own precision."""
+    dtype = next(parameter.dtype for parameter in backbone.parameters() if not parameter.requires_grad)
+    return Context({name: x.to(dtype) if x.is_floating_point() else x for name, x in batch["context"].items()})
+
+
+def _not_finite_scenes(batch: Mapping[str, Any]) -> list[str]:
+    """Tokens whose own numbers in the batch hold a NaN or an infinity."""
+    tables = [*batch.get("observation", {}).values(), *batch.get("context", {}).values()]
+    tables += [batch[name] for name in ("poses", "score", "advantage") if name in batch]
+    finite = [torch.isfinite(table.flatten(1)).all(1).tolist() for table in tables if table.dim() > 1]
+    return [token for token, *good in zip(batch["token"], *finite) if not all(good)]
 
 
 class WarmupThenLinear:

@@ -1,12 +1,19 @@
-"""What watches a training: a quiet progress bar."""
+"""What watches a training: a quiet progress bar, curves that go on after a restart, gradients that must be finite."""
 
 from __future__ import annotations
 
+import csv
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from dipole_vla.progress import bar
+from navsim_adapter.errors import InputError
 
 
 class StepProgress(L.Callback):
@@ -40,3 +47,53 @@ class StepProgress(L.Callback):
         note = "" if loss is None else f"loss {float(loss):.4f}"
         self._bar.advance(trainer.global_step - self._shown, note)
         self._shown = trainer.global_step
+
+
+class FiniteGradients(L.Callback):
+    """Stops the run before a gradient that is not finite reaches the weights, naming the scenes of the batch."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self._tokens = list(batch["token"]) if isinstance(batch, dict) and "token" in batch else []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        if gradients and not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+            self._stop(trainer.global_step)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if getattr(trainer.strategy, "skipped_step", False):  # DeepSpeed steps, and looks, in its engine
+            self._stop(trainer.global_step - 1)
+
+    def _stop(self, step: int) -> None:
+        raise InputError(
+            f"step {step}: the gradient is not finite on tokens {', '.join(self._tokens)} (of this rank); the step was "
+            "not applied, the last checkpoint is intact; check these scenes, or lower model.lr"
+        )
+
+
+class Curves(CSVLogger):
+    """Lightning's CSV log that goes on: a resumed run keeps the rows up to the step it starts from.
+
+    folder: of `metrics.csv`.  until: that step.
+    """
+
+    def __init__(self, folder: Path, until: int = 0):
+        super().__init__(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=1)
+        self.path, self.until = folder / "metrics.csv", until
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            rows = self._kept()
+            writer = super().experiment  # which begins an empty file
+            writer.metrics = rows
+            writer.save()
+        return self._experiment
+
+    def _kept(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [row for row in rows if (row.get("step") or "").isdigit() and int(row["step"]) < self.until]

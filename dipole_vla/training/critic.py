@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from dipole_vla.backbones import load_backbone
 from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
+from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
 from dipole_vla.progress import bar
-from dipole_vla.training.base import FineTuning, split_decay
+from dipole_vla.training.base import FineTuning, split_decay, stored_context
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_json
 
@@ -71,14 +73,15 @@ class CriticModule(FineTuning):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.critic is not None or not isinstance(data, DrivingData) or data.dataset is None:
             return
-        dataset = data.dataset
+        dataset, device = data.dataset, self.trainer.strategy.root_device
         if dataset.candidates is None:
             raise InputError("data.candidates: the critic learns from scored candidates; give the folder of `collect`")
+        self.backbone.to(device)  # the trainer moves the module only after this hook
         with bar("critic features", len(dataset)) as progress:
             for start in range(0, len(dataset), FEATURES_BATCH):
                 scenes = [dataset.items[i][0] for i in range(start, min(start + FEATURES_BATCH, len(dataset)))]
-                batch = default_collate([dataset.observe(scene) for scene in scenes])
-                features = self._encode({name: value.to(self.device) for name, value in batch.items()}).cpu()
+                batch = move_data_to_device(default_collate([dataset.view(scene) for scene in scenes]), device)
+                features = self._features(batch).cpu()
                 self.features.update(zip([dataset.scenes.tokens[scene] for scene in scenes], features))
                 progress.advance(len(scenes))
         table = torch.stack(list(self.features.values()))
@@ -97,11 +100,17 @@ class CriticModule(FineTuning):
         features = torch.stack([self.features[token] for token in batch["token"]]).to(self.device)
         loss, scalars = self.critic.loss(features, batch["poses"], batch["score"])
         self.log_dict({"loss": loss, **scalars})
-        return self.checked(loss, batch["token"])
+        return self.checked(loss, batch)
+
+    def frozen_encoder(self, device: torch.device) -> Encoder:
+        self.backbone.to(device)
+        return Encoder(self.backbone.encode, self.backbone.processor(), self.backbone.fingerprint(), device)
 
     @torch.inference_mode()
-    def _encode(self, observation: dict[str, Tensor]) -> Tensor:
-        return self.backbone.features(self.backbone.encode(observation))
+    def _features(self, batch: dict[str, Any]) -> Tensor:
+        is_stored = "context" in batch
+        context = stored_context(self.backbone, batch) if is_stored else self.backbone.encode(batch["observation"])
+        return self.backbone.features(context)
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the critic's folder."""

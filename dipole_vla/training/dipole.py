@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dipole_vla.backbones import load_backbone
+from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
-from dipole_vla.objective import Routing, dichotomous_loss
-from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy
-from dipole_vla.training.base import FineTuning
+from dipole_vla.guidance import Role
+from dipole_vla.objective import Denoise, Routing, base_distance, dichotomous_loss, rule_named, sign_distance
+from dipole_vla.paths import interpolate
+from dipole_vla.policy import AdapterPair, Context, Guidance, GuidedPolicy
+from dipole_vla.policy.adapters import SIGNS
+from dipole_vla.policy.separate import PairKind, make_pair
+from dipole_vla.training.base import FineTuning, float32_by_default, stored_context
+from dipole_vla.training.thrift import recompute_blocks, settled, shared_base
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import read_json
 
+PROBED = 16  # rows on which the signs and the base are compared
+
 
 class DipoleModule(FineTuning):
-    """Fit the positive and the negative adapter to scored candidates. Sees only (observation, action, advantage)."""
+    """Fit the positive and the negative policy to scored candidates. Sees only (observation, action, advantage)."""
 
     def __init__(
         self,
@@ -28,13 +36,16 @@ class DipoleModule(FineTuning):
         beta: float = 1.0,
         routing: Routing = "both",
         rule: str = "dichotomous",
+        pair: PairKind = "lora",
         scope: Literal["head", "all"] = "head",
         rank: int = 32,
         alpha: float | None = None,
         draws: int = 1,
+        checkpointing: bool = False,
         lr: float = 3e-4,
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
+        ema_decay: float = 0.0,
         seed: int = 0,
     ):
         """
@@ -44,51 +55,128 @@ class DipoleModule(FineTuning):
             beta: temperature of the sigmoid weight on the advantage; larger is closer to a hard split.
             routing: both = every sample to both adapters; bernoulli = to one, drawn by its weight, at half the cost.
             rule: weighting rule, a name of dipole_vla.objective.RULES.
+            pair: lora = two adapters; separate = two full copies of the head (scope all: of the backbone), for small
+                models.
             scope: head = the encoder stays as it is and runs once for both policies; all = adapters there too.
             rank: LoRA rank.
             alpha: LoRA scale numerator; null is the rank (scale 1).
             draws: noise levels per candidate and step.
+            checkpointing: keep no activations inside the trained blocks and compute them again for the gradients:
+                less memory for about a third more time.
             lr: learning rate of both adapters.
             warmup_steps: steps of linear warm-up; then linear decay to zero at trainer.max_steps.
             weight_decay: AdamW, on the adapters.
+            ema_decay: export the adapters' running mean (e.g. 0.99), kept in float32; 0 exports the last step's.
             seed: adapter initialisation, noise, times and routes.
         """
-        super().__init__(lr, warmup_steps, weight_decay, seed)
+        super().__init__(lr, warmup_steps, weight_decay, seed, ema_decay)
         if not beta > 0:
             raise InputError(f"model.beta: must be > 0, got {beta}; larger values are closer to a hard split")
+        self.rule, self.trained = rule, rule_named(rule, routing).trained
         self.backbone_folder, self.critic_folder = Path(backbone), critic
         self.backbone = load_backbone(backbone)
-        self.pair = AdapterPair(self.backbone, scope=scope, rank=rank, alpha=alpha, seed=seed)
-        self.beta, self.rule, self.draws, self.scope = beta, rule, draws, scope
+        self.pair = make_pair(pair, self.backbone, scope, rank, alpha, seed)
+        self.copies = None if isinstance(self.pair, AdapterPair) else self.pair.copies  # for Lightning to see
+        for role in SIGNS:
+            for parameter in self.pair.parameters(role):
+                parameter.requires_grad_(role in self.trained)
+        if checkpointing:
+            recompute_blocks(self.pair)
+        self.beta, self.draws, self.scope = beta, draws, scope
         self.routing: Routing = routing
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.pair.parameters())}]
+        return [{"params": [parameter for _, parameter in self.named_trained()]}]
+
+    def named_trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [
+            (f"{role}.{name}", parameter)
+            for role in self.trained
+            for name, parameter in self.pair.named_parameters(role)
+        ]
+
+    def configure_optimizers(self):
+        if isinstance(self.pair, AdapterPair):  # a half-precision trainer has cast them with the frozen weights
+            for _, parameter in self.named_trained():
+                parameter.data = parameter.data.float()
+        return super().configure_optimizers()
+
+    def gradients(self) -> Mapping[str, Iterator[nn.Parameter]]:
+        return {f"grad_norm_{role}": self.pair.parameters(role) for role in self.trained}
+
+    def frozen_encoder(self, device: torch.device) -> Encoder | None:
+        if not self.pair.shares_context:
+            return None
+        self.backbone.to(device)  # asked for before the trainer moves the module
+
+        def encode(observation: dict[str, Tensor]) -> Context:
+            return self.pair.encode(observation, (None,))[None]
+
+        return Encoder(encode, self.backbone.processor(), self.pair.base_fingerprint, device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        generator = self.step_generator()
-        group = batch["advantage"].shape[1]
-        x0 = self.backbone.action.encode(batch["poses"]).repeat_interleave(self.draws, 1).flatten(0, 1)
-        advantage = batch["advantage"].repeat_interleave(self.draws, 1).flatten()
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-        t = self.backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
-        contexts = self.pair.encode(batch["observation"])
-        loss, scalars = dichotomous_loss(
-            self.pair.denoiser(contexts, group * self.draws),
-            self.backbone.schedule,
-            self.backbone.prediction,
-            x0,
-            advantage,
-            noise,
-            t,
-            beta=self.beta,
-            routing=self.routing,
-            rule=self.rule,
-            generator=generator,
-            mask=self.backbone.action.mask().to(x0.device),
-        )
+        generator, backbone = self.step_generator(), self.backbone
+        with float32_by_default(), shared_base(self.pair):
+            x0 = backbone.action.encode(batch["poses"]).repeat_interleave(self.draws, 1).flatten(0, 1)
+            advantage = batch["advantage"].repeat_interleave(self.draws, 1).flatten()
+            noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+            t = backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
+            denoise = self._denoiser(batch, len(x0) // len(batch["token"]))
+            loss, scalars = dichotomous_loss(
+                denoise,
+                backbone.schedule,
+                backbone.prediction,
+                x0,
+                advantage,
+                noise,
+                t,
+                beta=self.beta,
+                routing=self.routing,
+                rule=self.rule,
+                generator=generator,
+                mask=backbone.action.mask().to(x0.device),
+                settle=self._settle,
+            )
+            trainer: Any = self.trainer
+            every = trainer.log_every_n_steps
+            if every and (trainer.global_step + 1) % every == 0:
+                scalars |= self._agreement(denoise, interpolate(backbone.schedule, x0, noise, t)[:PROBED], t[:PROBED])
         self.log_dict(scalars)
-        return self.checked(loss, batch["token"])
+        return self.checked(loss, batch)
+
+    def _denoiser(self, batch: dict[str, Any], group: int) -> Denoise:
+        """Encodes a scene when its first role is asked for, so that one sign's graph can end before the other's."""
+        contexts: dict[Role, Context] = {}
+
+        def denoise(role: Role, x_t: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
+            if role not in contexts:
+                contexts.update(self._contexts(batch, role))
+            return self.pair.denoiser(contexts, group)(role, x_t, t, rows)
+
+        return denoise
+
+    def _contexts(self, batch: dict[str, Any], role: Role) -> dict[Role, Context]:
+        everyone: tuple[Role, ...] = (*SIGNS, None)
+        if "context" in batch:
+            return dict.fromkeys(everyone, stored_context(self.backbone, batch))
+        return self.pair.encode(batch["observation"], everyone if self.pair.shares_context else (role,))
+
+    def _settle(self, role: Role, loss: Tensor) -> Tensor:
+        """One sign's backward pass before the other's forward pass, where gradients can be taken early."""
+        plugin = self.trainer.precision_plugin
+        if getattr(plugin, "scaler", None) is not None or hasattr(self.trainer.strategy, "deepspeed_engine"):
+            return loss  # fp16 must scale first; DeepSpeed partitions parameters between the passes
+        return settled(loss, list(self.pair.parameters(role)))
+
+    @torch.no_grad()
+    def _agreement(self, denoise: Denoise, x_t: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """What the signs and the base say of the same few rows."""
+        rows = torch.arange(len(x_t), device=x_t.device)
+        outputs = {role: denoise(role, x_t, t, rows) for role in (*self.trained, None)}
+        if "negative" not in outputs:
+            return {"sign_distance": sign_distance(outputs["positive"], outputs[None])}
+        signs = outputs["positive"], outputs["negative"]
+        return {"sign_distance": sign_distance(*signs), "base_distance": base_distance(*signs, outputs[None])}
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the policy folder: adapters in plain PEFT layout, critic, and what reinforcement learning saw."""
@@ -97,22 +185,20 @@ class DipoleModule(FineTuning):
         assert data.candidates is not None
         assert data.dataset is not None
         about = read_json(Path(data.candidates) / "candidates.json")
-        GuidedPolicy(self.backbone, self.pair, guidance=Guidance(rule=self.rule)).save_pretrained(
-            folder,
-            backbone=self.backbone_folder,
-            critic=self.critic_folder,
-            rl_tokens=data.dataset.candidates.tokens if data.dataset.candidates else [],
-            provenance={
-                **provenance,
-                "rl_split": about["split"],
-                "allow_eval_split": about["allow_eval_split"],
-                "advantage": about["advantage"],
-                "metric": about["metric"],
-                "beta": self.beta,
-                "routing": self.routing,
-                "rule": self.rule,
-                "scope": self.scope,
-                "candidates": str(data.candidates),
-                "backbone": str(self.backbone_folder),
-            },
-        )
+        made = {
+            **provenance,
+            "rl_split": about["split"],
+            "allow_eval_split": about["allow_eval_split"],
+            "advantage": about["advantage"],
+            "metric": about["metric"],
+            "beta": self.beta,
+            "routing": self.routing,
+            "rule": self.rule,
+            "scope": self.scope,
+            "candidates": str(data.candidates),
+            "backbone": str(self.backbone_folder),
+        }
+        tokens = data.dataset.candidates.tokens if data.dataset.candidates else []
+        policy = GuidedPolicy(self.backbone, self.pair, guidance=Guidance(rule=self.rule))
+        with self.averaged():
+            policy.save_pretrained(folder, self.backbone_folder, self.critic_folder, tokens, made)

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from dipole_vla import objective
+from dipole_vla.guidance import guide
 from dipole_vla.objective import (
     RULES,
+    base_distance,
     dichotomous_loss,
     effective_fraction,
     negative_weight,
     per_sample_loss,
     positive_weight,
+    sign_distance,
 )
 from dipole_vla.paths import LinearFlow, VPLinear, interpolate, target
 from navsim_adapter.errors import InputError
@@ -178,3 +181,85 @@ def test_rules_with_one_policy_train_the_positive_only(rule):
     assert "loss_negative" not in scalars
     with pytest.raises(InputError, match="bernoulli"):
         loss_of(policies, rule=rule, routing="bernoulli")
+
+
+def with_base(policies):
+    policies.base = torch.randn(4, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+    def denoise(role, x_t, t, rows):
+        return x_t @ policies.base if role is None else policies(role, x_t, t, rows)
+
+    return denoise
+
+
+@pytest.mark.parametrize(("prediction", "schedule"), [("noise", VPLinear()), ("velocity", LinearFlow(noise_at=0))])
+def test_the_implicit_rule_is_the_published_pair_at_strength_one(prediction, schedule):
+    """DiffusionNFT: r |(1-s) old + s new - v|^2 + (1-r) |(1+s) old - s new - v|^2; here s = 1, r = sigma(beta G)."""
+    x0, advantage, noise, t = batch()
+    policies = TwoLinearPolicies()
+    denoise = with_base(policies)
+    loss, scalars = dichotomous_loss(denoise, schedule, prediction, x0, advantage, noise, t, beta=2.0, rule="implicit")
+    x_t = schedule.alpha(t)[:, None, None] * x0 + schedule.sigma(t)[:, None, None] * noise
+    v = noise if prediction == "noise" else x0 - noise
+    old, new = x_t @ policies.base, policies("positive", x_t, t, None)
+    r, s = 1 / (1 + torch.exp(-2 * advantage)), 1.0
+    positive = (((1 - s) * old + s * new - v) ** 2).mean((1, 2))
+    negative = (((1 + s) * old - s * new - v) ** 2).mean((1, 2))
+    torch.testing.assert_close(loss, (r * positive + (1 - r) * negative).mean())
+    torch.testing.assert_close(scalars["loss_negative"], ((1 - r) * negative).mean())
+    signs = [policies.signs["positive"], policies.signs["negative"]]
+    found, other = torch.autograd.grad(loss, signs, allow_unused=True)
+    assert found.any()
+    assert other is None
+
+
+def test_the_implicit_rule_stays_at_the_base_where_good_and_bad_balance():
+    """Gradient at new = base is -2 (2 sigma - 1)(v - base): zero advantage moves nothing, bad ones push away."""
+    x0, _, noise, t = batch()
+    policies = TwoLinearPolicies()
+    policies.signs["positive"].data.copy_(torch.zeros(4, 4))
+
+    def denoise(role, x_t, t, rows):
+        return torch.zeros_like(x_t) if role is None else x_t @ policies.signs["positive"]
+
+    def gradient(advantage):
+        loss, _ = dichotomous_loss(
+            denoise, VPLinear(), "noise", x0, torch.full((ROWS,), advantage, dtype=torch.float64), noise, t,
+            beta=2.0, rule="implicit",
+        )  # fmt: skip
+        return torch.autograd.grad(loss, policies.signs["positive"])[0]
+
+    assert gradient(0.0).abs().max() < 1e-12
+    torch.testing.assert_close(gradient(1.0), -gradient(-1.0))
+
+
+def test_a_mirrored_negative_in_guidance_is_the_base_at_twice_the_greed():
+    generator = torch.Generator().manual_seed(0)
+    positive, base = torch.randn(2, 5, 8, 4, generator=generator, dtype=torch.float64)
+    rule = RULES["implicit"]
+    assert rule.negative_role is None
+    for omega in (-1.0, 0.0, 0.7, 3.0):
+        torch.testing.assert_close(
+            guide(positive, base, rule.greed * omega), guide(positive, 2 * base - positive, omega)
+        )
+
+
+def test_an_unknown_rule_is_answered_with_the_near_one():
+    with pytest.raises(InputError, match="did you mean 'indicator'"):
+        loss_of(TwoLinearPolicies(), rule="indicater")
+
+
+def test_base_distance_is_zero_for_every_mixture_and_the_rest_beyond_the_ends():
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = torch.randn(2, 6, 8, 4, generator=generator)
+    m = torch.rand(6, 1, 1, generator=generator)
+    assert base_distance(positive, negative, m * positive + (1 - m) * negative) < 1e-6
+    assert base_distance(positive, positive, positive) == 0
+    beyond = positive + 0.5 * (positive - negative)
+    torch.testing.assert_close(base_distance(positive, negative, beyond), 0.5 * sign_distance(positive, negative))
+    aside = torch.zeros(6, 8, 4)
+    aside[:, 0, 0] = 1
+    flat_positive, flat_negative = aside.clone(), -aside
+    off = torch.zeros(6, 8, 4)
+    off[:, 1, 1] = 3
+    torch.testing.assert_close(base_distance(flat_positive, flat_negative, off), torch.tensor(3 / 32**0.5))

@@ -1,0 +1,121 @@
+"""What keeps two policies at the price of one: shared frozen work, one sign's activations at a time, recomputation.
+
+All three leave every number as it is (the first two bit for bit); they only decide when things are computed and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dipole_vla.policy.adapters import AdapterPair
+from dipole_vla.policy.separate import Pair
+
+
+@contextmanager
+def shared_base(pair: Pair) -> Iterator[None]:
+    """Within the block a frozen layer that is given the very same tensor again returns what it gave before.
+
+    Both signs project the same scene tokens to keys and values: the frozen part of that, nearly all of it, is done
+    once and each adapter adds its own small part.
+    """
+    bases = [layer.get_base_layer() for layer in pair.layers] if isinstance(pair, AdapterPair) else []
+    for base in bases:
+        base.forward = _Remembered(base.forward)
+    try:
+        yield
+    finally:
+        for base in bases:
+            del base.forward  # the class's own shows again
+
+
+class _Remembered:
+    def __init__(self, forward: Any):
+        self.forward = forward
+        self.given: Tensor | None = None
+        self.output: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad:  # the output belongs to one pass's graph
+            return self.forward(x)
+        if x is not self.given:
+            self.given, self.output = x, self.forward(x)
+        assert self.output is not None
+        return self.output
+
+
+def settled(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Run the backward pass of `loss` now, which frees its activations; the value returned hands the gradients on.
+
+    To whoever calls backward on a sum of such values nothing has changed: the gradients arrive at the parameters then,
+    through autograd, so accumulation, scaling and the reducers of distributed training work as ever.
+    """
+    gradients = torch.autograd.grad(loss, parameters)
+    settled_loss: Tensor = _HandOn.apply(loss.detach(), gradients, *parameters)
+    return settled_loss
+
+
+class _HandOn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss, gradients, *parameters):
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, factor):
+        return None, None, *(gradient * factor for gradient in ctx.gradients)
+
+
+def recompute_blocks(pair: Pair) -> int:
+    """Activation checkpointing of every repeated block that trains; returns how many there are.
+
+    A block runs again in the backward pass, under the role it ran under: PEFT would else use whichever adapter was
+    active last.
+    """
+    blocks = _blocks(pair)
+    for block in blocks:
+        block.forward = _Recomputed(pair, block.forward)
+    return len(blocks)
+
+
+class _Recomputed:
+    def __init__(self, pair: Pair, forward: Any):
+        self.pair, self.forward = pair, forward
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(*arguments, **named)
+        pair = self.pair
+        if not isinstance(pair, AdapterPair):  # a copy is its own role
+            return checkpoint(self.forward, *arguments, use_reentrant=False, **named)
+        role = pair.role
+
+        def under_its_role(*again: Any, **named_again: Any) -> Any:
+            now = pair.role
+            pair.route(role)
+            try:
+                return self.forward(*again, **named_again)
+            finally:
+                pair.route(now)
+
+        return checkpoint(under_its_role, *arguments, use_reentrant=False, **named)
+
+
+def _blocks(pair: Pair) -> list[nn.Module]:
+    """Elements of module lists that hold trained parameters; of nested ones the outermost."""
+    if isinstance(pair, AdapterPair):
+        return list(_outermost(pair.backbone))
+    return [block for copies in pair.copies.values() for part in copies for block in _outermost(part)]  # type: ignore[attr-defined]
+
+
+def _outermost(module: nn.Module) -> Iterable[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (block for block in child if any(p.requires_grad for p in block.parameters()))
+        else:
+            yield from _outermost(child)

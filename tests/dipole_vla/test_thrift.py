@@ -1,0 +1,167 @@
+"""What saves time and memory must change no number: one sign at a time, shared frozen work, recomputed blocks."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import nullcontext
+
+import pytest
+import torch
+from small_backbone import make_backbone, make_observation, spread_adapters
+
+from dipole_vla.objective import dichotomous_loss
+from dipole_vla.policy.separate import make_pair
+from dipole_vla.training import thrift
+from dipole_vla.training.thrift import recompute_blocks, settled, shared_base
+
+GROUP = 3
+
+
+def make(kind="lora", scope="head"):
+    pair = make_pair(kind, make_backbone(), scope, rank=4, seed=3)
+    if kind == "lora":
+        spread_adapters(pair)
+    return pair
+
+
+def gradients(pair, routing="both", settle=None, sharing=False, group=GROUP):
+    """Gradients of one step of the whole objective, by parameter name."""
+    generator = torch.Generator().manual_seed(9)
+    noise, x0 = torch.randn(2, 3 * group, 8, 4, generator=generator)
+    with shared_base(pair) if sharing else nullcontext():
+        loss, _ = dichotomous_loss(
+            pair.denoiser(pair.encode(make_observation()), group),
+            pair.backbone.schedule,
+            pair.backbone.prediction,
+            x0,
+            torch.linspace(-1.5, 1.5, len(x0)).unflatten(0, (group, 3)).T.flatten(),  # every scene has both kinds
+            noise,
+            torch.linspace(0.1, 0.9, len(x0)),
+            routing=routing,
+            generator=generator,
+            **({"settle": settle(pair)} if settle else {}),
+        )
+        (2 * loss).backward()  # a factor, as gradient accumulation and loss scaling have one
+    found = {name: parameter.grad for name, parameter in pair.named_parameters()}
+    assert all(gradient is not None for gradient in found.values())
+    return found
+
+
+def settle_of(pair):
+    return lambda role, loss: settled(loss, list(pair.parameters(role)))
+
+
+def assert_same(found, wanted, exactly=True):
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        if exactly:
+            assert torch.equal(found[name], gradient), name
+        else:
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["lora", "separate"])
+@pytest.mark.parametrize("scope", ["head", "all"])
+@pytest.mark.parametrize("routing", ["both", "bernoulli"])
+def test_gradients_taken_sign_by_sign_are_those_of_the_sum(kind, scope, routing):
+    assert_same(gradients(make(kind, scope), routing, settle_of), gradients(make(kind, scope), routing))
+
+
+def test_the_first_signs_activations_are_gone_before_the_second_sign_runs():
+    pair, alive = make(), []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            saved = torch.zeros(1)
+            alive.append(weakref.ref(saved))
+            ctx.saved = saved
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    counts = []
+    denoise = pair.denoise
+
+    def watched(context, x_t, t, role):
+        counts.append(sum(ref() is not None for ref in alive))
+        return Watched.apply(denoise(context, x_t, t, role))
+
+    pair.denoise = watched
+    gradients(pair)
+    assert counts == [0, 1]
+    alive.clear()
+    counts.clear()
+    gradients(pair, settle=settle_of)
+    assert counts == [0, 0]
+
+
+@pytest.mark.parametrize("routing", ["both", "bernoulli"])
+def test_sharing_the_frozen_part_is_exact_and_runs_keys_and_values_once(routing, monkeypatch):
+    plain, sharing = make(), make()
+    block = sharing.backbone.decoder.blocks[1]
+    keys, queries = (getattr(block.cross_attn, name).get_base_layer() for name in ("proj_k", "proj_q"))
+    runs, forward = [], torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: runs.append(self) or forward(self, x))
+    found = gradients(sharing, routing, settle_of, sharing=True, group=12)
+    assert_same(found, gradients(plain, routing, settle_of, group=12))
+    assert runs.count(keys) == 1
+    assert runs.count(queries) == 2
+    assert "forward" not in vars(keys)  # put back
+
+
+def test_a_remembered_output_is_for_the_very_same_tensor_only():
+    layer, calls = torch.nn.Linear(3, 3), []
+    forward = layer.forward
+    remembered = thrift._Remembered(lambda x: calls.append(1) or forward(x))
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert remembered(x) is remembered(x)
+        assert len(calls) == 1
+        assert torch.equal(remembered(x + 1), forward(x + 1))
+        assert torch.equal(remembered(x), forward(x))
+    assert remembered(x.clone().requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+@pytest.mark.parametrize("kind", ["lora", "separate"])
+def test_recomputed_blocks_give_the_gradients_of_kept_ones(kind, scope):
+    pair = make(kind, scope)
+    assert recompute_blocks(pair) > 0
+    assert_same(gradients(pair), gradients(make(kind, scope)))
+    pair.backbone.zero_grad()
+
+
+def test_a_block_is_recomputed_under_the_role_it_ran_under():
+    """After both forward passes the negative adapter is active; the positive's blocks run again all the same."""
+    pair = make()
+    blocks, roles = pair.backbone.decoder.blocks, []
+    forward = blocks[0].forward
+    blocks[0].forward = lambda *arguments: roles.append(pair.role) or forward(*arguments)
+    recompute_blocks(pair)
+    gradients(pair)
+    assert roles[:2] == ["positive", "negative"]
+    assert sorted(roles[2:]) == ["negative", "positive"]
+    assert pair.role == "negative"
+
+
+def test_recomputation_keeps_less():
+    def kept(pair):
+        size = 0
+
+        def count(tensor):
+            nonlocal size
+            size += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            context = pair.encode(make_observation())["positive"]
+            x_t = torch.zeros(3 * 16, 8, 4)
+            pair.denoise(context, x_t, torch.full((len(x_t),), 0.5), "positive")
+        return size
+
+    plain, recomputing = make(), make()
+    recompute_blocks(recomputing)
+    assert kept(recomputing) < 0.5 * kept(plain)

@@ -1,0 +1,112 @@
+"""What goes wrong in a training, through the real command line: one line that helps, exit 2, nothing lost."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent / "dipole_vla"))  # `small_data` lies with the tests of the package
+
+from small_data import write_inputs
+
+from dipole_vla.cli import main
+from dipole_vla.training import DipoleModule
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def fit(inputs: Path, out: Path, model: dict | None = None, data: dict | None = None, **top) -> list[str]:
+    """The command line of a recipe of two steps."""
+    recipe = {
+        "out": str(out),
+        "checkpoint_every": 1,
+        "model": {
+            "class_path": "dipole_vla.training.DipoleModule",
+            "init_args": {"backbone": str(inputs / "backbone"), "rank": 2, **(model or {})},
+        },
+        "data": {
+            "class_path": "dipole_vla.data.module.DrivingData",
+            "init_args": {
+                "scenes": str(inputs / "scenes"),
+                "candidates": str(inputs / "candidates"),
+                "batch_size": 4,
+                **(data or {}),
+            },
+        },
+        "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 2, "log_every_n_steps": 1, **top},
+    }
+    path = out.parent / f"{out.name}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return ["fit", "--config", str(path)]
+
+
+def refused(line: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    capsys.readouterr()
+    assert main(line) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    for word in words:
+        assert word in said[0], said[0]
+
+
+def test_out_of_memory_says_what_to_lower(inputs, tmp_path, capsys) -> None:
+    """A real refusal of the allocator: 10^11 noise levels for each candidate."""
+    refused(fit(inputs, tmp_path / "out", {"draws": 10**11}), capsys, "out of memory", "data.batch_size", "model.draws")
+
+
+def test_out_of_memory_after_a_step_keeps_what_was_saved(inputs, tmp_path, capsys, monkeypatch) -> None:
+    step = DipoleModule.training_step
+
+    def dying(self, batch, batch_idx):
+        if self.trainer.global_step == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DipoleModule, "training_step", dying)
+    line = fit(inputs, tmp_path / "out")
+    refused(line, capsys, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0", "the same command goes on")
+    monkeypatch.setattr(DipoleModule, "training_step", step)
+    assert main(line) == 0
+    assert (tmp_path / "out" / "policy.json").is_file()
+
+
+def test_a_corrupt_picture_found_by_a_loader_process(tmp_path, capsys) -> None:
+    inputs = write_inputs(tmp_path)
+    for picture in (inputs / "pictures").rglob("*.jpg"):
+        picture.write_bytes(picture.read_bytes()[:100])
+    refused(fit(inputs, tmp_path / "out", data={"workers": 1}), capsys, ".jpg", "cannot be read", "leave the token out")
+
+
+def test_contexts_of_another_backbone(inputs, tmp_path, capsys) -> None:
+    first = fit(inputs, tmp_path / "one", data={"contexts": str(tmp_path / "contexts")})
+    assert main(first) == 0
+    other = tmp_path / "inputs"
+    shutil.copytree(inputs, other)
+    from small_backbone import make_backbone
+    from small_data import write_manifest
+
+    shutil.rmtree(other / "backbone")
+    make_backbone(seed=1).save_pretrained(other / "backbone")
+    write_manifest(other / "backbone")
+    line = fit(other, tmp_path / "two", data={"contexts": str(tmp_path / "contexts")})
+    refused(line, capsys, "backbone_fingerprint", "name another folder")
+
+
+def test_a_folder_of_adapters_is_not_a_backbone(inputs, tmp_path, capsys) -> None:
+    assert main(fit(inputs, tmp_path / "policy", {"pair": "separate"})) == 0
+    line = fit(inputs, tmp_path / "out", {"backbone": str(tmp_path / "policy")})
+    refused(line, capsys, "policy", "config.json")
+
+
+def test_loggers_are_a_matter_of_the_recipe(inputs, tmp_path, capsys) -> None:
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": str(tmp_path)}}
+    assert main(fit(inputs, tmp_path / "out", logger=logger)) == 0
+    assert list(tmp_path.rglob("events.out.tfevents*"))
