@@ -1,7 +1,8 @@
 """Reading and writing checkpoint folders, strictly: configuration as typed records, weights as safetensors.
 
 Nothing here knows a model family. A key that is missing, unexpected or of another shape is an InputError that
-names it; nothing is loaded partly.
+names it; nothing is loaded partly. Weights are one file, or shards with an index beside them in the layout of
+the hub (`model.safetensors.index.json`); either is read tensor by tensor, so a model is in memory once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,8 +33,11 @@ __all__ = [
     "read_tensors",
     "record_from",
     "write_json",
+    "write_shards",
     "write_tensors",
 ]
+
+MAX_SHARD_BYTES = 5_000_000_000  # the hub's own default
 
 T = TypeVar("T")
 
@@ -46,12 +50,13 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fingerprint(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """SHA-256 over names, dtypes, shapes and values of `state`, and over `facts`."""
+    """SHA-256 over names, dtypes, shapes and values of `state`, and over `facts`; meta tensors have no values."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name].detach()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        if not tensor.is_meta:
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -59,6 +64,34 @@ def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     """A safetensors file, aside and renamed."""
     with atomic_path(path) as aside:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside, {"format": "pt"})
+
+
+def write_shards(path: Path, state: Mapping[str, Tensor], max_bytes: int = MAX_SHARD_BYTES) -> None:
+    """`path` itself if `state` fits into `max_bytes`; else numbered shards beside it and `<path>.index.json`, last.
+
+    A tensor larger than `max_bytes` is a shard by itself. Only one shard at a time is brought to the CPU.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in state.items():
+        if shards[-1] and filled + tensor.nbytes > max_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += tensor.nbytes
+    names = [f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}{path.suffix}" for i in range(len(shards))]
+    if len(shards) == 1:
+        names = [path.name]
+    for name, shard in zip(names, shards):
+        write_tensors(path.parent / name, shard)
+    index = _index_of(path)
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in state.values())
+        places = {key: name for name, shard in zip(names, shards) for key in shard}
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": places})
+    for stale in {path, index, *path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")}:
+        if stale.name not in names and (stale != index or len(shards) == 1):
+            stale.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
@@ -93,8 +126,73 @@ def check_names(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where
 
 
 def load_strict(model: nn.Module, path: Path, device: str | torch.device = "cpu") -> None:
-    """Give `model` (usually on the meta device) the tensors of a file, which become its parameters themselves."""
-    assign_strict(model, read_tensors(path, device), str(path))
+    """Give `model` (usually on the meta device) the tensors of a file or of its shards, which become its parameters.
+
+    Everything is checked before the first tensor is read; then each is read, cast to the dtype the model declares
+    and assigned, so neither the model nor a dtype is ever in memory twice.
+    """
+    places, wanted = _places(path), model.state_dict()
+    check_names(_shapes(path, places), wanted, str(path))
+    with torch.no_grad():
+        for file, names in places.items():
+            with _opened(file, device) as opened:
+                for name in names:
+                    owner, _, leaf = name.rpartition(".")
+                    module = model.get_submodule(owner)
+                    tensor = opened.get_tensor(name).to(wanted[name].dtype)
+                    module.load_state_dict({leaf: tensor}, strict=False, assign=True)
+
+
+def _index_of(path: Path) -> Path:
+    return path.with_name(path.name + ".index.json")
+
+
+def _places(path: Path) -> dict[Path, list[str]]:
+    """Files that together are the checkpoint `path` -> the keys to take from each."""
+    if path.is_file():
+        with _opened(path) as opened:
+            return {path: list(opened.keys())}
+    index = _index_of(path)
+    if not index.is_file():
+        raise InputError(f"{path}: no such file; pass the folder that save_pretrained wrote")
+    raw = read_json(index)
+    mapping = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping.values()):
+        raise InputError(f"{index}: no 'weight_map' of keys to files; copy the checkpoint again")
+    places: dict[Path, list[str]] = {}
+    for key, name in mapping.items():
+        if Path(name).name != name:
+            raise InputError(f"{index}: {key} is placed in {name!r}, which is not a file of this folder; copy it again")
+        places.setdefault(path.parent / name, []).append(key)
+    return places
+
+
+def _shapes(path: Path, places: Mapping[Path, list[str]]) -> dict[str, Tensor]:
+    """Every tensor of the files as a meta tensor: keys and shapes without data. A shard must hold what is indexed."""
+    found: dict[str, Tensor] = {}
+    for file, names in places.items():
+        with _opened(file) as opened:
+            held = list(opened.keys())
+            for name in names:
+                if name not in held:
+                    raise InputError(
+                        f"{file}: missing key {name}, which {_index_of(path).name} places there; copy again"
+                    )
+            for name in held:
+                found[name] = torch.empty(opened.get_slice(name).get_shape(), device="meta")
+    extra = set(found).difference(*places.values()) if places else set()
+    if extra:
+        raise InputError(f"{path}: unexpected key {min(extra)}, not in {_index_of(path).name}; copy the folder again")
+    return found
+
+
+def _opened(path: Path, device: str | torch.device = "cpu"):
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; pass the folder that save_pretrained wrote")
+    try:
+        return safe_open(path, framework="pt", device=str(device))
+    except (SafetensorError, OSError) as problem:
+        raise InputError(f"{path}: cannot be read as safetensors ({problem}); copy or make it again") from problem
 
 
 def assign_strict(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

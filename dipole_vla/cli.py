@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 
+from dipole_vla.doctor import Unwell
+from dipole_vla.preemption import EXIT_CODE, Preempted, listen
 from navsim_adapter.errors import InputError, did_you_mean
 
 USAGE = """usage: dipole-vla COMMAND [options]      (dipole-vla COMMAND --help shows the options)
 
   demo       the whole loop on a small synthetic world, on a CPU, in minutes
   init       a new backbone folder with random weights, from a family's configuration
-  import     a published checkpoint (DP-VLA, X-VLA) as a backbone folder
+  import     a published checkpoint (DP-VLA, PI0, ReCogDrive, X-VLA) as a backbone folder
   fit        train by recipe: imitation, critic or dipole; the same command resumes
+  consolidate  the result of an unfinished training, from its newest checkpoint
+  contexts   what the frozen encoder says of every scene, stored once for many epochs
   collect    let a policy drive every scene K times, score it, write the advantage beside it
   advantage  rewrite the advantage column from a critic's Q - V
   evaluate   sweep omega and N over a split that RL has not seen
   report     one HTML page from an evaluation
+  launch     a recipe as a Slurm job, requeued and resumed until it is finished
+  doctor     GPUs, network, storage, data and disk space, checked before a long job
+  export     a policy as PEFT folders, as one distilled network, or as a TorchScript loop
+  plan       what a training recipe needs: parameters, memory per GPU, steps, hours
+  data       offline RL data sets: OGBench made or downloaded, a substitute in ExORL's format
+  rl         one RL task by recipe: critic and every method, offline and online, the whole table
+  experiment one of the paper's questions on a small known world, as a page
 
 options everywhere: --debug (tracebacks), --allow-import PACKAGE (let a recipe name classes of PACKAGE)
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; 0 done, 2 the user's input is wrong (one line on stderr), 130 interrupted."""
+    """Entry point; 0 done, 2 the user's input is wrong (one line on stderr), 1 doctor found something, 75 preempted,
+    130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -43,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    except Preempted as word:
+        print(word, file=sys.stderr)
+        return EXIT_CODE
+    except Unwell as word:
+        print(word, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this stopped", file=sys.stderr)
         return 130
@@ -64,6 +83,23 @@ def run(command: str, argv: Sequence[str]) -> None:
                 f"{command}: needs the package {problem.name}; pip install 'dipole-vla[{extra}]'"
             ) from problem
         raise
+    except (MemoryError, RuntimeError) as problem:
+        told = _out_of_memory(problem)
+        if told is None:
+            raise
+        remedy = "data.batch_size or model.draws, set model.checkpointing" if command == "fit" else "batch_size"
+        raise InputError(
+            f"{command}: out of memory ({told}); lower {remedy}; what was saved so far is intact, the same command "
+            "goes on"
+        ) from problem
+
+
+def _out_of_memory(problem: BaseException) -> str | None:
+    """What an allocator said, in short; None for other failures. PyTorch's CPU one raises a bare RuntimeError."""
+    text = " ".join(str(problem).split())
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return text[:160] or "host memory"
+    return text[:160] if "not enough memory" in text or "can't allocate memory" in text else None
 
 
 def _function(path: str, positional: bool = False) -> Callable[[Sequence[str]], None]:
@@ -81,9 +117,31 @@ def _function(path: str, positional: bool = False) -> Callable[[Sequence[str]], 
 
 
 def _fit(argv: Sequence[str]) -> None:
+    listen()  # before the imports: a scheduler does not wait for them
     from dipole_vla.training.fit import fit
 
     fit(argv)
+
+
+def _export(argv: Sequence[str]) -> None:
+    if any(word.startswith("--scorer.") for word in argv) and "--scorer" not in argv and "--config" not in argv:
+        argv = ["--scorer", "navsim_adapter.scoring.scorer.Scorer", *argv]
+    _function("dipole_vla.export.command:export", positional=True)(argv)
+
+
+def _plan(argv: Sequence[str]) -> None:
+    from dipole_vla.plan import plan
+
+    plan(argv)
+
+
+def _launch(argv: Sequence[str]) -> None:
+    words = list(argv)
+    cut = words.index("--") if "--" in words else len(words)
+    own, passed_on = words[:cut], words[cut + 1 :]
+    if passed_on:
+        own += ["--arguments", json.dumps(passed_on)]
+    _function("dipole_vla.launch:launch")(own)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -91,16 +149,26 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "init": _function("dipole_vla.backbones.init:init"),
     "import": _function("dipole_vla.backbones.importing:convert", positional=True),
     "fit": _fit,
+    "consolidate": _function("dipole_vla.training.consolidate:consolidate", positional=True),
+    "contexts": _function("dipole_vla.data.contexts:contexts"),
     "collect": _function("dipole_vla.collect:collect"),
     "advantage": _function("dipole_vla.critic.advantage:advantage"),
     "evaluate": _function("dipole_vla.evaluation.sweep:evaluate"),
     "report": _function("dipole_vla.evaluation.report.page:report", positional=True),
+    "launch": _launch,
+    "doctor": _function("dipole_vla.doctor:doctor"),
+    "export": _export,
+    "plan": _plan,
+    "data": _function("dipole_vla.rl.data.command:data", positional=True),
+    "rl": _function("dipole_vla.rl.run:rl"),
+    "experiment": _function("dipole_vla.rl.experiments.command:experiment", positional=True),
 }
 
 EXTRA_OF = {
     **dict.fromkeys(("torch", "lightning", "jsonargparse", "transformers", "peft", "timm", "safetensors"), "train"),
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
     "deepspeed": "deepspeed",
+    **dict.fromkeys(("ogbench", "mujoco", "dm_control", "gymnasium"), "rl"),
 }
 
 if __name__ == "__main__":

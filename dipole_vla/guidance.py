@@ -22,6 +22,9 @@ Omega = float | Tensor | None
 Predict = Callable[[Tensor, Tensor, Role], Tensor]
 """(x_t (rows, horizon, dim), t (rows,), role) -> the role's native prediction, shape of x_t."""
 
+PredictGuided = Callable[[Tensor, Tensor], Tensor]
+"""(x_t, t) -> the guided native prediction itself, where one pass gives it for less than two."""
+
 
 def guide(positive: Tensor, negative: Tensor, omega: float | Tensor) -> Tensor:
     """Combine the two policies' predictions at one denoising step (paper Eq. 10).
@@ -56,6 +59,7 @@ def guided_denoiser(
     omega: Omega,
     interval: tuple[float, float] = (0.0, 1.0),
     negative: Role = "negative",
+    predict_guided: PredictGuided | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The clean-action estimate of the guided policy, as `dipole_vla.solvers.solve` wants it.
 
@@ -63,6 +67,7 @@ def guided_denoiser(
     interval: noise levels (see `paths.noise_level`) in which to guide; elsewhere the positive policy acts alone,
         without a second pass. (0.5, 1) guides the noisier half, the cheap remedy for large omega.
     negative: who takes the negative place; None (the base) for weighting rules that train no negative adapter.
+    predict_guided: used where both roles are needed, instead of two calls of `predict`.
     """
     roles = roles_for(omega, negative)
 
@@ -71,6 +76,8 @@ def guided_denoiser(
             output = predict(x_t, t, roles[0])
         elif not interval[0] <= float(noise_level(schedule, t[:1])) <= interval[1]:
             output = predict(x_t, t, "positive")
+        elif predict_guided is not None:
+            output = predict_guided(x_t, t)
         else:
             assert omega is not None
             output = guide(predict(x_t, t, "positive"), predict(x_t, t, negative), omega)

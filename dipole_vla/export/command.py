@@ -1,0 +1,132 @@
+"""`dipole-vla export`: write a policy for others to load, after checking that what was written does the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from dipole_vla.checkpoint import write_json
+from dipole_vla.export.distil import Distillation, distil
+from dipole_vla.export.peft import write_peft
+from dipole_vla.export.program import write_program
+from dipole_vla.policy import AdapterPair, GuidedPolicy, load_policy
+from dipole_vla.progress import console, skipped, wrote
+from dipole_vla.provenance import provenance
+from dipole_vla.scoring import Scorer
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import begin, finish, stamp
+
+REPORT = "export.json"
+
+
+def export(
+    policy: Path,
+    out: Path | None = None,
+    format: Literal["peft", "distilled", "torchscript"] = "peft",
+    omega: float | None = None,
+    candidates: int = 1,
+    solver_steps: int | None = None,
+    scenes: Path | None = None,
+    sensors: Path | None = None,
+    scorer: Scorer | None = None,
+    highest: float = 4.0,
+    rank: int | None = None,
+    steps: int = 400,
+    batch_size: int = 8,
+    lr: float = 1e-3,
+    held_out: float = 0.25,
+    seed: int = 0,
+    device: str = "auto",
+    recipe: dict[str, Any] | None = None,
+) -> None:
+    """Write POLICY as plain PEFT adapters, as one distilled network, or as a TorchScript sampling loop.
+
+    Args:
+        policy: policy folder written by `dipole-vla fit`.
+        out: folder to write.
+        format: peft = positive/ and negative/, each loadable by PEFT alone; distilled = a policy folder whose guidance
+            takes one pass, for any omega; torchscript = one file, pictures and noise in, plans out.
+        omega: greed; of the loop (torchscript) or to report at (distilled); null is the policy's own.
+        candidates: plans per scene of the loop (torchscript).
+        solver_steps: of the loop (torchscript); null is the backbone's own.
+        scenes: scenes to distil on, as written by `navsim-adapter convert`; no score is read.
+        sensors: root of the camera paths; default is the one recorded in `scenes`.
+        scorer: with `cache` of the scenes, scores guided and distilled plans of the held-out ones.
+        highest: omega is drawn from 0 to this.
+        rank: of the distilled correction; null is twice the adapters'.
+        steps: of distillation.
+        batch_size: scenes per step of distillation.
+        lr: of distillation.
+        held_out: share of the scenes that distillation does not see and that are reported on.
+        seed: noise, omegas, order of the scenes.
+        device: auto, cpu, cuda.
+        recipe: filled by the command line with the resolved recipe.
+    """
+    if out is None:
+        raise InputError("--out: is required; give the folder to write")
+    made_by: dict[str, Any] = {"command": "export", "format": format, "policy": stamp(policy), "omega": omega}
+    if format == "distilled":
+        if scenes is None:
+            raise InputError("--scenes: is required to distil; give a folder written by `navsim-adapter convert`")
+        training = Distillation(highest, rank, steps, batch_size, lr, held_out, seed)
+        made_by |= {"scenes": stamp(scenes), **training.__dict__, "scored": scorer is not None}
+    elif format == "torchscript":
+        made_by |= {"candidates": candidates, "solver_steps": solver_steps, "seed": seed}
+    actor = load_policy(policy, device=device)
+    pair = actor.pair
+    if not isinstance(pair, AdapterPair):
+        raise InputError(f"{policy}: has no pair of LoRA adapters to export")
+    if not begin(out, made_by):
+        return skipped("export", out)
+    if omega is not None:
+        actor.guidance = replace(actor.guidance, omega=omega)
+    about: dict[str, Any]
+    if format == "peft":
+        about = write_peft(actor, out)
+    elif format == "torchscript":
+        about = write_program(actor, out, candidates, solver_steps, seed)
+    else:
+        assert scenes is not None
+        about = distil(actor, pair, out, training, scenes, sensors, scorer)
+        _save_distilled(actor, Path(policy), out, recipe or {})
+    write_json(out / REPORT, {"format": format, "policy": str(policy), **about, "provenance": provenance(recipe or {})})
+    for line in _lines(about):
+        console.print(line, soft_wrap=True)
+    finish(out, made_by)
+    wrote(f"export {format}", out)
+
+
+def _save_distilled(actor: GuidedPolicy, policy: Path, out: Path, recipe: dict[str, Any]) -> None:
+    """The whole policy folder again, with the distilled network beside the pair."""
+    from dipole_vla.checkpoint import read_json
+    from dipole_vla.policy.guided import POLICY
+
+    where = (policy / read_json(policy / POLICY)["backbone"]).resolve()
+    made = {**actor.provenance, "distilled_from": str(policy), "export": provenance(recipe)}
+    actor.save_pretrained(out, backbone=where, provenance=made)
+
+
+def _lines(about: dict[str, Any]) -> list[str]:
+    """The report's numbers for the terminal."""
+    lines = []
+    for row in about.get("fidelity", []):
+        lines.append(
+            f"omega {row['omega']:g}: guidance moves plans by {row['moved_m']:.3f} m; off the guided plans are "
+            f"distilled {row['distilled_m']:.3f} m, adapters merged by arithmetic {row['arithmetic_m']:.3f} m"
+        )
+        lines.append(
+            f"    loss against the guided prediction: distilled {row['distilled_loss']:.3g}, "
+            f"by arithmetic {row['arithmetic_loss']:.3g}, positive policy alone {row['positive_loss']:.3g}"
+        )
+    if "score" in about:
+        score = about["score"]
+        low, high = score["difference_ci95"]
+        lines.append(
+            f"{score['metric']} at omega {score['omega']:g}, {score['scenes']} held-out scenes: "
+            f"guided {score['guided']:.2f}, distilled {score['distilled']:.2f}, "
+            f"difference {score['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        )
+    if "difference_m" in about:
+        lines.append(f"reloaded and compared with the policy: largest difference {about['difference_m']:.2e} m")
+    return lines

@@ -1,0 +1,357 @@
+"""`dipole-vla plan`: what a training recipe needs, before any GPU is asked for: parameters, memory, steps, hours.
+
+The model is built on the meta device, so no weights are needed; activations are counted on tensors without data
+(`dipole_vla.plan_activations`). Hours come only from steps that were really timed (`--measure`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dipole_vla.checkpoint import read_record
+from dipole_vla.objective import per_sample_loss
+from dipole_vla.plan_activations import StepCost, example_observation, step_cost
+from dipole_vla.policy import Backbone
+from dipole_vla.policy.adapters import SIGNS
+from dipole_vla.policy.separate import Pair, make_pair
+from dipole_vla.training.thrift import recompute_blocks, shared_base
+from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.files import is_complete
+
+RESERVE = 2e9  # CUDA context, kernels' workspaces and the allocator's slack, by experience of such jobs
+GROUP = 17  # candidates per scene where the table is not there yet: 16 sampled and the human's
+
+USAGE = """usage: dipole-vla plan --config RECIPE.yaml [--gpus COUNTxGIGABYTES] [--json] [--measure] [options of fit]
+
+  --gpus     such as 8x80; default 1x80
+  --json     print data instead of lines
+  --measure  time a few real steps on this machine for the hours"""
+
+
+@dataclass(frozen=True)
+class Gpus:
+    count: int
+    bytes: float
+
+    @classmethod
+    def parse(cls, text: str) -> Gpus:
+        found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)", text)
+        if not found or int(found[1]) < 1:
+            raise InputError(f"--gpus: must be COUNTxGIGABYTES, as in 8x80, got {text!r}")
+        return cls(int(found[1]), float(found[2]) * 1e9)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Bytes per number, by the recipe's precision and strategy.
+
+    optimiser: AdamW's two moments, and the float32 copy of what trains where the engine keeps one.
+    """
+
+    weights: int
+    trained: int
+    optimiser: int
+    activations: torch.dtype
+    stage: int  # ZeRO stage; 0 without DeepSpeed
+
+    @classmethod
+    def of(cls, trainer: dict[str, Any]) -> Numbers:
+        precision, strategy = str(trainer.get("precision") or "32-true"), trainer.get("strategy") or "auto"
+        stage, half = _zero_stage(strategy), torch.float16 if precision.startswith("16") else torch.bfloat16
+        if precision in ("32", "32-true"):
+            return cls(4, 4, 8, torch.float32, stage)
+        if stage:  # DeepSpeed turns every weight to half precision, mixed or true, and keeps float32 copies
+            return cls(2, 2, 12, half, stage)
+        if precision.endswith("-true"):  # what trains stays in float32 (`training.dipole`)
+            return cls(2, 4, 8, half, stage)
+        return cls(4, 4, 8, half, stage)
+
+
+def _zero_stage(strategy: Any) -> int:
+    if isinstance(strategy, dict):
+        named = str(strategy.get("class_path", ""))
+        given = (strategy.get("init_args") or {}).get("stage")
+        return int(given or 2) if "deepspeed" in named.lower() else 0
+    found = re.match(r"deepspeed(?:_stage_(\d))?", str(strategy))
+    return int(found[1] or 2) if found else 0
+
+
+def plan(argv: Sequence[str]) -> None:
+    """The command; see the module docstring."""
+    if not argv or "--help" in argv or "-h" in argv:
+        print(USAGE)
+        return
+    options, rest = _options(argv)
+    recipe = read_recipe(rest)
+    found = planned(recipe, Gpus.parse(options["gpus"]), measure=options["measure"])
+    print(json.dumps(found, indent=2) if options["json"] else told(found))
+
+
+def _options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """This command's own options; the rest is the recipe and changes to it."""
+    options: dict[str, Any] = {"gpus": "1x80", "json": False, "measure": False}
+    rest, words = [], iter(argv)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word in ("--json", "--measure"):
+            options[name] = True
+        elif word.startswith("--gpus"):
+            options["gpus"] = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    return options, rest
+
+
+def read_recipe(argv: Sequence[str]) -> dict[str, Any]:
+    """The resolved training recipe, checked as `dipole-vla fit` checks it, with nothing built."""
+    from lightning.pytorch.cli import LightningArgumentParser
+
+    from dipole_vla.recipes import one_line, plain, recipe_of, take_imports
+    from dipole_vla.training.fit import FitCLI, quiet_lightning
+
+    class Parsed(Exception):
+        pass
+
+    class ParsingCLI(FitCLI):
+        def before_instantiate_classes(self) -> None:
+            raise Parsed(plain(self.parser, self.config))
+
+    quiet_lightning()
+    argv = take_imports(argv)
+    where = recipe_of(argv)
+    try:
+        with one_line(where, LightningArgumentParser(exit_on_error=False)):
+            ParsingCLI(argv, ExitStack())
+    except Parsed as parsed:
+        return cast(dict[str, Any], parsed.args[0])
+    raise AssertionError("a recipe is parsed or refused")
+
+
+def meta_backbone(where: str | Path) -> Backbone:
+    """The backbone of a folder, or of a published name where there is no folder, on the meta device."""
+    from dipole_vla import backbones
+    from dipole_vla.backbones import published
+
+    folder = Path(where)
+    if (folder / "config.json").is_file():
+        family = read_record(folder / "config.json", ("family", "config", "action", "solver"))["family"]
+        if family not in backbones.FAMILIES:
+            raise InputError(f"{folder}: family {family!r} is not known; known are {', '.join(backbones.FAMILIES)}")
+        return backbones.backbone_class(family).from_config(folder)
+    if folder.name not in published.PUBLISHED:
+        known = list(published.PUBLISHED)
+        raise InputError(
+            f"model.backbone: {where}: no such folder, and {folder.name!r} is not a published model"
+            f"{did_you_mean(folder.name, known)}; known are {', '.join(known)}"
+        )
+    return published.build_meta(folder.name)
+
+
+def planned(recipe: dict[str, Any], gpus: Gpus, measure: bool = False) -> dict[str, Any]:
+    """Everything the command prints, as plain data; memory in bytes per GPU."""
+    model, data, trainer = recipe["model"]["init_args"], recipe["data"]["init_args"], recipe["trainer"]
+    backbone = meta_backbone(model["backbone"])
+    total, parts = _count(backbone), _parts(backbone)
+    pair = None
+    if recipe["model"]["class_path"].endswith("CriticModule"):
+        raise InputError("model: a critic is small; plan reads imitation and dipole recipes")
+    if "rank" in model:
+        pair = make_pair(model["pair"], backbone, model["scope"], model["rank"], model["alpha"])
+    trained = sum(p.numel() for p in (pair.parameters() if pair else backbone.parameters()))
+    numbers, dataset = Numbers.of(trainer), _dataset(data)
+    per_gpu = data["batch_size"]
+    steps = trainer["max_steps"] * int(trainer.get("accumulate_grad_batches") or 1)
+    cost, why = _cost(backbone, pair, model, per_gpu, dataset["candidates"], numbers)
+    memory = _memory(total, trained, numbers, gpus, cost, pair is not None)
+    seen = steps * per_gpu * gpus.count
+    found: dict[str, Any] = {
+        "model": {"family": backbone.family, "backbone": str(model["backbone"])},
+        "parameters": {
+            "total": total,
+            "per_adapter": sum(p.numel() for p in pair.parameters("positive")) if pair else 0,
+            "trainable": trained,
+            "with_adapters": total + (trained if pair else 0),
+            "adapter_share": sum(p.numel() for p in pair.parameters("positive")) / total if pair else 0.0,
+            "by_part": parts,
+        },
+        "memory": {**memory, "available": gpus.bytes, "fits": memory["total"] <= gpus.bytes},
+        "run": {
+            "gpus": gpus.count,
+            "precision": trainer.get("precision") or "32-true",
+            "zero_stage": numbers.stage,
+            "steps": trainer["max_steps"],
+            "scenes_per_step": per_gpu * gpus.count,
+            "dataset_scenes": dataset["scenes"],
+            "candidates_per_scene": dataset["candidates"] if pair else 1,
+            "passes_over_data": seen / dataset["scenes"] if dataset["scenes"] else None,
+            "flops_per_step_and_gpu": cost.flops if cost else None,
+        },
+        "context_cache": {
+            "bytes_per_scene": cost.context if cost else None,
+            "bytes": cost.context * dataset["scenes"] if cost and dataset["scenes"] else None,
+        },
+        "hours": None,
+        "notes": dataset["notes"] + ([f"activations not counted: {why}"] if why else []),
+    }
+    if measure:
+        found |= _timed(model, per_gpu, dataset["candidates"], trainer["max_steps"])
+    return found
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _parts(backbone: nn.Module) -> dict[str, int]:
+    """Parameters by the outermost modules; one that holds more than half is opened once."""
+    total, parts = _count(backbone), dict[str, int]()
+    for name, child in backbone.named_children():
+        inner = {f"{name}.{key}": _count(module) for key, module in child.named_children() if _count(module)}
+        whole = _count(child)
+        parts |= inner if whole > total / 2 and sum(inner.values()) == whole else {name: whole}
+    rest = total - sum(parts.values())
+    return {**parts, "rest": rest} if rest else parts
+
+
+def _dataset(data: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of the tables that are there already."""
+    from dipole_vla.data.tables import CandidateTable, SceneTable
+
+    scenes, group, notes = None, GROUP, []
+    if data.get("candidates") and is_complete(data["candidates"]):
+        table = CandidateTable(data["candidates"])
+        scenes, group = int(table.informative.sum()), table.poses.shape[1]
+    elif data.get("scenes") and is_complete(data["scenes"]):
+        scenes = len(SceneTable(data["scenes"]))
+    if scenes is None:
+        notes.append("the tables are not there yet: passes over the data are not known")
+    if data.get("candidates") and not is_complete(data["candidates"]):
+        notes.append(f"no candidates table yet: {GROUP} candidates per scene assumed")
+    return {"scenes": scenes, "candidates": group if data.get("candidates") else 1, "notes": notes}
+
+
+def training_step(
+    backbone: Backbone, pair: Pair | None, model: dict[str, Any], scenes: int, group: int, settles: bool = True
+) -> Callable[[dict[str, Tensor]], None]:
+    """observation -> the forward and backward passes of the step that the recipe trains, on random actions.
+
+    settles: whether one sign's backward pass comes before the other's forward pass (`training.thrift`).
+    """
+    per_scene = group * model.get("draws", 1)
+    if model.get("routing") == "bernoulli":  # by chance about half of the rows go to each sign
+        per_scene = math.ceil(per_scene / 2)
+    rows = scenes * per_scene
+
+    def step(observation: dict[str, Tensor]) -> None:
+        device = next(backbone.parameters()).device
+        x0 = torch.randn(rows, backbone.action.horizon, backbone.action.dim, device=device)
+        t = torch.full((rows,), 0.5, device=device)
+        if pair is None:
+            per_sample_loss(backbone.denoise(backbone.encode(observation), x0, t), x0).mean().backward()
+            return
+        losses = []
+        with shared_base(pair):
+            contexts = pair.encode(observation)
+            for role in SIGNS:
+                losses.append(per_sample_loss(pair.denoise(contexts[role], x0, t, role), x0).mean())
+                if settles:
+                    losses.pop().backward()
+        if losses:
+            torch.stack(losses).sum().backward()
+
+    return step
+
+
+def _cost(
+    backbone: Backbone, pair: Pair | None, model: dict[str, Any], scenes: int, group: int, numbers: Numbers
+) -> tuple[StepCost | None, str | None]:
+    """The counted step, or why it could not be counted: only the count is lost then, not the plan."""
+    settles = not numbers.stage and numbers.activations != torch.float16
+    try:
+        observation = example_observation(backbone, scenes)
+        step = training_step(backbone, pair, model, scenes, group, settles)
+        cost = step_cost(backbone, step, observation, numbers.activations)
+        if pair and model.get("checkpointing"):  # block inputs, and one block's activations at a time
+            whole, blocks = cost.saved, recompute_blocks(pair)
+            cost = step_cost(backbone, step, observation, numbers.activations)
+            cost = replace(cost, saved=cost.saved + whole // max(blocks, 1))
+    except Exception as problem:
+        return None, f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"[:200]
+    return cost, None
+
+
+def _memory(
+    total: int, trained: int, numbers: Numbers, gpus: Gpus, cost: StepCost | None, has_pair: bool
+) -> dict[str, Any]:
+    """Bytes on each GPU by part. ZeRO 1 splits the optimiser, 2 the gradients too, 3 the weights too."""
+
+    def split(size: float, from_stage: int) -> int:
+        return math.ceil(size / (gpus.count if numbers.stage >= from_stage else 1))
+
+    parts = {
+        "weights": split((total if has_pair else total - trained) * numbers.weights, 3),
+        "adapters" if has_pair else "trained_weights": split(trained * numbers.trained, 3),
+        "gradients": split(trained * numbers.trained, 2),
+        "optimiser": split(trained * numbers.optimiser, 1),
+        "activations": cost.saved if cost else None,
+        "working": cost.working if cost else None,
+        "reserve": int(RESERVE),
+    }
+    return {**parts, "total": sum(size or 0 for size in parts.values())}
+
+
+def _timed(model: dict[str, Any], scenes: int, group: int, steps: int) -> dict[str, Any]:
+    """Hours by a few real steps on this machine, with random weights where the folder is not there."""
+    from dipole_vla.plan_measure import seconds_per_step
+
+    seconds, device = seconds_per_step(model, scenes, group)
+    return {"hours": steps * seconds / 3600, "measured": {"seconds_per_step": seconds, "device": device}}
+
+
+def told(found: dict[str, Any]) -> str:
+    """The plan as lines for people."""
+    sizes, memory, run = found["parameters"], found["memory"], found["run"]
+    lines = [f"{found['model']['family']} from {found['model']['backbone']}", "", "parameters"]
+    lines += [f"  {name:32s} {count / 1e6:10.1f} M" for name, count in sizes["by_part"].items()]
+    lines.append(f"  {'total':32s} {sizes['total'] / 1e6:10.1f} M")
+    if sizes["per_adapter"]:
+        share = f"{100 * sizes['adapter_share']:.2f} % of the model"
+        lines.append(f"  {'each adapter':32s} {sizes['per_adapter'] / 1e6:10.1f} M  ({share})")
+    lines.append(f"  {'trainable':32s} {sizes['trainable'] / 1e6:10.1f} M")
+    stage = f", ZeRO {run['zero_stage']}" if run["zero_stage"] else ""
+    lines += ["", f"memory of each of {run['gpus']} GPUs ({run['precision']}{stage})"]
+    for name, size in memory.items():
+        if name not in ("fits", "available"):
+            lines.append(f"  {name:32s} " + ("  not counted" if size is None else f"{size / 1e9:10.2f} GB"))
+    verdict = "fits" if memory["fits"] else "does NOT fit; lower data.batch_size, or use bf16-true or ZeRO 3"
+    lines.append(f"  of {memory['available'] / 1e9:.0f} GB: {verdict}")
+    lines += ["", "run"]
+    lines.append(
+        f"  {run['steps']} steps of {run['scenes_per_step']} scenes x {run['candidates_per_scene']} candidates"
+    )
+    if run["passes_over_data"]:
+        lines.append(f"  {run['dataset_scenes']} scenes: {run['passes_over_data']:.1f} passes over the data")
+    if run["flops_per_step_and_gpu"]:
+        lines.append(f"  {run['flops_per_step_and_gpu'] / 1e12:.2f} TFLOP per step and GPU, counted")
+    cache = found["context_cache"]
+    if cache["bytes_per_scene"]:
+        whole = f", {cache['bytes'] / 1e9:.1f} GB in all" if cache["bytes"] else ""
+        lines.append(f"  contexts on disk, if cached: {cache['bytes_per_scene'] / 1e6:.2f} MB a scene{whole}")
+    if found["hours"] is None:
+        lines.append("  hours: not measured (--measure times a few steps on this machine)")
+    else:
+        timed = found["measured"]
+        lines.append(
+            f"  {found['hours']:.1f} h at {timed['seconds_per_step']:.2f} s a step, timed on {timed['device']}"
+        )
+    return "\n".join(lines + [f"  note: {note}" for note in found["notes"]])

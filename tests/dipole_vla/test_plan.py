@@ -1,0 +1,183 @@
+"""`dipole-vla plan`: counts against sums by hand, memory against what a real step holds, messages that help."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from small_backbone import make_backbone, make_observation
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
+from dipole_vla.plan import Gpus, Numbers, meta_backbone, planned, told, training_step
+from dipole_vla.plan_activations import example_observation, step_cost
+from dipole_vla.policy import AdapterPair
+from navsim_adapter.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_backbone().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def recipe(backbone, rank=4, routing="both", precision="32-true", strategy="auto", **model):
+    arguments = {"backbone": str(backbone), "rank": rank, "alpha": None, "scope": "head", "pair": "lora", "draws": 1}
+    return {
+        "model": {"class_path": "DipoleModule", "init_args": {**arguments, "routing": routing, **model}},
+        "data": {"class_path": "D", "init_args": {"scenes": "nowhere", "candidates": "nowhere", "batch_size": 2}},
+        "trainer": {"max_steps": 100, "precision": precision, "strategy": strategy},
+    }
+
+
+def test_parameters_of_the_papers_model_are_those_of_its_parts():
+    """No activations here: the counts of 1.03 B parameters on the meta device, adapters by hand from the sizes."""
+    with torch.device("meta"):
+        model = DPVLA(DPVLAConfig())
+    total = sum(p.numel() for p in model.parameters())
+    pair = AdapterPair(model, "head", rank=32)
+    width, blocks = 1024, 12
+    square, wide = 32 * (width + width), 32 * (width + 4 * width)
+    by_hand = blocks * (32 * (width + 3 * width) + square + 4 * square + 4 * wide)  # qkv, proj, cross, two MLPs
+    assert total == pytest.approx(1032.8e6, rel=1e-4)
+    assert sum(p.numel() for p in pair.parameters("positive")) == by_hand == pytest.approx(0.0129 * total, rel=0.01)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2 * by_hand
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_the_plan_of_a_folder_needs_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    found = planned(recipe(folder), Gpus.parse("8x80"))
+    real = make_backbone()
+    pair = AdapterPair(real, "head", rank=4)
+    sizes = found["parameters"]
+    assert sizes["total"] == sum(p.numel() for n, p in real.named_parameters() if "lora_" not in n)
+    assert sizes["per_adapter"] == sum(p.numel() for p in pair.parameters("positive"))
+    assert sizes["trainable"] == 2 * sizes["per_adapter"]
+    assert sum(sizes["by_part"].values()) == sizes["total"]
+    parts = {name: size for name, size in found["memory"].items() if name not in ("total", "available", "fits")}
+    assert sum(parts.values()) == found["memory"]["total"]
+    assert found["memory"]["fits"]
+    assert found["hours"] is None
+    assert found["run"]["scenes_per_step"] == 16
+    json.dumps(found)
+    assert "not measured" in told(found)
+
+
+def test_a_gpu_that_is_too_small_is_said_to_be(folder):
+    found = planned(recipe(folder), Gpus.parse("1x1"))
+    assert not found["memory"]["fits"]
+    assert "does NOT fit" in told(found)
+
+
+@pytest.mark.parametrize("routing", ["both", "bernoulli"])
+def test_counted_activations_are_what_a_real_step_holds(folder, routing):
+    """Independent truth: bytes the CPU allocator has given and not got back at the end of a real forward pass."""
+    model = recipe(folder, routing=routing)["model"]["init_args"]
+    scenes, group = 2, 6
+    planned_model = meta_backbone(folder)
+    pair = AdapterPair(planned_model, "head", rank=4)
+    cost = step_cost(
+        planned_model,
+        training_step(planned_model, pair, model, scenes, group),
+        example_observation(planned_model, scenes),
+    )
+    real = make_backbone()
+    pair = AdapterPair(real, "head", rank=4)
+    context = pair.encode(make_observation(scenes))["positive"]
+    rows = scenes * (group if routing == "both" else group // 2)
+    x, t = torch.randn(rows, 8, 4), torch.rand(rows)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        output = pair.denoise(context, x, t, "positive")
+    held = sum(event.self_cpu_memory_usage for event in seen.key_averages())
+    assert output.requires_grad
+    assert cost.saved == pytest.approx(held, rel=0.15)
+
+
+def test_one_scenes_context_is_counted_exactly(folder):
+    planned_model = meta_backbone(folder)
+    pair = AdapterPair(planned_model, "head", rank=4)
+    model = recipe(folder)["model"]["init_args"]
+    cost = step_cost(
+        planned_model, training_step(planned_model, pair, model, 1, 2), example_observation(planned_model, 1)
+    )
+    context = make_backbone().encode(make_observation(1))
+    assert cost.context == sum(tensor.nbytes for tensor in context.tensors.values())
+
+
+def test_flops_of_a_linear_layer_are_those_of_the_textbook(folder):
+    """Two multiplications' worth for each pass that is needed: forward, input gradient, weight gradient."""
+
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            with torch.device("meta"):
+                self.layer = nn.Linear(64, 32)
+
+        def encode(self, shown):
+            from dipole_vla.policy import Context
+
+            return Context({"x": shown["x"]})
+
+    one = One()
+    step = lambda shown: one.layer(shown["x"].requires_grad_()).sum().backward()  # noqa: E731
+    assert step_cost(one, step, {"x": torch.zeros(10, 64)}).flops == 3 * 2 * 10 * 64 * 32
+
+
+@pytest.mark.parametrize(
+    ("precision", "strategy", "bytes_each", "stage"),
+    [
+        ("32-true", "auto", (4, 4, 8), 0),
+        ("bf16-mixed", "ddp", (4, 4, 8), 0),
+        ("bf16-true", "auto", (2, 4, 8), 0),
+        ("bf16-mixed", "deepspeed_stage_3", (2, 2, 12), 3),
+        ("bf16-true", {"class_path": "a.PairDeepSpeed", "init_args": {"stage": 1}}, (2, 2, 12), 1),
+    ],
+)
+def test_bytes_by_precision_and_strategy(precision, strategy, bytes_each, stage):
+    numbers = Numbers.of({"precision": precision, "strategy": strategy})
+    assert (numbers.weights, numbers.trained, numbers.optimiser) == bytes_each
+    assert numbers.stage == stage
+
+
+def test_zero_divides_what_it_shards(folder):
+    plain = planned(recipe(folder, precision="bf16-true"), Gpus.parse("4x80"))["memory"]
+    third = planned(recipe(folder, precision="bf16-true", strategy="deepspeed_stage_3"), Gpus.parse("4x80"))["memory"]
+    assert third["weights"] == -(-plain["weights"] // 4)
+    assert third["optimiser"] < plain["optimiser"]
+
+
+def test_mistakes_are_told_in_one_line(folder):
+    for text in ("8", "x80", "8x", "0x80"):
+        with pytest.raises(InputError, match="COUNTxGIGABYTES"):
+            Gpus.parse(text)
+    with pytest.raises(InputError, match=r"did you mean 'dp_vla_1b'"):
+        meta_backbone("checkpoints/dpvla_1b")
+    with pytest.raises(InputError, match="critic"):
+        planned(
+            recipe(folder) | {"model": {"class_path": "CriticModule", "init_args": {"backbone": folder}}}, Gpus(1, 1e9)
+        )
+
+
+def test_the_command_reads_a_recipe_and_prints_json(folder, tmp_path, capsys):
+    from dipole_vla.cli import main
+
+    (tmp_path / "r.yaml").write_text(
+        f"out: {tmp_path / 'out'}\n"
+        "model:\n  class_path: dipole_vla.training.DipoleModule\n"
+        f"  init_args: {{backbone: {folder}, rank: 4}}\n"
+        "data:\n  class_path: dipole_vla.data.module.DrivingData\n"
+        f"  init_args: {{scenes: {tmp_path / 'none'}, candidates: {tmp_path / 'none'}, batch_size: 2}}\n"
+        "trainer: {max_steps: 5}\n"
+    )
+    assert main(["plan", "--config", str(tmp_path / "r.yaml"), "--gpus", "2x24", "--json", "--model.rank", "8"]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(re.search(r"\{.*\}", printed, re.S)[0])
+    assert found["run"]["gpus"] == 2
+    assert found["parameters"]["trainable"] == 2 * found["parameters"]["per_adapter"]
+    assert not (tmp_path / "out").exists()
+    assert main(["plan", "--config", str(tmp_path / "r.yaml"), "--model.rnak", "8"]) == 2
+    assert "rnak" in capsys.readouterr().err
