@@ -218,7 +218,7 @@ def _compare_frames(
     two_frame.compare_plans(traces[now], traces[before], np.array(gaps, np.int64), comfort)
     for row, value in zip(now, comfort.tolist()):
         table[row, engine.TWO_FRAME] = value
-        table[row, engine.SCORE] = epdms(*table[row, : engine.TWO_FRAME].tolist(), value)
+        table[row, engine.SCORE] = epdms(*[*table[row, : engine.TWO_FRAME].tolist(), value])
 
 
 def _each(work: Callable[[Any], None], items: Iterable[Any], threads: int) -> None:

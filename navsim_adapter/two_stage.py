@@ -171,5 +171,5 @@ def _entry_table(
             )
         for result in (now, before):
             values = [float(value) for value in result.sub_scores]
-            rows.append([*values, extended, epdms(*values, extended)])
+            rows.append([*values, extended, epdms(*[*values, extended])])
     return np.array(rows)
