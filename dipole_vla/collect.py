@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from dipole_vla.critic.returns import group_relative
 from dipole_vla.data.tables import SceneTable
+from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import load_policy
-from dipole_vla.progress import bar, skipped, wrote
+from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.rollout import batches, start_noise
 from dipole_vla.scoring import Scorer, columns
 from dipole_vla.splits import refuse_collection
-from navsim_adapter.files import atomic_path, begin, finish, stamp, write_json
+from navsim_adapter.files import begin, finish, only_writer, stamp, write_json
 
 PART = 128  # scenes per resumable part
 
@@ -40,6 +40,7 @@ def collect(
     seed: int = 0,
     device: str = "auto",
     allow_eval_split: bool = False,
+    shard: str | None = None,
     recipe: dict[str, Any] | None = None,
 ) -> None:
     """Sample, score and rank K candidates per scene; writes an Arrow table with one row per candidate.
@@ -57,8 +58,10 @@ def collect(
         seed: start noise.
         device: auto, cpu, cuda.
         allow_eval_split: collect on an evaluation split; every report will say so in red.
+        shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
         recipe: filled by the command line with the resolved recipe.
     """
+    out = Path(out)
     table = SceneTable(scenes, sensors)
     refuse_collection(table.split, allow_eval_split)
     made_by = {
@@ -71,19 +74,19 @@ def collect(
         "seed": seed,
     }
     if not begin(out, made_by):
+        shutil.rmtree(out / FOLDER, ignore_errors=True)
         return skipped("collect", out)
     actor = load_policy(policy, device=device)
-    parts = Path(out) / "parts"
-    with bar(f"collect {table.split}", len(table)) as progress:
-        for start in range(0, len(table), PART):
-            positions = range(start, min(start + PART, len(table)))
-            part = parts / f"{start:08d}.parquet"
-            if not part.is_file():
-                rows = _score_part(actor, table, positions, scorer, candidates, omega, with_human, batch_size, seed)
-                with atomic_path(part) as aside:
-                    pq.write_table(rows, aside)
-            progress.advance(len(positions))
-    _assemble(Path(out), parts, table, actor, made_by, recipe or {}, allow_eval_split)
+
+    def score(positions: range) -> pa.Table:
+        return _score_part(actor, table, positions, scorer, candidates, omega, with_human, batch_size, seed)
+
+    if not run_parts(out, f"collect {table.split}", len(table), PART, score, shard):
+        return
+    with only_writer(out, wait=True):
+        if not begin(out, made_by):
+            return skipped("collect", out)  # another shard has put them together
+        _assemble(out, table, actor, made_by, recipe or {}, allow_eval_split)
     wrote("collect", out)
 
 
@@ -127,15 +130,12 @@ def _score_part(
     return rows.replace_schema_metadata({"metric": scores.metric})
 
 
-def _assemble(
-    out: Path, parts: Path, table: SceneTable, actor, made_by: dict, recipe: dict, allow_eval_split: bool
-) -> None:
+def _assemble(out: Path, table: SceneTable, actor, made_by: dict, recipe: dict, allow_eval_split: bool) -> None:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
 
-    tables = [pq.read_table(path) for path in sorted(parts.glob("*.parquet"))]
-    metric = tables[0].schema.metadata[b"metric"].decode()
-    rows = pa.concat_tables(tables)
+    rows = read_parts(out)
+    metric = rows.schema.metadata[b"metric"].decode()
     disable_progress_bar()
     Dataset(rows.replace_schema_metadata(None)).save_to_disk(str(out))
     advantage = rows["advantage"].to_numpy().reshape(len(table), -1)
@@ -155,5 +155,5 @@ def _assemble(
             "provenance": provenance(recipe),
         },
     )
-    shutil.rmtree(parts)
-    finish(out, made_by)
+    finish(out, made_by, exclude=(FOLDER,))
+    shutil.rmtree(out / FOLDER)

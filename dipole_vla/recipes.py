@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foreign import check_yaml
 
 TRUSTED = ("dipole_vla", "navsim_adapter", "lightning.pytorch", "torch.optim")
 
@@ -30,16 +31,19 @@ def call(function: Callable[..., None], argv: Sequence[str], command: str, posit
     """Run `function` with arguments from `--config RECIPE.yaml` and the command line, which has the last word.
 
     A parameter named `recipe` is given the resolved recipe. positional: required parameters are given without --name.
+    A function with a parameter `config` takes a recipe of another command, which it reads itself.
     """
     argv = spelled_out(take_imports(argv))
     parser = ArgumentParser(prog=f"dipole-vla {command}", exit_on_error=False, description=_first_line(function))
-    parser.add_argument("--config", action="config", help="recipe YAML; its keys are the options below")
+    if "config" not in inspect.signature(function).parameters:
+        parser.add_argument("--config", action="config", help="recipe YAML; its keys are the options below")
     parser.add_function_arguments(function, skip={"recipe"}, as_positional=positional)
     with one_line(recipe_of(argv), parser):
         namespace = parser.parse_args(argv)
         recipe = plain(parser, namespace)
         objects = parser.instantiate_classes(namespace)
-    arguments = {name: value for name, value in vars(objects).items() if name != "config"}
+    known = inspect.signature(function).parameters
+    arguments = {name: value for name, value in vars(objects).items() if name in known}
     if "recipe" in inspect.signature(function).parameters:
         arguments["recipe"] = recipe
     function(**arguments)
@@ -85,6 +89,7 @@ def recipe_of(argv: Sequence[str]) -> str:
         if name is not None:
             if not Path(name).is_file():
                 raise InputError(f"{name}: no such recipe file; give its path after --config")
+            check_yaml(name)
             return name
     return "command line"
 

@@ -6,12 +6,15 @@ size and SHA-256 of each file. A folder without it is unfinished; `is_complete` 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import socket
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +22,93 @@ from navsim_adapter.errors import InputError
 
 MANIFEST = "manifest.json"
 STARTED = "stage.json"
+LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary sibling of `path` to write to; it replaces `path` when the block ends well, else it is removed."""
+    """A temporary sibling of `path` to write to; it replaces `path` when the block ends well, else it is removed.
+
+    A full disk is an InputError that names `path`; what was there before is untouched.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    aside = Path(name)
+    held = aside = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held, aside = _open_aside(path)
         yield aside
         with open(aside, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(aside, 0o644)
         os.replace(aside, path)
         sync_folder(path.parent)
+    except Exception as problem:
+        reason = _no_room(problem)
+        if reason is None:
+            raise
+        raise InputError(f"{path}: {reason}; make room and run the same command again") from problem
     finally:
-        aside.unlink(missing_ok=True)
+        if aside is not None:
+            aside.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+def _open_aside(path: Path) -> tuple[int, Path]:
+    """A new temporary file beside `path`, and the handle whose lock says that its writer lives."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with suppress(OSError):  # without locks nothing is ever swept away
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return handle, Path(name)
+        os.close(handle)  # swept away between the two
+
+
+def sweep(parts: Iterable[Path]) -> None:
+    """Remove temporary files whose writer was killed; those being written are left alone."""
+    for part in parts:
+        with suppress(OSError), part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
+
+@contextmanager
+def only_writer(folder: str | Path, shard: str | None = None, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` against a second run until the block ends or this process dies, however it dies.
+
+    The locks belong to the process (POSIX record locks): children do not inherit them, NFS and Lustre carry them to
+    other machines. Their files stay and mean nothing by themselves.
+
+    shard: several runs share the folder, each a shard of its own.  wait: for the others, instead of an InputError.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        _hold(held, folder / LOCK, fcntl.LOCK_SH if shard else fcntl.LOCK_EX, wait)
+        if shard:
+            _hold(held, folder / f"{LOCK}-{shard.replace('/', '-')}", fcntl.LOCK_EX, wait)
+        else:
+            sweep(folder.rglob("*.part"))
+        yield
+
+
+def _hold(held: ExitStack, path: Path, kind: int, wait: bool) -> None:
+    file = held.enter_context(path.open("a+"))
+    try:
+        fcntl.lockf(file, kind if wait else kind | fcntl.LOCK_NB)
+    except OSError as problem:
+        if problem.errno not in (errno.EACCES, errno.EAGAIN):
+            reason = f"this file system has no locks ({problem.strerror}); mount it with them, or use another"
+            raise InputError(f"{path}: {reason}") from problem
+        file.seek(0)
+        who = file.read(200).strip() or "another process"
+        raise InputError(f"{path.parent}: {who} is writing here; wait for it or choose another --out") from problem
+    if kind == fcntl.LOCK_EX:
+        file.truncate(0)
+        file.write(f"{socket.gethostname()}, process {os.getpid()}")
+        file.flush()
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -56,7 +127,7 @@ def write_json(path: str | Path, content: Any) -> None:
 def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise InputError(f"{path}: cannot be read as JSON ({problem}); make it again") from problem
 
 
@@ -87,7 +158,7 @@ def begin(folder: str | Path, made_by: Mapping[str, Any]) -> bool:
                 f"{folder}: {key}: this folder was made with {old!r}, now {new!r}; remove it or choose another --out"
             )
         return not is_complete(folder, wanted)
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(f"{folder}: holds files of something else; choose an empty folder for --out")
     write_json(folder / STARTED, wanted)
     return True
@@ -99,11 +170,13 @@ def finish(folder: str | Path, made_by: Mapping[str, Any], exclude: Collection[s
     exclude: names of top-level entries that are not part of the result (checkpoints, logs).
     """
     folder = Path(folder)
+    sweep(folder.rglob("*.part"))
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and path.name not in (MANIFEST, STARTED)
+        and not path.name.startswith(LOCK)
         and not path.name.endswith(".part")
         and path.relative_to(folder).parts[0] not in exclude
     }
@@ -147,6 +220,15 @@ def verify_listed(folder: str | Path) -> None:
         raise InputError(f"{folder}: no such folder; run the command that makes it first")
     if not is_complete(folder):
         raise InputError(f"{folder}: not finished or damaged ({MANIFEST}); run the command that makes it again")
+
+
+def _no_room(problem: BaseException | None) -> str | None:
+    """Why a write had no room, however deeply a writer has wrapped the system's answer; None for other problems."""
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in _FULL:
+            return os.strerror(problem.errno).lower()
+        problem = problem.__cause__ or problem.__context__
+    return None
 
 
 def _plain(made_by: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import shapely
 
 from navsim_adapter.cache.scene_cache import AreaType, Polygons
 from navsim_adapter.errors import InputError
+from navsim_adapter.foreign import check_geopackage
 from navsim_adapter.root import MAPS_VARIABLE
 
 MAPS_FILE = "nuplan-maps-v1.0.json"
@@ -174,6 +175,7 @@ def map_path(maps_root: str | Path, name: str) -> Path:
 def load_map(maps_root: str | Path, name: str) -> Map:
     """A city's map; kept for the life of the process. Raises InputError naming the file and what it lacks."""
     path = map_path(maps_root, name)
+    check_geopackage(path, ("meta", *_COLUMNS))
     target = _projected_crs(path)
     return _assemble(name, target, {layer: _read(path, layer, target) for layer in _COLUMNS})
 

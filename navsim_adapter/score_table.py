@@ -15,6 +15,7 @@ import numpy as np
 
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import atomic_path
+from navsim_adapter.foreign import check_archive
 
 FARTHEST = 1e6  # m and rad: beyond it a pose is garbage and the simulation would overflow
 ROW = "row"  # column of a shard's table: where the row stands in the whole one
@@ -154,6 +155,7 @@ def read_table(path: str | Path) -> ScoreTable:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             content = {name: archive[name] for name in archive.files}

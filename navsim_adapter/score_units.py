@@ -24,7 +24,7 @@ from navsim_adapter.cache.folder import build_scenes
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path
+from navsim_adapter.files import atomic_path, sweep
 from navsim_adapter.root import DataRoot
 from navsim_adapter.row_scores import Traffic, score_rows, score_scene
 from navsim_adapter.scenes import every_frame
@@ -270,6 +270,8 @@ class Parts:
         """Remove the folder; another run that writes into it goes on unharmed."""
         for path in self.folder.glob("*.npz"):
             path.unlink(missing_ok=True)
+        sweep(self.folder.glob(".*.part"))
+        sweep(self.folder.parent.glob(f".{self.folder.name.removesuffix('.parts')}.*.part"))
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 

@@ -6,6 +6,7 @@ simulator choose, as an upper bound.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ import torch
 
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.summary import summarise
+from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import load_policy
-from dipole_vla.progress import bar, skipped, wrote
+from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.rollout import batches, start_noise
 from dipole_vla.scoring import Scorer, columns
 from dipole_vla.splits import refuse_evaluation
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path, begin, finish, read_json, stamp, write_json
+from navsim_adapter.files import atomic_path, begin, finish, only_writer, read_json, stamp, write_json
 
 PART = 128  # scenes per resumable part
 
@@ -42,6 +44,7 @@ def evaluate(
     seed: int = 1,
     device: str = "auto",
     allow_eval_split: bool = False,
+    shard: str | None = None,
     recipe: dict[str, Any] | None = None,
 ) -> None:
     """Sweep omega and N over a split; writes rows.parquet, plans.parquet, scores.csv and summary.json.
@@ -60,6 +63,7 @@ def evaluate(
         seed: start noise, shared by all policies.
         device: auto, cpu, cuda.
         allow_eval_split: go on although RL ran on these scenes; the report says so in red.
+        shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
         recipe: filled by the command line with the resolved recipe.
     """
     omegas, counts = sorted({float(w) for w in omega}), sorted({int(n) for n in candidates})
@@ -79,57 +83,48 @@ def evaluate(
     if actor.pair is None:
         raise InputError(f"{policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`")
     leaks = refuse_evaluation(table.split, table.tokens, actor.rl_split or "", set(actor.rl_tokens), allow_eval_split)
-    if not begin(out, made_by):
-        return skipped("evaluate", out)
     out = Path(out)
-    metric = _run_parts(actor, table, scorer, out / "parts", omegas, max(counts), batch_size, seed)
-    plans = pa.concat_tables([pq.read_table(path) for path in sorted((out / "parts").glob("*.parquet"))])
-    facts = {
-        "metric": metric,
-        "split": table.split,
-        "rl_split": actor.rl_split,
-        "rl_on_eval_split": leaks,
-        "provenance": {
-            **provenance(recipe or {}),
-            **actor.provenance,
-            "policy": str(policy),
-            "policy_fingerprint": actor.fingerprint,
-        },
-        "inputs": {
-            "scenes": str(scenes),
-            "sensors": str(table.sensors),
-            "cache": ((recipe or {}).get("scorer") or {}).get("init_args", {}).get("cache"),
-            "candidates": actor.provenance.get("candidates"),
-        },
-    }
-    rows, summary = summarise(
-        plans, omegas, counts, facts, read_json(Path(choose_on) / "summary.json") if choose_on else None
-    )
-    for name, content in (("plans.parquet", plans), ("rows.parquet", rows)):
-        with atomic_path(out / name) as aside:
-            pq.write_table(content, aside)
-    write_json(out / "summary.json", summary)
-    _write_csv(out / "scores.csv", rows, summary)
-    for part in (out / "parts").glob("*.parquet"):
-        part.unlink()
-    (out / "parts").rmdir()
-    finish(out, made_by)
+    if not begin(out, made_by):
+        shutil.rmtree(out / FOLDER, ignore_errors=True)
+        return skipped("evaluate", out)
+
+    def plan(positions: range) -> pa.Table:
+        return _evaluate_part(actor, table, positions, scorer, omegas, max(counts), batch_size, seed)
+
+    if not run_parts(out, f"evaluate {table.split}", len(table), PART, plan, shard):
+        return
+    with only_writer(out, wait=True):
+        if not begin(out, made_by):
+            return skipped("evaluate", out)  # another shard has put them together
+        plans = read_parts(out)
+        facts = {
+            "metric": plans.schema.metadata[b"metric"].decode(),
+            "split": table.split,
+            "rl_split": actor.rl_split,
+            "rl_on_eval_split": leaks,
+            "provenance": {
+                **provenance(recipe or {}),
+                **actor.provenance,
+                "policy": str(policy),
+                "policy_fingerprint": actor.fingerprint,
+            },
+            "inputs": {
+                "scenes": str(scenes),
+                "sensors": str(table.sensors),
+                "cache": ((recipe or {}).get("scorer") or {}).get("init_args", {}).get("cache"),
+                "candidates": actor.provenance.get("candidates"),
+            },
+        }
+        chosen_on = read_json(Path(choose_on) / "summary.json") if choose_on else None
+        rows, summary = summarise(plans, omegas, counts, facts, chosen_on)
+        for name, content in (("plans.parquet", plans), ("rows.parquet", rows)):
+            with atomic_path(out / name) as aside:
+                pq.write_table(content, aside)
+        write_json(out / "summary.json", summary)
+        _write_csv(out / "scores.csv", rows, summary)
+        finish(out, made_by, exclude=(FOLDER,))
+        shutil.rmtree(out / FOLDER)
     wrote("evaluate", out / "summary.json")
-
-
-def _run_parts(
-    actor, table: SceneTable, scorer: Scorer, parts: Path, omegas, most: int, batch_size: int, seed: int
-) -> str:
-    with bar(f"evaluate {table.split}", len(table)) as progress:
-        for start in range(0, len(table), PART):
-            positions = range(start, min(start + PART, len(table)))
-            part = parts / f"{start:08d}.parquet"
-            if not part.is_file():
-                rows = _evaluate_part(actor, table, positions, scorer, omegas, most, batch_size, seed)
-                with atomic_path(part) as aside:
-                    pq.write_table(rows, aside)
-            progress.advance(len(positions))
-    return pq.read_schema(next(iter(sorted(parts.glob("*.parquet"))))).metadata[b"metric"].decode()
 
 
 def _evaluate_part(

@@ -1,26 +1,33 @@
-"""`dipole-vla fit`: a recipe in, an exported folder out; the same command starts, resumes and skips."""
+"""`dipole-vla fit`: a recipe in, an exported folder out; the same command starts, resumes and skips.
+
+It is also the command of every rank of a large run, whoever starts it: Lightning itself, torchrun, accelerate, srun.
+Rank 0 alone opens, holds and fills the output folder.
+"""
 
 from __future__ import annotations
 
+import errno
+import re
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as L
-import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
+from dipole_vla.preemption import Preempted, requeue
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.recipes import one_line, plain, recipe_of, take_imports
 from dipole_vla.training.base import FineTuning
-from dipole_vla.training.callbacks import StepProgress
+from dipole_vla.training.callbacks import Curves, FiniteGradients, StepProgress
+from dipole_vla.training.checkpoints import Checkpoints, SyncedFiles, newest_checkpoint
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, finish, stamp, write_text
+from navsim_adapter.files import begin, finish, is_complete, only_writer, stamp, write_text
 
 INPUTS = ("backbone", "scenes", "candidates", "critic")  # keys that name folders of earlier stages
 CHECKPOINTS, LOGS = "checkpoints", "logs"
@@ -31,9 +38,13 @@ class AlreadyComplete(Exception):
 
 
 class FitCLI(LightningCLI):
-    """LightningCLI with an output folder: opens it after parsing, before anything heavy is built."""
+    """LightningCLI with an output folder: opens it after parsing, before anything heavy is built.
 
-    def __init__(self, argv: Sequence[str]):
+    held: keeps the folder's lock.
+    """
+
+    def __init__(self, argv: Sequence[str], held: ExitStack):
+        self.held = held
         super().__init__(
             FineTuning,
             L.LightningDataModule,
@@ -61,58 +72,95 @@ class FitCLI(LightningCLI):
         self.recipe = plain(self.parser, self.config)
         self.out: Path = self.config.out
         self.made_by = _made_by(self.recipe)
+        for key, value in (
+            ("trainer.max_steps", self.config.trainer.max_steps),
+            ("checkpoint_every", self.config.checkpoint_every),
+        ):
+            if value <= 0:
+                raise InputError(f"{key}: must be > 0, got {value}; training is counted in steps")
+        if _rank():
+            if is_complete(self.out, self.made_by):
+                raise AlreadyComplete(self.out)
+            return
         if not begin(self.out, self.made_by):
             raise AlreadyComplete(self.out)
+        self.held.enter_context(only_writer(self.out))
         write_text(self.out / "recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
-        if self.config.trainer.max_steps <= 0:
-            raise InputError(
-                f"trainer.max_steps: must be > 0, got {self.config.trainer.max_steps}; training is counted in steps"
-            )
 
 
-def fit(argv: Sequence[str]) -> None:
-    """Train what the recipe names and export it to --out."""
+def fit(argv: Sequence[str], checkpoint: Path | None = None) -> None:
+    """Train what the recipe names and export it to --out.
+
+    checkpoint: to start from; None is the newest of --out, if there is one.
+    """
     argv = take_imports(argv)
     recipe = recipe_of(argv)
     quiet_lightning()
-    try:
-        cli = _parse(argv, recipe)
-    except AlreadyComplete as done:
-        return skipped("fit", Path(str(done)))
+    console.quiet = _rank() != 0
+    with ExitStack() as held:
+        try:
+            cli = _parse(argv, recipe, held)
+        except AlreadyComplete as done:
+            return skipped("fit", Path(str(done)))
+        _train(cli, checkpoint or newest_checkpoint(cli.out / CHECKPOINTS))
+
+
+def _train(cli: FitCLI, checkpoint: Path | None) -> None:
     module, trainer = cli.model, cast(Any, cli.trainer)
     name = type(module).__name__.removesuffix("Module").lower()
-    keeper = ModelCheckpoint(
-        dirpath=cli.out / CHECKPOINTS,
-        filename="{step:08d}",
-        every_n_train_steps=cli.config.checkpoint_every,
-        save_top_k=2,
-        monitor="step",
-        mode="max",
-        enable_version_counter=False,
-    )
-    trainer.callbacks += [keeper, StepProgress(f"fit {name}")]
-    trainer.loggers = trainer.loggers or [CSVLogger(cli.out, name=LOGS, version="")]
-    checkpoint = newest_checkpoint(cli.out / CHECKPOINTS)
     if checkpoint:
         console.print(f"resuming from {checkpoint}")
-    trainer.fit(module, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    keeper = Checkpoints(cli.out / CHECKPOINTS, cli.config.checkpoint_every)
+    trainer.callbacks += [StepProgress(f"fit {name}"), FiniteGradients(), keeper]
+    trainer.loggers = trainer.loggers or [Curves(cli.out / LOGS, until=_step_of(checkpoint))]
+    trainer.strategy.checkpoint_io = SyncedFiles()
+    try:
+        trainer.fit(module, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except Exception as problem:
+        told = _told(problem, cli.out)
+        if told is None:
+            raise
+        raise told from problem
     if trainer.interrupted:
         raise InputError(f"{cli.out}: interrupted at step {trainer.global_step}; run the same command to go on")
+    if keeper.notice and trainer.global_step < trainer.max_steps:
+        what_next = requeue() if trainer.is_global_zero else "rank 0 asks for the next run"
+        raise Preempted(f"{cli.out}: {keeper.notice} came, step {trainer.global_step} is saved; {what_next}")
     if trainer.is_global_zero:
         module.export(cli.out, provenance(cli.recipe))
         finish(cli.out, cli.made_by, exclude=(CHECKPOINTS, LOGS))
         wrote(f"fit {name}", cli.out)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read; a damaged one is named and skipped."""
-    for path in sorted(folder.glob("*.ckpt"), reverse=True):
-        try:
-            torch.load(path, map_location="meta", weights_only=True, mmap=True)
-        except Exception as problem:  # any damage: zip directory, pickle, storage
-            console.print(f"[yellow]{path}: damaged ({type(problem).__name__}), using the one before[/yellow]")
-            continue
-        return path
+def _rank() -> int:
+    """As the environment gives it, before any process group is there."""
+    return rank_zero_only.rank  # type: ignore[attr-defined]
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.stem.partition("=")[2]) if checkpoint else 0
+
+
+def _told(problem: Exception, out: Path) -> InputError | None:
+    """What the user should read of a failure that is not the program's; None for all others."""
+    text = str(problem)
+    worker = re.search(r"DataLoader worker \(pid(?:\(s\))? ?([\d, ]+)\)(.*)", text)
+    if worker:
+        return InputError(
+            f"{out}: loader worker {worker[1]} died ({' '.join(worker[2].split())[:80]}); the last checkpoint is "
+            "intact; run the same command to go on, with fewer data.workers if memory was short"
+        )
+    gone = r"onnection (closed|reset)|roken pipe|imed out|NCCL error"
+    if isinstance(problem, RuntimeError) and re.search(gone, text):
+        return InputError(
+            f"{out}: another rank is gone ({' '.join(text.split())[:120]}); the last checkpoint is intact; run the "
+            "same command to go on"
+        )
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(
+            f"{problem.filename or out}: no space left; the last checkpoint is intact; make room and run the same "
+            "command again"
+        )
     return None
 
 
@@ -128,14 +176,19 @@ def quiet_lightning() -> None:
         ".*LeafSpec",
         ".*isinstance.treespec",
         ".*module.s. in eval mode",
+        ".*resuming from a checkpoint that ended before the epoch ended",  # our streams have no epochs
+        ".*Experiment logs directory .* exists",  # `Curves` keeps what is there
+        ".*all_gather_into_tensor",
+        ".*No device id is provided",
+        ".*srun. command is available",  # a login node, or a test
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
-def _parse(argv: Sequence[str], recipe: str) -> FitCLI:
+def _parse(argv: Sequence[str], recipe: str, held: ExitStack) -> FitCLI:
     parser = LightningArgumentParser(exit_on_error=False)
     with one_line(recipe, parser):
-        return FitCLI(argv)
+        return FitCLI(argv, held)
 
 
 def _made_by(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -147,6 +200,7 @@ def _made_by(recipe: dict[str, Any]) -> dict[str, Any]:
             if arguments.get(key):
                 arguments[key] = stamp(arguments[key])
         arguments.pop("sensors", None)
+        arguments.pop("contexts", None)
         sections[section] = {"class": recipe[section]["class_path"], **arguments}
     sections["trainer"] = {
         key: recipe["trainer"].get(key) for key in ("max_steps", "precision", "accumulate_grad_batches")

@@ -1,0 +1,205 @@
+"""`dipole-vla launch`: a recipe as a Slurm job: a script one can read, submitted, and run again until it is finished.
+
+Training is one job on all its GPUs. It hears of its end beforehand (SIGUSR1), saves at the end of the step, and asks
+for its own requeue; the requeued job is the same script, and the same `fit` command resumes. Collection and evaluation
+are job arrays, a GPU and a shard a task; the last task to finish puts the shards together. Launching a recipe twice
+queues the second job behind the first, where it finds the work done.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dipole_vla.progress import console
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import write_text
+from navsim_adapter.foreign import check_yaml
+
+Command = Literal["fit", "collect", "evaluate"]
+
+_HEAD = """\
+#!/bin/bash
+# {title}
+# Written by: {line}
+#SBATCH --job-name={name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node={tasks}
+#SBATCH --time={time}
+#SBATCH --output={log}
+# A requeued job goes on in the same log; after a preemption or a lost node Slurm starts it again.
+#SBATCH --open-mode=append
+#SBATCH --requeue
+# Seconds before the time limit.
+#SBATCH --signal={signal}@{grace}
+{more}
+set -uo pipefail{setup}
+"""
+
+_FIT = """
+# What a long job would else trip over late; one line each.
+srun --ntasks={nodes} --ntasks-per-node=1 {program} doctor --config {config} || exit 2
+
+# Every rank is the same command. The signal goes to the ranks, which save and requeue the job themselves.
+exec srun --kill-on-bad-exit=1 {program} fit --config {config} \\
+  --trainer.num_nodes {nodes} --trainer.devices {gpus} --trainer.accelerator {accelerator}{arguments}
+"""
+
+_ARRAY = """
+{program} doctor --config {config} || exit 2
+
+# The signal comes to this shell: what is scored is kept, the task goes back into the queue and on from there.
+trap 'scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"' USR1
+srun {program} {command} --config {config} --shard "$((SLURM_ARRAY_TASK_ID + 1))/{array}"{arguments} &
+wait $!; code=$?
+while kill -0 $! 2>/dev/null; do wait $!; code=$?; done    # a trapped signal ends `wait` early
+exit $code
+"""
+
+
+def launch(
+    config: Path,
+    nodes: int = 1,
+    gpus: int = 1,
+    time: str = "4:00:00",
+    command: Command | None = None,
+    array: int = 8,
+    partition: str | None = None,
+    account: str | None = None,
+    cpus: int = 8,
+    grace: int = 300,
+    setup: str = "",
+    out: Path | None = None,
+    dry_run: bool = False,
+    arguments: Sequence[str] = (),
+) -> None:
+    """Write the Slurm script of a recipe beside its output, and submit it.
+
+    Args:
+        config: recipe of fit, collect or evaluate.
+        nodes: machines (fit).
+        gpus: GPUs and processes a machine (fit); 0 trains on CPUs with one process a machine.
+        time: limit of one run, as Slurm writes it; the job is requeued as often as it needs.
+        command: which command the recipe belongs to; default is what its keys say.
+        array: tasks of a collection or an evaluation.
+        partition: Slurm partition.
+        account: Slurm account.
+        cpus: processors a task.
+        grace: seconds between the signal and the limit; a step and a checkpoint must fit in.
+        setup: lines run before anything else, e.g. "module load cuda; source .venv/bin/activate".
+        out: script to write; default is OUT.sbatch beside the recipe's output folder.
+        dry_run: write the script and submit nothing.
+        arguments: further arguments of the command, as a list; on the command line: after --.
+    """
+    recipe = read_recipe(config)
+    _check(nodes, gpus, time, array, cpus, grace)
+    chosen = command or _command_of(config, recipe)
+    folder = Path(str(recipe.get("out", config.stem)))
+    text = script(chosen, config, folder, nodes, gpus, time, array, partition, account, cpus, grace, setup, arguments)
+    path = out or folder.with_name(folder.name + ".sbatch")
+    write_text(path, text)
+    if dry_run:
+        console.print(f"{path}: written, not submitted")
+        return
+    if shutil.which("sbatch") is None:
+        raise InputError(f"{path}: written, but sbatch is not on PATH; submit it from a login node of the cluster")
+    answer = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
+    if answer.returncode:
+        raise InputError(f"sbatch {path}: {' '.join(answer.stderr.split())}")
+    console.print(f"{answer.stdout.strip()}; script {path}, log {_log(folder, chosen)}")
+
+
+def script(
+    command: Command,
+    config: Path,
+    folder: Path,
+    nodes: int,
+    gpus: int,
+    time: str,
+    array: int,
+    partition: str | None,
+    account: str | None,
+    cpus: int,
+    grace: int,
+    setup: str,
+    arguments: Sequence[str],
+) -> str:
+    """The text of the Slurm script."""
+    is_fit = command == "fit"
+    more = {
+        "--array": None if is_fit else f"0-{array - 1}",
+        "--dependency": "singleton" if is_fit else None,
+        "--gpus-per-node": (gpus or None) if is_fit else (1 if gpus else None),
+        "--cpus-per-task": cpus,
+        "--partition": partition,
+        "--account": account,
+    }
+    lines = [f"#SBATCH {key}={value}" for key, value in more.items() if value is not None]
+    facts: dict[str, Any] = {
+        "title": f"{command} of {config}: same command on every start, until it is finished.",
+        "line": " ".join(["dipole-vla", *_written_by()]),
+        "name": re.sub(r"[^\w.-]", "-", f"{folder.name}-{command}"),
+        "nodes": nodes if is_fit else 1,
+        "tasks": max(gpus, 1) if is_fit else 1,
+        "time": time,
+        "log": _log(folder, command),
+        "signal": "USR1" if is_fit else "B:USR1",
+        "grace": grace,
+        "more": "\n".join(lines),
+        "setup": "".join(f"\n{line}" for line in setup.split("; ") if line),
+        "program": "dipole-vla",
+        "config": shlex.quote(str(config)),
+        "command": command,
+        "array": array,
+        "gpus": max(gpus, 1),
+        "accelerator": "gpu" if gpus else "cpu",
+        "arguments": "".join(f" {shlex.quote(word)}" for word in arguments),
+    }
+    return _HEAD.format(**facts) + (_FIT if is_fit else _ARRAY).format(**facts)
+
+
+def read_recipe(config: Path) -> dict[str, Any]:
+    """A recipe as plain YAML, before any class in it is looked at."""
+    check_yaml(config)
+    try:
+        recipe = yaml.safe_load(Path(config).read_text())
+    except yaml.YAMLError as problem:
+        raise InputError(f"{config}: cannot be read as a recipe ({' '.join(str(problem).split())[:200]})") from problem
+    if not isinstance(recipe, dict):
+        raise InputError(f"{config}: a recipe is a mapping of keys, got {type(recipe).__name__}")
+    return recipe
+
+
+def _command_of(config: Path, recipe: dict[str, Any]) -> Command:
+    if "trainer" in recipe:
+        return "fit"
+    if "scorer" in recipe:
+        return "evaluate" if isinstance(recipe.get("candidates"), list) or "choose_on" in recipe else "collect"
+    raise InputError(f"{config}: no recipe of fit, collect or evaluate (no trainer, no scorer); give --command")
+
+
+def _check(nodes: int, gpus: int, time: str, array: int, cpus: int, grace: int) -> None:
+    for name, value, least in (
+        ("nodes", nodes, 1), ("gpus", gpus, 0), ("array", array, 1), ("cpus", cpus, 1), ("grace", grace, 10),
+    ):  # fmt: skip
+        if value < least:
+            raise InputError(f"--{name}: must be >= {least}, got {value}")
+    if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", time):
+        raise InputError(f"--time: {time!r} is no Slurm time; write it as 4:00:00 or 1-12:00:00")
+
+
+def _log(folder: Path, command: Command) -> Path:
+    return folder.with_name(f"{folder.name}-%j.log" if command == "fit" else f"{folder.name}-%A_%a.log")
+
+
+def _written_by() -> list[str]:
+    words = sys.argv[1:]
+    return [shlex.quote(word) for word in words] if words[:1] == ["launch"] else ["launch"]

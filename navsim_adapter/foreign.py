@@ -1,0 +1,77 @@
+"""Files of unknown origin, looked at before their readers see them: what would fill memory, hang, or reach elsewhere.
+
+Each check raises InputError with one line, or returns nothing. Pickles have a reader of their own (`unpickle`),
+safetensors and JPEG have readers that are safe by themselves.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from navsim_adapter.errors import InputError
+
+MEMBERS, GROWTH, FREE_GROWTH = 100_000, 200, 2**28  # of archives: entries, unpacked/packed, bytes that never matter
+YAML_BYTES, ALIASES, DEPTH = 2**20, 100, 40  # of recipes
+MAP_BYTES = 2**33
+
+
+def check_archive(path: str | Path) -> None:
+    """A zip (.npz, checkpoint) with plain members of plausible size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as problem:  # zipfile raises what it likes on damaged files
+        reason = " ".join(str(problem).split())[:120] or type(problem).__name__
+        raise InputError(f"{path}: not a readable archive ({reason}); copy or make it again") from problem
+    if len(members) > MEMBERS:
+        raise InputError(f"{path}: {len(members)} entries, at most {MEMBERS} are read; make it again")
+    for member in members:
+        place = PurePosixPath(member.filename)
+        if place.is_absolute() or ".." in place.parts or (member.external_attr >> 16) & 0o170000 == 0o120000:
+            raise InputError(f"{path}: entry {member.filename[:80]!r} points outside the archive; do not use this file")
+    packed, unpacked = sum(m.compress_size for m in members), sum(m.file_size for m in members)
+    if unpacked > FREE_GROWTH and unpacked > GROWTH * packed:
+        raise InputError(f"{path}: {packed} bytes would unpack to {unpacked}; do not use this file")
+
+
+def check_geopackage(path: str | Path, layers: Iterable[str]) -> None:
+    """A SQLite file whose layers are plain tables: a view or a virtual table can run for ever, or code of its own."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            magic = file.read(16)
+        if magic != b"SQLite format 3\0" or size > MAP_BYTES:
+            raise InputError(f"{path}: not a GeoPackage of at most {MAP_BYTES >> 30} GiB; replace the map")
+        with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True) as connection:
+            tables = dict(
+                connection.execute("select lower(name), type || ' ' || lower(coalesce(sql, '')) from sqlite_master")
+            )
+    except (OSError, sqlite3.Error) as problem:
+        raise InputError(f"{path}: cannot be read as a map ({' '.join(str(problem).split())}); replace it") from problem
+    for layer in layers:
+        kind = tables.get(layer.lower(), "")
+        if kind and not kind.startswith("table create table"):
+            raise InputError(f"{path}: layer {layer} is no plain table ({kind[:40]!r}); do not use this map")
+
+
+def check_yaml(path: str | Path) -> None:
+    """A recipe of human size: no flood of aliases (they multiply when it is written out again), no endless nesting."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > YAML_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size} bytes; a recipe has at most {YAML_BYTES}")
+        aliases = depth = 0
+        for event in yaml.parse(path.read_text(), Loader=yaml.SafeLoader):
+            aliases += isinstance(event, yaml.AliasEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if aliases > ALIASES or depth > DEPTH:
+                raise InputError(f"{path}: more than {ALIASES} aliases or {DEPTH} levels; write the recipe out")
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
+        reason = " ".join(str(problem).split())[:200] or type(problem).__name__
+        raise InputError(f"{path}: cannot be read as YAML ({reason}); correct it") from problem
