@@ -1,1 +1,1 @@
-"""Where the advantage G comes from: group-relative scored returns (`returns`), or a learnt critic (`one_step`)."""
+"""Where the advantage G comes from: group-relative returns (`returns`), or a learnt critic (`one_step`, `iql`)."""

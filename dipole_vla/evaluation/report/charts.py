@@ -47,7 +47,7 @@ def omega_curve(evaluation: Evaluation) -> str:
     rows, reference, chosen = evaluation.summary["rows"], evaluation.reference, evaluation.chosen
     dipole = sorted((row for row in rows if row["policy"] == "dipole"), key=lambda row: row["omega"])
     base = evaluation.summary_row(reference)["score"]
-    with _figure(11, 4.8, "omega") as (figure, render):
+    with inline_figure(11, 4.8, "omega") as (figure, render):
         axes = figure.add_subplot()
         for count, style in zip(sorted({int(row["candidates"]) for row in dipole}), SWEEP_STYLES):
             _sweep(axes, [row for row in dipole if row["candidates"] == count], base, f"DIPOLE, N = {count}", style)
@@ -92,7 +92,7 @@ def _note(axes: Any, words: str, x: float, height: float, offset: tuple[float, f
 
 def paired_differences(differences: np.ndarray) -> str:
     """Every scene's chosen minus reference, sorted: how many got better, how many worse, and by how much."""
-    with _figure(11, 2.9, "paired") as (figure, render):
+    with inline_figure(11, 2.9, "paired") as (figure, render):
         axes = figure.add_subplot()
         points = 100 * np.sort(differences)
         worse, better = points < -1e-9, points > 1e-9
@@ -121,7 +121,7 @@ def paired_differences(differences: np.ndarray) -> str:
 
 def advantage_histogram(weights: Weights) -> str:
     """G as it was given to training."""
-    with _figure(5.4, 3.1, "advantage") as (figure, render):
+    with inline_figure(5.4, 3.1, "advantage") as (figure, render):
         axes = figure.add_subplot()
         reach = float(np.quantile(np.abs(weights.advantage), 0.999)) or 1.0
         _histogram(axes, np.clip(weights.advantage, -reach, reach), 41, (-reach, reach), GREY)
@@ -135,7 +135,7 @@ def advantage_histogram(weights: Weights) -> str:
 
 def weight_histogram(weights: Weights) -> str:
     """sigma(beta G): the share of a candidate's imitation loss that the positive adapter receives."""
-    with _figure(5.4, 3.1, "weight") as (figure, render):
+    with inline_figure(5.4, 3.1, "weight") as (figure, render):
         axes = figure.add_subplot()
         _histogram(axes, weights.positive, 51, (0.0, 1.0), BLUE)  # odd: one bar is centred on no preference
         axes.axvspan(*INERT_RANGE, color=ORANGE, alpha=0.3, linewidth=0)
@@ -159,7 +159,7 @@ def _level(axes: Any, height: float, label: str, color: str, dash: Any) -> None:
 
 
 @contextmanager
-def _figure(width: float, height: float, name: str) -> Iterator[tuple[Any, Callable[[str], str]]]:
+def inline_figure(width: float, height: float, name: str) -> Iterator[tuple[Any, Callable[[str], str]]]:
     """A figure under the report's settings, and the function that turns it into inline SVG."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -1,0 +1,61 @@
+"""The Lightning module of the RL benchmarks: one Adam over all stacked networks, Polyak targets after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from dipole_vla.objective import effective_fraction
+from dipole_vla.rl.learner import Learner, LearnerConfig
+from navsim_adapter.errors import InputError
+
+LOG_EVERY = 100
+
+
+class RLModule(L.LightningModule):
+    """IQL critic and policy heads of several seeds at once (see `dipole_vla.rl.learner`)."""
+
+    def __init__(self, observation_dim: int, action_dim: int, seeds: Sequence[int], config: LearnerConfig):
+        super().__init__()
+        self.learner = Learner(observation_dim, action_dim, seeds, config)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return adam(self.learner)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss, scalars = self.learner.loss(batch, batch["noise"], batch["t"])
+        if (self.trainer.global_step + 1) % LOG_EVERY == 0:
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"step {self.trainer.global_step}: loss is {loss.item()}; lower learner.lr; the last checkpoint "
+                    "is intact"
+                )
+            self.log_dict({"loss": loss.detach(), **self._named(scalars)})
+        return loss
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Targets move here, so that a checkpoint taken at the end of the step has them."""
+        super().optimizer_step(*arguments, **options)
+        self.learner.after_step()
+
+    def _named(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over seeds; per head the weighted loss, the mean weight and the effective sample fraction."""
+        named = {name: scalars[name].mean() for name in ("loss_q", "loss_v", "v")}
+        if "weighted" in scalars:
+            named["advantage_std"] = scalars["advantage_std"].mean()
+        for number, head in enumerate(self.learner.config.heads if "weighted" in scalars else []):
+            weight = scalars["weight"][:, number]
+            named[f"loss/{head}"] = scalars["weighted"][:, number].mean()
+            named[f"weight/{head}"] = weight.mean()
+            named[f"ess/{head}"] = torch.stack([effective_fraction(row) for row in weight]).mean()
+        return named
+
+
+def adam(learner: Learner) -> torch.optim.Optimizer:
+    """One fused Adam: the networks share no parameter, so it is each network's own."""
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    return torch.optim.Adam(trained, lr=learner.config.lr, fused=True)

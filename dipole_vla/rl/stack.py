@@ -1,0 +1,62 @@
+"""Many small networks of one shape as one batched network: seeds and heads are a batch dimension of every matmul.
+
+Network k of a stack has the weights it would have alone under its own seed, and its gradient is its own: nothing but
+the kernel launches is shared. What the networks stand for is in `heads` and `dipole_vla.critic.iql`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class StackedMLP(nn.Module):
+    """`len(seeds)` MLPs: linear, GELU (, layer norm), ..., linear; every parameter has the stack as first dimension."""
+
+    def __init__(self, sizes: Sequence[int], seeds: Sequence[int], layer_norm: bool = False):
+        """sizes: widths from input to output. seeds: of the initial weights, one per network."""
+        super().__init__()
+        self.layer_norm = layer_norm
+        generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for rows, columns in pairwise(sizes):
+            # nn.Linear's own initialisation: uniform within 1 / sqrt(inputs)
+            drawn = [(2 * torch.rand(rows + 1, columns, generator=g) - 1) / rows**0.5 for g in generators]
+            layer = torch.stack(drawn)
+            self.weights.append(nn.Parameter(layer[:, :rows].contiguous()))
+            self.biases.append(nn.Parameter(layer[:, rows:].contiguous()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(stack, rows, out) from x (groups, rows, in); stack / groups consecutive networks share a group's rows."""
+        groups, rows, width = x.shape
+        stack = self.weights[0].shape[0]
+        if groups != stack:
+            x = x[:, None].expand(groups, stack // groups, rows, width).reshape(stack, rows, width)
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, x, weight)
+            if layer < last:
+                x = F.gelu(x)
+                if self.layer_norm:  # without gain and shift: the next linear layer has both already
+                    x = F.layer_norm(x, x.shape[-1:])
+        return x
+
+    @torch.no_grad()
+    def select(self, networks: Sequence[int]) -> StackedMLP:
+        """A stack of copies of some of the networks, without gradients, for sampling."""
+        sizes = [self.weights[0].shape[1], *[weight.shape[2] for weight in self.weights]]
+        chosen = StackedMLP(sizes, [0] * len(networks), self.layer_norm).to(self.weights[0].device)
+        index = torch.tensor(list(networks), device=self.weights[0].device)
+        for mine, theirs in zip(chosen.parameters(), self.parameters()):
+            mine.copy_(theirs[index])
+        return chosen.requires_grad_(False)
+
+
+def per_network_norms(stack: StackedMLP) -> Tensor:
+    """(stack,) float64 norm of each network's gradient, all parameters together (float32 overflows)."""
+    squares = [p.grad.flatten(1).double().pow(2).sum(1) for p in stack.parameters() if p.grad is not None]
+    return torch.stack(squares).sum(0).sqrt()

@@ -1,0 +1,150 @@
+"""A stack is its networks, one by one: outputs, gradients, updates, losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dipole_vla.objective import RULES, dichotomous_loss
+from dipole_vla.rl.heads import HEADS
+from dipole_vla.rl.learner import PREDICTION, SCHEDULE, Learner, LearnerConfig, Policies
+from dipole_vla.rl.module import adam
+from dipole_vla.rl.stack import StackedMLP, per_network_norms
+
+
+def alone(stack, number, layer_norm=False):
+    """Network `number` of a stack as an ordinary module."""
+    layers = []
+    for layer, (weight, bias) in enumerate(zip(stack.weights, stack.biases)):
+        linear = nn.Linear(weight.shape[1], weight.shape[2])
+        linear.weight.data, linear.bias.data = weight.data[number].T.clone(), bias.data[number, 0].clone()
+        layers.append(linear)
+        if layer < len(stack.weights) - 1:
+            layers.append(nn.GELU())
+            if layer_norm:
+                layers.append(nn.LayerNorm(weight.shape[2], elementwise_affine=False))
+    return nn.Sequential(*layers)
+
+
+def rows(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_stack_of_one_seed_is_that_seed_whatever_is_beside_it():
+    stack = StackedMLP([3, 8, 2], [5, 6, 7])
+    single = StackedMLP([3, 8, 2], [6])
+    for together, apart in zip(stack.parameters(), single.parameters()):
+        assert torch.equal(together[1], apart[0])
+
+
+def test_outputs_gradients_and_adam_steps_are_each_networks_own():
+    for layer_norm in (False, True):
+        stack = StackedMLP([3, 8, 8, 2], [1, 2, 3], layer_norm)
+        singles = [alone(stack, number, layer_norm) for number in range(3)]
+        x, wanted = rows(3, 10, 3), rows(3, 10, 2, seed=1)
+        ours = torch.optim.Adam(stack.parameters(), lr=1e-2, fused=True)
+        theirs = [torch.optim.Adam(single.parameters(), lr=1e-2) for single in singles]
+        for _ in range(3):
+            ours.zero_grad()
+            (stack(x) - wanted).pow(2).mean((1, 2)).sum().backward()
+            norms = per_network_norms(stack)
+            ours.step()
+            for number, (single, optimizer) in enumerate(zip(singles, theirs)):
+                optimizer.zero_grad()
+                (single(x[number]) - wanted[number]).pow(2).mean().backward()
+                flat = torch.cat([p.grad.flatten() for p in single.parameters()])
+                torch.testing.assert_close(norms[number].float(), flat.norm())
+                optimizer.step()
+        for number, single in enumerate(singles):
+            torch.testing.assert_close(stack(x)[number], single(x[number]), rtol=1e-4, atol=1e-5)
+
+
+def test_networks_of_a_group_share_its_rows_and_selected_ones_are_copies():
+    stack = StackedMLP([3, 8, 2], [1, 2, 3, 4])
+    x = rows(2, 5, 3)
+    together = stack(x)
+    for number in range(4):
+        torch.testing.assert_close(together[number], alone(stack, number)(x[number // 2]))
+    chosen = stack.select([3, 0])
+    torch.testing.assert_close(chosen(x)[0], alone(stack, 3)(x[0]))
+    assert not any(p.requires_grad for p in chosen.parameters())
+
+
+def test_every_head_has_the_driving_codes_loss():
+    """The stacked loss of each rule is `dichotomous_loss` on that head's own network."""
+    names = list(HEADS)
+    policies = Policies(3, 2, [4], list(HEADS.values()), hidden=8, layers=2)
+    observation, action, noise = rows(1, 16, 3), rows(1, 16, 2, seed=1), rows(1, 16, 2, seed=2)
+    advantage, t = rows(1, 16, seed=3), torch.rand(1, 16, generator=torch.Generator().manual_seed(4))
+    _, scalars = policies.loss(observation, action, advantage, noise, t, beta=2.0)
+    found = dict(zip(names, scalars["weighted"][0]))
+    networks = {name: alone(policies.networks, number) for number, name in enumerate(names)}
+    for rule, scale, roles in (
+        ("dichotomous", 1, {"positive": "positive", "negative": "negative"}),
+        ("exponential", 1, {"positive": "exponential"}),
+        ("exponential", 3, {"positive": "exponential_x3"}),
+        ("indicator", 1, {"positive": "indicator"}),
+        ("positive_only", 1, {"positive": "positive"}),
+    ):
+
+        def denoise(role, x_t, time, _, roles=roles):
+            return networks[roles[role]](torch.cat([observation[0], x_t[:, 0], time[:, None]], -1))[:, None]
+
+        _, wanted = dichotomous_loss(
+            denoise,
+            SCHEDULE,
+            PREDICTION,
+            action[0][:, None],
+            advantage[0],
+            noise[0][:, None],
+            t[0],
+            beta=2.0 * scale,
+            rule=rule,
+        )
+        for role, head in roles.items():
+            torch.testing.assert_close(found[head], wanted[f"loss_{role}"], rtol=1e-5, atol=1e-6)
+    plain = policies.losses(observation, action, noise, t)[0, names.index("bc")].mean()
+    torch.testing.assert_close(found["bc"], plain)
+    assert set(RULES) >= {"dichotomous", "exponential", "indicator", "positive_only"}
+
+
+def learner_batch(seeds):
+    each = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        each.append(
+            {
+                "observation": torch.randn(12, 3, generator=generator),
+                "next_observation": torch.randn(12, 3, generator=generator),
+                "action": torch.rand(12, 2, generator=generator) * 2 - 1,
+                "reward": -torch.rand(12, generator=generator),
+                "discount": torch.full((12,), 0.9),
+                "noise": torch.randn(12, 2, generator=generator),
+                "t": torch.rand(12, generator=generator),
+            }
+        )
+    return {name: torch.stack([part[name] for part in each]) for name in each[0]}
+
+
+def test_training_seeds_together_is_training_each_alone():
+    config = LearnerConfig(hidden=8, layers=2)
+
+    def trained(seeds, steps=4):
+        learner = Learner(3, 2, seeds, config)
+        optimizer = adam(learner)
+        batch = learner_batch(seeds)
+        for _ in range(steps):
+            loss, _ = learner.loss(batch, batch["noise"], batch["t"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            learner.after_step()
+        return learner
+
+    together, one = trained([3, 9]), trained([9])
+    heads = len(config.heads)
+    for mine, other in zip(together.policies.parameters(), one.policies.parameters()):
+        torch.testing.assert_close(mine[heads:], other, rtol=1e-4, atol=1e-6)
+    for mine, other in zip(together.critic.target_q.parameters(), one.critic.target_q.parameters()):
+        torch.testing.assert_close(mine[2:], other, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(together.advantage_std[1], one.advantage_std[0])
