@@ -135,9 +135,10 @@ def test_poses_that_are_no_numbers_are_named(tmp_path: Path, bad: float) -> None
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.npz").write_bytes(b"nothing")
-    for path in (tmp_path / "t.npz", tmp_path / "none.npz"):
-        with pytest.raises(InputError, match=f"{path.name}: cannot be read"):
-            read_trajectories(path)
+    with pytest.raises(InputError, match=r"t\.npz: not a readable archive"):
+        read_trajectories(tmp_path / "t.npz")
+    with pytest.raises(InputError, match=r"none\.npz: "):
+        read_trajectories(tmp_path / "none.npz")
 
 
 def test_mixed_samplings_are_split(tmp_path: Path) -> None:

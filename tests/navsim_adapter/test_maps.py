@@ -101,7 +101,7 @@ def test_what_is_missing_is_named(city: Map, tmp_path: Path) -> None:
     path = map_path(maps, CITY)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"map\.gpkg: layer \w+"):
+    with pytest.raises(InputError, match=r"map\.gpkg: (layer \w+|cannot be read)"):
         load_map(str(maps), CITY)
     path.unlink()
     with pytest.raises(InputError, match=r"map\.gpkg: map us-ma-boston not found.*NUPLAN_MAPS_ROOT"):
