@@ -45,19 +45,29 @@ set -uo pipefail{setup}
 """
 
 _FIT = """
+# The signal ends a step that does not heed it (doctor, a rank in its first moments): then too, back into the queue.
+step() {{
+  srun "$@"
+  local code=$?
+  if [ $code -eq 138 ]; then scontrol requeue "$SLURM_JOB_ID"; fi    # 128 + SIGUSR1
+  return $code
+}}
+
 # What a long job would else trip over late; one line each.
-srun --ntasks={nodes} --ntasks-per-node=1 {program} doctor --config {config} || exit 2
+step --ntasks={nodes} --ntasks-per-node=1 {program} doctor --config {config} || exit
 
 # Every rank is the same command. The signal goes to the ranks, which save and requeue the job themselves.
-exec srun --kill-on-bad-exit=1 {program} fit --config {config} \\
+step --kill-on-bad-exit=1 {program} fit --config {config} \\
   --trainer.num_nodes {nodes} --trainer.devices {gpus} --trainer.accelerator {accelerator}{arguments}
 """
 
 _ARRAY = """
-{program} doctor --config {config} || exit 2
-
 # The signal comes to this shell: what is scored is kept, the task goes back into the queue and on from there.
 trap 'scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"' USR1
+
+# What a long job would else trip over late; one line each.
+{program} doctor --config {config} || exit
+
 srun {program} {command} --config {config} --shard "$((SLURM_ARRAY_TASK_ID + 1))/{array}"{arguments} &
 wait $!; code=$?
 while kill -0 $! 2>/dev/null; do wait $!; code=$?; done    # a trapped signal ends `wait` early

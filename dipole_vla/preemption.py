@@ -35,10 +35,15 @@ def notice() -> str | None:
 
 
 def requeue() -> str:
-    """Ask Slurm to run this job again; says what came of it."""
+    """Ask Slurm to run this job again; says what came of it.
+
+    Not after SIGTERM alone: a job that was cancelled must not come back, and one that was preempted Slurm requeues.
+    """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return "run the same command to go on"
+    if set(_noted) == {"SIGTERM"}:
+        return f"Slurm requeues job {job} if it was preempted; after a cancellation, submit it again to go on"
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if shutil.which("scontrol") is None:

@@ -50,12 +50,19 @@ class StepProgress(L.Callback):
 
 
 class FiniteGradients(L.Callback):
-    """Stops the run before a gradient that is not finite reaches the weights, naming the scenes of the batch."""
+    """Stops the run before a gradient that is not finite reaches the weights, naming the scenes of the batch.
+
+    Under 16-mixed a scaler multiplies the loss, leaves out steps that overflow, and halves its scale: such a step is
+    no fault of the scenes, unless the scale is down to one.
+    """
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         self._tokens = list(batch["token"]) if isinstance(batch, dict) and "token" in batch else []
 
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and scaler.get_scale() > 1:
+            return
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         if gradients and not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             self._stop(trainer.global_step)

@@ -13,7 +13,7 @@ What differs from Lightning's own strategy:
   float32, and the optimiser's state by parameter. It loads at any stage, any number of ranks, and without DeepSpeed;
   DeepSpeed's own folders hold pickles and load at one world size. The price is a gather of the little that trains.
 - Ranks may be CPUs (gloo): tests run this very engine.
-- Batches keep their precision; the backbone casts what it needs. Targets in bfloat16 would be 12 cm off at 30 m.
+- Batches and buffers keep their precision, as under autocast: targets in bfloat16 would be 12 cm off at 30 m.
 - At the end of training the module is made an ordinary one again, ready for export.
 
 Build backbone and adapters in `__init__`, as our modules do: adapters injected under ZeRO-3's own construction
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class PairDeepSpeed(DeepSpeedStrategy):
     # -- the engine ----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer) -> None:
-        self.precision_plugin = _AsTheyAre(self.precision_plugin.precision)  # type: ignore[arg-type]
+        self.precision_plugin = _Autocast(self.precision_plugin.precision, self.root_device.type)
         module = self.lightning_module
         assert module is not None
         self._dtypes = {name: p.dtype for name, p in module.named_parameters()}
@@ -94,8 +95,9 @@ class PairDeepSpeed(DeepSpeedStrategy):
 
     @property
     def skipped_step(self) -> bool:
-        """Whether the engine left out its last step because a gradient was not finite."""
-        return bool(getattr(self.deepspeed_engine.optimizer, "overflow", False))
+        """Whether the engine left out its last step for a gradient that was not finite, and not for a loss scale."""
+        optimizer = self.deepspeed_engine.optimizer
+        return bool(optimizer.overflow) and optimizer.loss_scale <= 1
 
     def on_train_end(self) -> None:
         """Make the module an ordinary one again on rank 0, ready for export: parameters whole, in the dtype they had.
@@ -234,11 +236,20 @@ class PairDeepSpeed(DeepSpeedStrategy):
             safe_set_full_optimizer_state(parameter, value, name)
 
 
-class _AsTheyAre(DeepSpeedPrecision):
-    """DeepSpeed's precision without a cast of the batch."""
+class _Autocast(DeepSpeedPrecision):
+    """DeepSpeed's precision of parameters without a cast of the batch: operations choose, as without the engine."""
+
+    def __init__(self, precision: Any, device_type: str):
+        super().__init__(precision)
+        self.device_type = device_type
 
     def convert_input(self, data: Any) -> Any:
         return data
+
+    def forward_context(self) -> AbstractContextManager:
+        if self._desired_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device_type, self._desired_dtype)
 
 
 def _own_part(parameter: Any, value: Tensor) -> Tensor:

@@ -69,6 +69,13 @@ class FitCLI(LightningCLI):
         parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between checkpoints")
 
     def before_instantiate_classes(self) -> None:
+        strategy = self.config.trainer.strategy
+        named = str(getattr(strategy, "class_path", strategy))
+        if re.search(r"fsdp|ModelParallel", named, re.IGNORECASE):
+            raise InputError(
+                f"trainer.strategy: {named} is not supported, its checkpoints would be others; use ddp, or "
+                "dipole_vla.training.deepspeed.PairDeepSpeed with stage 3, which shards the same"
+            )
         self.recipe = plain(self.parser, self.config)
         self.out: Path = self.config.out
         self.made_by = _made_by(self.recipe)

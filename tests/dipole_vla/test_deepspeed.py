@@ -1,11 +1,12 @@
 """The real engine on two CPU ranks: the run is the one of a single process, at every stage, across restarts.
 
 Two ranks with two scenes each are one process that accumulates two batches of two: same data, same noise. The single
-process is therefore the truth, and DeepSpeed's arithmetic on it.
+process is therefore the truth, loss by loss, and DeepSpeed's arithmetic is measured on it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,22 +19,51 @@ from safetensors.torch import load_file
 
 from dipole_vla.training.fit import CHECKPOINTS
 from tests.dipole_vla.checkpoints import same_state
+from tests.dipole_vla.rank_callbacks import losses
 from tests.small_loop import small_steps
 
 pytestmark = pytest.mark.slow
 
-STRATEGY = "{class_path: dipole_vla.training.deepspeed.PairDeepSpeed, init_args: {stage: %d}}"
 STEPS, HALF = 6, 4
+LIMIT = 1800  # s, bounds hangs only
+ROOT = Path(__file__).resolve().parents[2]
+CALLBACKS = "tests.dipole_vla.rank_callbacks"
+STARTERS = {
+    "lightning": ["-m"],
+    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29531", "-m"],
+    "accelerate": [
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29533", "-m",
+    ],
+}  # fmt: skip
 
 
-def train(loop: Path, out: Path, *more: str) -> None:
+def start(loop: Path, out: Path, *more: str, starter: str = "lightning", callbacks: list | None = None):
+    """`dipole-vla fit` on two scenes a step and rank, in processes of its own."""
     line = next(line for line in small_steps(loop) if line[1] == "fit" and line[5] == str(loop / "dipole"))
+    record = {"class_path": f"{CALLBACKS}.LossRecord", "init_args": {"folder": str(record_of(out))}}
     argv = [*line[1:], "--out", str(out), "--trainer.max_steps", str(STEPS), "--data.batch_size", "2", *more]
-    done = subprocess.run(
-        [sys.executable, "-m", "dipole_vla.cli", *argv],
-        capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    argv += ["--allow-import", "tests", "--trainer.callbacks", json.dumps([*(callbacks or []), record])]
+    return subprocess.run(
+        [sys.executable, *STARTERS[starter], "dipole_vla.cli", *argv],
+        capture_output=True, text=True, timeout=LIMIT, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def train(loop: Path, out: Path, *more: str, starter: str = "lightning") -> None:
+    done = start(loop, out, *more, starter=starter)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+def record_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}-losses")
+
+
+def two_ranks(stage: int | None, offload: bool = False) -> list[str]:
+    """stage: of PairDeepSpeed; None is plain data parallel."""
+    engine = {"class_path": "dipole_vla.training.deepspeed.PairDeepSpeed"}
+    options = {"init_args": {"stage": stage, "offload_optimizer": offload}}
+    return ["--trainer.devices", "2", "--trainer.strategy", json.dumps({**engine, **options}) if stage else "ddp"]
 
 
 def halfway(run: Path, out: Path) -> Path:
@@ -59,56 +89,67 @@ def adapters(run: Path) -> dict[str, torch.Tensor]:
 def single(loop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("single") / "dipole"
     train(loop, out, "--trainer.accumulate_grad_batches", "2")
+    assert len(losses(record_of(out))) == 2 * STEPS
     return out
 
 
 @pytest.fixture(scope="module")
 def second_stage(loop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stage2") / "dipole"
-    train(loop, out, "--trainer.devices", "2", "--trainer.strategy", STRATEGY % 2)
+    train(loop, out, *two_ranks(2))
     return out
 
 
-def close(one: Path, two: Path) -> None:
-    first, second = adapters(one), adapters(two)
-    assert first.keys() == second.keys()
-    moved = max(float(t.abs().max()) for name, t in first.items() if "lora_B" in name)
+def close(one: Path, two: Path, since: int = 0) -> None:
+    """Same loss for every batch of every step from `since` on, same folders in the end, to rounding."""
+    first, second = losses(record_of(one)), losses(record_of(two))
+    assert list(second) == [place for place in first if place >= 2 * since]
+    assert [second[place] for place in second] == pytest.approx([first[place] for place in second], rel=1e-4)
+    mine, theirs = adapters(one), adapters(two)
+    assert mine.keys() == theirs.keys()
+    moved = max(float(t.abs().max()) for name, t in mine.items() if "lora_B" in name)
     assert moved > 1e-4  # they start at zero
-    for name in first:
-        assert first[name].dtype == second[name].dtype == torch.float32
-        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-2 * moved)
-    configs = [
-        (run / sign / "adapter_config.json").read_text() for run in (one, two) for sign in ("positive", "negative")
-    ]
-    assert configs[:2] == configs[2:]
+    for name in mine:
+        assert mine[name].dtype == theirs[name].dtype == torch.float32
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-2 * moved)
+    for sign in ("positive", "negative"):
+        assert sorted(path.name for path in (one / sign).iterdir()) == sorted(
+            path.name for path in (two / sign).iterdir()
+        )
+        config = f"{sign}/adapter_config.json"
+        assert (one / config).read_text() == (two / config).read_text()
 
 
 def test_stage_2_is_the_single_process(single: Path, second_stage: Path) -> None:
     close(single, second_stage)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_another_stage_is_the_single_process(loop: Path, single: Path, tmp_path: Path, stage: int) -> None:
-    train(loop, tmp_path / "x", "--trainer.devices", "2", "--trainer.strategy", STRATEGY % stage)
-    close(single, tmp_path / "x")
-
-
-def test_plain_data_parallel_is_the_single_process(loop: Path, single: Path, tmp_path: Path) -> None:
-    train(loop, tmp_path / "x", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+@pytest.mark.parametrize(
+    ("stage", "starter"), [(1, "accelerate"), (3, "lightning"), (None, "torchrun")], ids=["ZeRO-1", "ZeRO-3", "ddp"]
+)
+def test_any_strategy_however_started_is_the_single_process(
+    loop: Path, single: Path, tmp_path: Path, stage: int | None, starter: str
+) -> None:
+    train(loop, tmp_path / "x", *two_ranks(stage), starter=starter)
     close(single, tmp_path / "x")
 
 
 def test_a_killed_run_resumes_to_the_bit(loop: Path, second_stage: Path, tmp_path: Path) -> None:
     out = halfway(second_stage, tmp_path / "x")
-    train(loop, out, "--trainer.devices", "2", "--trainer.strategy", STRATEGY % 2)
+    train(loop, out, *two_ranks(2))
     last = f"{CHECKPOINTS}/step={STEPS:08d}.ckpt"
     assert same_state(second_stage / last, out / last)
+    whole = losses(record_of(second_stage))
+    assert losses(record_of(out)) == {place: loss for place, loss in whole.items() if place >= 2 * HALF}
 
 
-def test_a_checkpoint_resumes_at_another_stage(loop: Path, single: Path, second_stage: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "offload"), [(3, False), (2, True)], ids=["ZeRO-3", "offload"])
+def test_a_checkpoint_resumes_at_another_stage(
+    loop: Path, single: Path, second_stage: Path, tmp_path: Path, stage: int, offload: bool
+) -> None:
     out = halfway(second_stage, tmp_path / "x")
-    train(loop, out, "--trainer.devices", "2", "--trainer.strategy", STRATEGY % 3)
-    close(single, out)
+    train(loop, out, *two_ranks(stage, offload))
+    close(single, out, since=HALF)
 
 
 def test_a_checkpoint_of_two_ranks_resumes_on_one_without_the_engine(
@@ -118,7 +159,39 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one_without_the_engine(
     began = (out / "stage.json").read_text()
     (out / "stage.json").write_text(began.replace('"accumulate_grad_batches": 1', '"accumulate_grad_batches": 2'))
     train(loop, out, "--trainer.accumulate_grad_batches", "2")
-    close(single, out)
+    close(single, out, since=HALF)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bfloat16_with_the_optimiser_in_main_memory_stays_close(
+    loop: Path, single: Path, tmp_path: Path, stage: int
+) -> None:
+    """bfloat16 keeps 8 bits: the losses are other numbers, near those in float32."""
+    out = tmp_path / "x"
+    train(loop, out, *two_ranks(stage, offload=True), "--trainer.precision", "bf16-mixed")
+    whole, half = losses(record_of(single)), losses(record_of(out))
+    assert list(half) == list(whole)
+    assert half != whole
+    assert list(half.values()) == pytest.approx(list(whole.values()), rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in adapters(out).values())
+    saved = torch.load(out / CHECKPOINTS / f"step={STEPS:08d}.ckpt", weights_only=True)["state_dict"]
+    assert all(tensor.dtype == torch.float32 for tensor in saved.values())
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(2, "bf16-mixed"), (3, "32-true")])
+def test_a_gradient_that_is_not_finite_on_one_rank_is_applied_on_none(
+    loop: Path, tmp_path: Path, stage: int, precision: str
+) -> None:
+    poison = {"class_path": f"{CALLBACKS}.PoisonedGradient", "init_args": {"step": HALF}}
+    more = [*two_ranks(stage), "--checkpoint_every", "1", "--trainer.precision", precision]
+    done = start(loop, tmp_path / "x", *more, callbacks=[poison])
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert f"step {HALF}: the gradient is not finite on tokens" in done.stderr
+    assert "Traceback" not in done.stderr
+    last = max((tmp_path / "x" / CHECKPOINTS).glob("*.ckpt"))
+    assert last.name == f"step={HALF:08d}.ckpt"
+    saved = torch.load(last, weights_only=True)["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in saved.values())
 
 
 def test_checkpoints_hold_what_trains_and_nothing_else(second_stage: Path) -> None:

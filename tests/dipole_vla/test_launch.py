@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -26,9 +27,9 @@ def directives(text: str) -> dict[str, str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The srun lines as words, continuation lines joined."""
+    """The lines that start dipole-vla as words, continuation lines joined."""
     lines = text.replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if "srun" in line and not line.startswith("#")]
+    return [shlex.split(line, comments=True) for line in lines if "dipole-vla " in line and not line.startswith("#")]
 
 
 def test_training_is_one_job_on_all_gpus(tmp_path: Path) -> None:
@@ -56,6 +57,38 @@ def test_collection_and_evaluation_are_job_arrays_of_shards(name: str, tmp_path:
     assert "dependency" not in asked
     assert f"dipole-vla {name} " in text
     assert '--shard "$((SLURM_ARRAY_TASK_ID + 1))/16"' in text
+
+
+PROGRAMS = {
+    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\necho "$@" >> calls\n"$@"',
+    "scontrol": 'echo scontrol "$@" >> calls',
+    "dipole-vla": 'if [ "$1" = "$SIGNALLED" ]; then kill -USR1 $$; fi\nexit "${CODE:-0}"',
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "started", "requeued"),
+    [
+        ({}, 0, ["doctor", "fit"], False),
+        ({"CODE": "1"}, 1, ["doctor"], False),  # doctor found something
+        ({"SIGNALLED": "doctor"}, 138, ["doctor"], True),
+        ({"SIGNALLED": "fit"}, 138, ["doctor", "fit"], True),  # before it could listen
+    ],
+)
+def test_a_signal_that_nobody_heeds_requeues_the_job(
+    environment: dict[str, str], code: int, started: list[str], requeued: bool, tmp_path: Path
+) -> None:
+    """The script as bash runs it; srun gives back 128 + the signal that killed a task, as a shell does."""
+    written(["--config", str(shipped_recipes() / "dipole.yaml"), "--nodes", "2", "--gpus", "0"], tmp_path)
+    for name, body in PROGRAMS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **environment}
+    done = subprocess.run(["bash", "job.sbatch"], cwd=tmp_path, env=variables, capture_output=True, check=False)
+    assert done.returncode == code
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call.split()[1] for call in calls if call.startswith("dipole-vla")] == started
+    assert ("scontrol requeue 7" in calls) is requeued
 
 
 def test_the_script_is_submitted_as_it_is_written(tmp_path: Path, monkeypatch, capsys) -> None:

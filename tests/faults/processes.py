@@ -93,7 +93,9 @@ def survives_kills(line: Sequence[str | Path], out: Path, kills: int, seed: int,
         process = Process(line, log)
         time.sleep(draw.uniform(0.02, 1) * lasts)
         process.signal(signal.SIGKILL)
-        hit += process.wait() == -signal.SIGKILL
+        killed = process.wait() == -signal.SIGKILL
+        hit += killed
+        lasts *= 1.0 if killed else 0.7  # the undisturbed run was on a busier machine
         assert Process(line, log).wait() == 0, log.read_text()
         found = result(out)
         assert found == wanted, sorted(

@@ -48,7 +48,11 @@ def undisturbed(loop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_preemption_saves_the_step_and_requeues_once(
     loop: Path, undisturbed: Path, tmp_path: Path, number: int
 ) -> None:
-    """The very state of the step at which it came, one call of scontrol, and the same end as without."""
+    """The very state of the step at which it came, and the same end as without.
+
+    One call of scontrol at the notice; none at SIGTERM, which is also how a job is cancelled.
+    """
+    asked = ["requeue 77"] if number == signal.SIGUSR1 else []
     calls, programs = tmp_path / "calls", tmp_path / "bin"
     programs.mkdir()
     (programs / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
@@ -64,14 +68,14 @@ def test_a_preemption_saves_the_step_and_requeues_once(
     until(lambda: steps_saved(out), process)
     process.signal(number)
     assert process.wait() == EXIT_CODE, process.said()
-    assert calls.read_text().splitlines() == ["requeue 77"]
-    assert "job 77 is requeued" in process.said()
+    assert (calls.read_text().splitlines() if calls.is_file() else []) == asked
+    assert ("job 77 is requeued" in process.said()) is bool(asked)
     stopped = steps_saved(out)[-1]
     assert 3 <= stopped < 8
     again = Process(line, tmp_path / "said again", in_a_job)
     assert again.wait() == 0, again.said()
     assert f"step={stopped:08d}.ckpt" in again.said().replace("\n", "")
-    assert calls.read_text().splitlines() == ["requeue 77"]
+    assert (calls.read_text().splitlines() if calls.is_file() else []) == asked
     assert same_state(out / CHECKPOINTS / "step=00000008.ckpt", undisturbed / CHECKPOINTS / "step=00000008.ckpt")
     rows = [line.split(",") for line in (out / "logs" / "metrics.csv").read_text().splitlines()]
     assert [int(row[rows[0].index("step")]) for row in rows[1:]] == list(range(8))

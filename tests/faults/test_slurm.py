@@ -65,7 +65,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (here / name).mkdir()
     (here / "slurm.conf").write_text(CONFIGURATION.format(here=here, host=host))
     program = here / "bin" / "dipole-vla"  # whatever this interpreter would run, under the name the script calls
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m dipole_vla.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\necho "starts $1"\nexec {sys.executable} -m dipole_vla.cli "$@"\n')
     program.chmod(0o755)
     root = str(Path(__file__).resolve().parents[2])
     with pytest.MonkeyPatch.context() as patch:
@@ -135,12 +135,22 @@ def state(job: str) -> str:
     return re.search(r"JobState=(\w+)", output("scontrol", "show", "job", job))[1]  # type: ignore[index]
 
 
+def said(log: Path) -> str:
+    return log.read_text() if log.is_file() else ""
+
+
 def test_a_preempted_job_requeues_itself_and_finishes(slurm: Path, loop: Path, tmp_path: Path) -> None:
+    """Preempted while doctor still looks, and again amid the training."""
     job, log, out = launched(loop, tmp_path, 400)
-    curves = out / "logs" / "metrics.csv"
-    until(curves.is_file, told=lambda: log.read_text() if log.is_file() else "no log")
+    until(lambda: "starts doctor" in said(log), told=lambda: said(log))
     subprocess.run(["scancel", "--signal=USR1", job], check=True)
     until(lambda: starts(job) == 1, told=log.read_text)
+    assert not out.exists()
+    again(job, log)
+    curves = out / "logs" / "metrics.csv"
+    until(curves.is_file, told=log.read_text)
+    subprocess.run(["scancel", "--signal=USR1", job], check=True)
+    until(lambda: starts(job) == 2, told=log.read_text)
     assert len(list((out / CHECKPOINTS).glob("*.ckpt"))) == 1
     again(job, log)
     until(lambda: state(job) in ("COMPLETED", "FAILED", "CANCELLED"), 1200, told=log.read_text)
@@ -153,7 +163,7 @@ def test_a_preempted_job_requeues_itself_and_finishes(slurm: Path, loop: Path, t
 
 def test_a_job_at_its_time_limit_goes_on_in_the_next(slurm: Path, loop: Path, tmp_path: Path) -> None:
     job, log, out = launched(loop, tmp_path, 1_000_000, "--time", "5:00", "--grace", "60")
-    until(lambda: starts(job) == 1, told=lambda: log.read_text() if log.is_file() else "no log")
+    until(lambda: starts(job) == 1, told=lambda: said(log))
     saved = list((out / CHECKPOINTS).glob("*.ckpt"))
     assert len(saved) == 1
     again(job, log)
