@@ -25,6 +25,9 @@ Denoise = Callable[[Role, Tensor, Tensor, Tensor | None], Tensor]
 rows: indices (int64) of x_t's rows in the batch, or None when x_t is the whole batch.
 """
 
+DenoiseRouted = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t, t, is_positive) -> native prediction of each row under the sign it is routed to."""
+
 Settle = Callable[[Role, Tensor], Tensor]
 """(role, its part of the loss) -> what stands for it in the sum; called as soon as that part is known.
 
@@ -133,6 +136,7 @@ def dichotomous_loss(
     sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
     settle: Settle = lambda role, loss: loss,
+    denoise_routed: DenoiseRouted | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted denoising loss of both policies on one batch (Eq. 9) and scalars to log (detached).
 
@@ -143,7 +147,8 @@ def dichotomous_loss(
     routing: "both" shows every sample to both adapters; "bernoulli" sends it to one, the positive with probability
         sigma(beta G): the same gradient in expectation for half the work.
     sample_weight: (rows,), e.g. 0 for scenes whose candidates all score alike; the loss is the mean by this weight.
-    settle: see `Settle`; not called for mirrored rules, whose two parts share one pass.
+    settle: see `Settle`; not called where the two parts share one pass: mirrored rules, `denoise_routed`.
+    denoise_routed: for "bernoulli", both parts of the batch in one pass instead of one pass each.
     """
     x_t, wanted = interpolate(schedule, x0, noise, t), target(prediction, schedule, x0, noise, t)
     chosen = rule_named(rule, routing)
@@ -158,10 +163,15 @@ def dichotomous_loss(
             terms[role], outputs[role] = _settled(settle, denoise, role, share * weight, x_t, wanted, t, mask)
         scalars = _distance(outputs)
     else:
-        parts = _routed(weights["positive"], generator)
-        scalars = {"fraction_positive": parts["positive"].double().mean()}
-        for role, rows in parts.items():
-            terms[role] = settle(role, (share * _part_loss(denoise, role, rows, x_t, wanted, t, mask)).sum())
+        is_positive = _routes(weights["positive"], generator)
+        parts: dict[Role, Tensor] = {"positive": is_positive, "negative": ~is_positive}
+        scalars = {"fraction_positive": is_positive.double().mean()}
+        if denoise_routed is not None:
+            loss_of_rows = share * per_sample_loss(denoise_routed(x_t, t, is_positive), wanted, mask)
+            terms = {role: (loss_of_rows * rows).sum() for role, rows in parts.items()}
+        else:
+            for role, rows in parts.items():
+                terms[role] = settle(role, (share * _part_loss(denoise, role, rows, x_t, wanted, t, mask)).sum())
     loss = torch.stack(list(terms.values())).sum()
     for role, weight in weights.items():
         scalars[f"loss_{role}"] = terms[role].detach()
@@ -237,12 +247,16 @@ def _shares(sample_weight: Tensor | None, x0: Tensor) -> Tensor:
     return weight / weight.sum().clamp_min(torch.finfo(x0.dtype).tiny)
 
 
-def _routed(probability: Tensor, generator: torch.Generator | None) -> dict[Role, Tensor]:
-    """(rows,) booleans per role: positive with the given probability, else negative."""
+def _routes(probability: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(rows,) booleans, each true with its own probability; as many are as should be, within one, in any run of rows.
+
+    Systematic sampling: the probabilities laid end to end, and a comb of unit spacing with a random start. A scene's
+    candidates stand in a row, so every scene feeds both signs, and the gradient varies less than with single draws.
+    """
     device = generator.device if generator is not None else probability.device
-    draw = torch.rand(probability.shape, generator=generator, dtype=probability.dtype, device=device)
-    is_positive = draw.to(probability.device) < probability
-    return {"positive": is_positive, "negative": ~is_positive}
+    start = torch.rand((), generator=generator, dtype=torch.float64, device=device).to(probability.device)
+    ends = (start + probability.double().cumsum(0)).floor()
+    return torch.diff(ends, prepend=ends.new_zeros(1)) > 0
 
 
 def _part_loss(

@@ -3,8 +3,8 @@
 Switching and freezing live here and nowhere else: PEFT's own `set_adapter` turns gradients off on the adapter it
 leaves, so a pass is routed by the layers' `_active_adapter` instead, which touches no gradient flag (pinned by
 test_adapters.py). Two routed passes, one loss, one backward train both. Whoever checkpoints activations must make
-the recomputation run under the same role. Sampling with guidance runs both signs in one batch instead
-(`prepare_both`, `denoise_both`): the frozen weights are then read once, which is what a small batch waits for.
+the recomputation run under the same role. Two passes can also be one, of rows of either sign (`prepare_both`, then
+`denoise_both` for guided sampling, `denoise_routed` for training): the frozen weights are then read once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -116,6 +117,23 @@ class AdapterPair:
             output = self.backbone.denoise(context, torch.cat([x_t, x_t]), torch.cat([t, t]))
         first, second = output.chunk(2)
         return first, second
+
+    def denoise_routed(
+        self, contexts: Mapping[Role, Context], x_t: Tensor, t: Tensor, is_positive: Tensor, group: int
+    ) -> Tensor:
+        """`denoise` of each row under the sign it is routed to, in one pass; gradients reach both adapters.
+
+        contexts: the B scenes under either sign. x_t (B*group, horizon, dim), t and is_positive (B*group,), where
+        scene i serves rows [i*group, (i+1)*group). group 2 is refused: see `_mixed`.
+        """
+        assert group != 2
+        order = torch.argsort(~is_positive, stable=True)
+        positives, scenes = int(is_positive.sum()), order // group
+        serves = torch.cat([scenes[:positives], scenes[positives:] + len(contexts["positive"])])
+        context = replace(self.prepare_both(contexts, SIGNS), serves=serves)
+        with self.layers_as(partial(_mixed, roles=SIGNS, rows=(positives, len(order) - positives))):
+            output = self.backbone.denoise(context, x_t[order], t[order])
+        return output[torch.argsort(order)]
 
     @contextmanager
     def layers_as(self, forward: Callable[[LoraLayer], Callable[..., Tensor]]) -> Iterator[None]:
@@ -262,18 +280,24 @@ def matrices(layer: LoraLayer, role: str) -> tuple[Tensor, Tensor, float]:
     return down, up, layer.scaling[role]
 
 
-def _mixed(layer: LoraLayer, roles: tuple[Role, Role]) -> Callable[[Tensor], Tensor]:
-    """The layer for rows [first role | second role]: one product with the frozen weight, each half its own update."""
+def _mixed(
+    layer: LoraLayer, roles: tuple[Role, Role], rows: tuple[int, int] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The layer for rows [first role | second role]: one product with the frozen weight, each part its own update.
+
+    rows: how many of either role; None if as many of both. A table of scenes always has as many of both and is told
+    from one of rows by its length, which is why there must not be two rows for every scene.
+    """
 
     def forward(x: Tensor) -> Tensor:
-        output = layer.base_layer(x)
-        parts = [part.flatten(0, -2) for part in output.chunk(2)]
-        for index, (role, rows) in enumerate(zip(roles, x.to(output.dtype).chunk(2))):
-            if role is not None:
-                down, up, scaling = matrices(layer, role)
-                hidden = nn.functional.linear(rows.flatten(0, -2), down.to(output.dtype))
-                parts[index] = torch.addmm(parts[index], hidden, up.T.to(output.dtype), alpha=scaling)
-        return torch.cat(parts).reshape(output.shape)
+        flat = x.flatten(0, -2)
+        output = layer.base_layer(flat)
+        counts = rows if rows is not None and sum(rows) == len(x) else (len(x) // 2, len(x) // 2)
+        sizes = [count * math.prod(x.shape[1:-1]) for count in counts]
+        pairs = [matrix for role in roles for matrix in _matrices_in(layer, role, output.dtype)]
+        add = _AddUpdates.apply if torch.is_grad_enabled() else _add_updates
+        add(output, flat.to(output.dtype), sizes, layer.scaling["positive"], *pairs)
+        return output.unflatten(0, x.shape[:-1])
 
     return forward
 
@@ -285,12 +309,75 @@ def _remembering(layer: LoraLayer) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         if not last or last[0] is not x:
             last[:] = [x, layer.base_layer(x)]
-        if layer._disable_adapters:
-            return last[1]
-        role = layer._active_adapter[0]
-        return last[1] + layer.lora_B[role](layer.lora_A[role](x)) * layer.scaling[role]
+        role = None if layer._disable_adapters else layer._active_adapter[0]
+        return _updated(layer, role, last[1], x)  # type: ignore[arg-type]
 
     return forward
+
+
+def _updated(layer: LoraLayer, role: Role, output: Tensor, x: Tensor) -> Tensor:
+    """The frozen layer's output (..., out) for x (..., in) with one adapter's update added."""
+    if role is None:
+        return output
+    down, up, scaling = matrices(layer, role)
+    hidden = nn.functional.linear(x.to(output.dtype), down.to(output.dtype)).flatten(0, -2)
+    return torch.addmm(output.flatten(0, -2), hidden, up.T.to(output.dtype), alpha=scaling).reshape(output.shape)
+
+
+def _matrices_in(layer: LoraLayer, role: Role, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    if role is None:
+        return None, None
+    down, up, _ = matrices(layer, role)
+    return down.to(dtype), up.to(dtype)
+
+
+def _add_updates(
+    output: Tensor, x: Tensor, sizes: Sequence[int], scaling: float, *matrices: Tensor | None
+) -> list[Tensor | None]:
+    """output += scaling * up down x, where successive runs of rows have matrices (down, up) of their own, or none.
+
+    output (rows, out) and x (rows, in); sizes of the runs. Returns down x of each run.
+    """
+    inner: list[Tensor | None] = []
+    for rows, out, (down, up) in zip(x.split(sizes), output.split(sizes), _by_two(matrices)):
+        inner.append(None if down is None else rows @ down.T)
+        if down is not None:
+            out.addmm_(inner[-1], up.T, alpha=scaling)
+    return inner
+
+
+class _AddUpdates(torch.autograd.Function):
+    """`_add_updates` with gradients: autograd's own (slices, products, a concatenation) cost as much as the layer."""
+
+    @staticmethod
+    def forward(ctx, output, x, sizes, scaling, *matrices):
+        ctx.sizes, ctx.scaling = sizes, scaling
+        ctx.mark_dirty(output)
+        ctx.save_for_backward(x, *_add_updates(output, x, sizes, scaling, *matrices), *matrices)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, *saved = ctx.saved_tensors
+        runs = len(ctx.sizes)
+        into_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
+        targets = [None] * runs if into_x is None else into_x.split(ctx.sizes)
+        found: list[Tensor | None] = []
+        for rows, out, inner, (down, up), target in zip(
+            x.split(ctx.sizes), gradient.split(ctx.sizes), saved[:runs], _by_two(saved[runs:]), targets
+        ):
+            if down is None:
+                found += [None, None]
+                continue
+            into_inner = ctx.scaling * (out @ up)
+            found += [into_inner.T @ rows, ctx.scaling * (inner.T @ out).T]
+            if target is not None:
+                target.addmm_(into_inner, down)
+        return gradient, into_x, None, None, *found
+
+
+def _by_two(matrices: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    return zip(matrices[::2], matrices[1::2])
 
 
 def _sign(role: str) -> Role:

@@ -170,7 +170,7 @@ class Context:
         """The rows of this context, then those of another of the same names; one row each serves as many actions."""
         assert self.serves is None
         assert other.serves is None
-        return Context({name: torch.cat([tensor, other[name]]) for name, tensor in self.tensors.items()})
+        return Context({name: _stacked(tensor, other[name]) for name, tensor in self.tensors.items()})
 
     def detach(self) -> Context:
         return replace(self, tensors={name: tensor.detach() for name, tensor in self.tensors.items()})
@@ -182,6 +182,14 @@ class Context:
     def extended(self, tensors: Mapping[str, Tensor]) -> Context:
         """This context with more tensors of the same B rows."""
         return replace(self, tensors={**self.tensors, **tensors})
+
+
+def _stacked(first: Tensor, second: Tensor) -> Tensor:
+    """Concatenated along the first axis, in the memory order of `first`, which its producer and reader like best."""
+    strides = first.stride()
+    order = sorted(range(first.dim()), key=lambda axis: (axis > 0, -strides[axis]))
+    back = [order.index(axis) for axis in range(first.dim())]
+    return torch.cat([first.permute(order), second.permute(order)]).permute(back)
 
 
 class Processor(Protocol):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,15 @@ from dipole_vla.backbones import load_backbone
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
 from dipole_vla.guidance import Role
-from dipole_vla.objective import Denoise, Routing, base_distance, dichotomous_loss, rule_named, sign_distance
+from dipole_vla.objective import (
+    Denoise,
+    DenoiseRouted,
+    Routing,
+    base_distance,
+    dichotomous_loss,
+    rule_named,
+    sign_distance,
+)
 from dipole_vla.paths import interpolate
 from dipole_vla.policy import AdapterPair, Context, Guidance, GuidedPolicy
 from dipole_vla.policy.adapters import SIGNS
@@ -82,7 +91,7 @@ class DipoleModule(FineTuning):
                 parameter.requires_grad_(role in self.trained)
         if checkpointing:
             recompute_blocks(self.pair)
-        self.beta, self.draws, self.scope = beta, draws, scope
+        self.beta, self.draws, self.scope, self.checkpointing = beta, draws, scope, checkpointing
         self.routing: Routing = routing
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -121,7 +130,9 @@ class DipoleModule(FineTuning):
             advantage = batch["advantage"].repeat_interleave(self.draws, 1).flatten()
             noise = torch.randn(x0.shape, generator=generator, device=x0.device)
             t = backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
-            denoise = self._denoiser(batch, len(x0) // len(batch["token"]))
+            contexts = _Contexts(partial(self._contexts, batch))
+            group = len(x0) // len(batch["token"])
+            denoise = self._denoiser(contexts, group)
             loss, scalars = dichotomous_loss(
                 denoise,
                 backbone.schedule,
@@ -136,6 +147,7 @@ class DipoleModule(FineTuning):
                 generator=generator,
                 mask=backbone.action.mask().to(x0.device),
                 settle=self._settle,
+                denoise_routed=self._one_pass(contexts, group),
             )
             trainer: Any = self.trainer
             every = trainer.log_every_n_steps
@@ -144,16 +156,20 @@ class DipoleModule(FineTuning):
         self.log_dict(scalars)
         return self.checked(loss, batch)
 
-    def _denoiser(self, batch: dict[str, Any], group: int) -> Denoise:
-        """Encodes a scene when its first role is asked for, so that one sign's graph can end before the other's."""
-        contexts: dict[Role, Context] = {}
+    def _denoiser(self, contexts: Mapping[Role, Context], group: int) -> Denoise:
+        return lambda role, x_t, t, rows: self.pair.denoiser({role: contexts[role]}, group)(role, x_t, t, rows)
 
-        def denoise(role: Role, x_t: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
-            if role not in contexts:
-                contexts.update(self._contexts(batch, role))
-            return self.pair.denoiser(contexts, group)(role, x_t, t, rows)
+    def _one_pass(self, contexts: Mapping[Role, Context], group: int) -> DenoiseRouted | None:
+        """Rows of both signs in one pass, where the engine and the recomputation of blocks do not ask for passes."""
+        pair = self.pair
+        if not isinstance(pair, AdapterPair) or self.checkpointing or group == 2 or self._has_engine:
+            return None
+        return partial(pair.denoise_routed, contexts, group=group)
 
-        return denoise
+    @property
+    def _has_engine(self) -> bool:
+        """DeepSpeed partitions parameters between passes and around modules."""
+        return hasattr(self.trainer.strategy, "deepspeed_engine")
 
     def _contexts(self, batch: dict[str, Any], role: Role) -> dict[Role, Context]:
         everyone: tuple[Role, ...] = (*SIGNS, None)
@@ -164,8 +180,8 @@ class DipoleModule(FineTuning):
     def _settle(self, role: Role, loss: Tensor) -> Tensor:
         """One sign's backward pass before the other's forward pass, where gradients can be taken early."""
         plugin = self.trainer.precision_plugin
-        if getattr(plugin, "scaler", None) is not None or hasattr(self.trainer.strategy, "deepspeed_engine"):
-            return loss  # fp16 must scale first; DeepSpeed partitions parameters between the passes
+        if getattr(plugin, "scaler", None) is not None or self._has_engine:
+            return loss  # fp16 must scale first
         return settled(loss, list(self.pair.parameters(role)))
 
     @torch.no_grad()
@@ -202,3 +218,15 @@ class DipoleModule(FineTuning):
         policy = GuidedPolicy(self.backbone, self.pair, guidance=Guidance(rule=self.rule))
         with self.averaged():
             policy.save_pretrained(folder, self.backbone_folder, self.critic_folder, tokens, made)
+
+
+class _Contexts(dict[Role, Context]):
+    """A batch's scenes under each role, encoded when first asked for: one sign's graph can end before the other's."""
+
+    def __init__(self, contexts: Callable[[Role], Mapping[Role, Context]]):
+        super().__init__()
+        self.contexts = contexts
+
+    def __missing__(self, role: Role) -> Context:
+        self.update(self.contexts(role))
+        return self[role]

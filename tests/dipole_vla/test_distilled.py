@@ -78,7 +78,9 @@ def test_folding_an_omega_changes_nothing_but_rounding():
 
 def test_guidance_takes_one_pass_over_the_head():
     policy, rows = make_policy(), []
-    policy.backbone.decoder.blocks[0].attn.qkv.base_layer.register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
+    poses = policy.backbone.action.horizon
+    layer = policy.backbone.decoder.blocks[0].attn.qkv.base_layer
+    layer.register_forward_pre_hook(lambda _, x: rows.append(x[0][..., 0].numel() // poses))
     policy.sample(make_observation(), 1.5, CANDIDATES, noise_of())
     assert rows == [SCENES * CANDIDATES] * 11  # ten steps and the one at the clean end
     rows.clear()

@@ -100,7 +100,7 @@ def test_bernoulli_has_the_gradient_of_both_in_expectation(monkeypatch):
     expected = [torch.zeros_like(gradient) for gradient in wanted]
     for routing in itertools.product([True, False], repeat=ROWS):
         route = torch.tensor(routing)
-        monkeypatch.setattr(objective, "_routed", lambda p, g, route=route: {"positive": route, "negative": ~route})
+        monkeypatch.setattr(objective, "_routes", lambda p, g, route=route: route)
         chance = torch.where(route, probability, 1 - probability).prod()
         for total, gradient in zip(expected, policies.gradients(loss_of(policies, routing="bernoulli")[0])):
             total += chance * gradient
@@ -122,9 +122,40 @@ def test_bernoulli_shows_each_sample_to_one_sign_as_often_as_its_weight_says():
     torch.testing.assert_close(counts.double() / 500, positive_weight(batch()[1], 2.0), atol=0.08, rtol=0)
 
 
+def test_any_run_of_rows_feeds_each_sign_what_its_weights_add_up_to():
+    """Systematic sampling: counts off by less than two wherever a run of candidates begins and ends."""
+    generator = torch.Generator().manual_seed(2)
+    probability = torch.rand(64, generator=generator)
+    for _ in range(50):
+        routes = objective._routes(probability, generator)
+        for first, last in ((0, 64), (0, 16), (16, 32), (5, 9)):
+            wanted = probability[first:last].sum()
+            assert abs(routes[first:last].sum() - wanted) < (1 if first == 0 else 2)
+    assert objective._routes(torch.ones(8), generator).all()
+    assert not objective._routes(torch.zeros(8), generator).any()
+
+
+def test_one_pass_of_routed_rows_is_the_same_loss():
+    policies, found = TwoLinearPolicies(), []
+
+    def in_one_pass(x_t, t, is_positive):
+        each = [policies(role, x_t, t, None) for role in ("positive", "negative")]
+        return torch.where(is_positive[:, None, None], *each)
+
+    for denoise_routed in (None, in_one_pass):
+        generator = torch.Generator().manual_seed(3)
+        loss, scalars = loss_of(policies, routing="bernoulli", generator=generator, denoise_routed=denoise_routed)
+        found.append((policies.gradients(loss), scalars))
+    for one, other in zip(*(gradients for gradients, _ in found)):
+        torch.testing.assert_close(one, other)
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, scalar in found[0][1].items():
+        torch.testing.assert_close(scalar, found[1][1][name])
+
+
 def test_a_sign_without_samples_still_gets_a_gradient_of_zero(monkeypatch):
     every = torch.ones(ROWS, dtype=torch.bool)
-    monkeypatch.setattr(objective, "_routed", lambda p, g: {"positive": every, "negative": ~every})
+    monkeypatch.setattr(objective, "_routes", lambda p, g: every)
     policies = TwoLinearPolicies()
     positive, negative = policies.gradients(loss_of(policies, routing="bernoulli")[0])
     assert positive.abs().sum() > 0
