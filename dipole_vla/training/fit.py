@@ -73,8 +73,8 @@ class FitCLI(LightningCLI):
         named = str(getattr(strategy, "class_path", strategy))
         if re.search(r"fsdp|ModelParallel", named, re.IGNORECASE):
             raise InputError(
-                f"trainer.strategy: {named} is not supported, its checkpoints would be others; use ddp, or "
-                "dipole_vla.training.deepspeed.PairDeepSpeed with stage 3, which shards the same"
+                f"trainer.strategy: {named} is not supported, its checkpoints would be others; use "
+                "dipole_vla.training.sharded.ShardedBackbone (FSDP2) or dipole_vla.training.deepspeed.PairDeepSpeed"
             )
         self.recipe = plain(self.parser, self.config)
         self.out: Path = self.config.out

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 STEPS, HALF = 6, 4
 LIMIT = 1800  # s, bounds hangs only
 ROOT = Path(__file__).resolve().parents[2]
+FSDP2 = json.dumps({"class_path": "dipole_vla.training.sharded.ShardedBackbone"})
 CALLBACKS = "tests.dipole_vla.rank_callbacks"
 STARTERS = {
     "lightning": ["-m"],
@@ -59,11 +60,12 @@ def record_of(out: Path) -> Path:
     return out.with_name(f"{out.name}-losses")
 
 
-def two_ranks(stage: int | None, offload: bool = False) -> list[str]:
-    """stage: of PairDeepSpeed; None is plain data parallel."""
+def two_ranks(stage: int | str, offload: bool = False) -> list[str]:
+    """stage: of PairDeepSpeed, or the name of another strategy."""
     engine = {"class_path": "dipole_vla.training.deepspeed.PairDeepSpeed"}
     options = {"init_args": {"stage": stage, "offload_optimizer": offload}}
-    return ["--trainer.devices", "2", "--trainer.strategy", json.dumps({**engine, **options}) if stage else "ddp"]
+    strategy = stage if isinstance(stage, str) else json.dumps({**engine, **options})
+    return ["--trainer.devices", "2", "--trainer.strategy", strategy]
 
 
 def halfway(run: Path, out: Path) -> Path:
@@ -125,10 +127,12 @@ def test_stage_2_is_the_single_process(single: Path, second_stage: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("stage", "starter"), [(1, "accelerate"), (3, "lightning"), (None, "torchrun")], ids=["ZeRO-1", "ZeRO-3", "ddp"]
+    ("stage", "starter"),
+    [(1, "accelerate"), (3, "lightning"), ("ddp", "torchrun"), (FSDP2, "lightning")],
+    ids=["ZeRO-1", "ZeRO-3", "ddp", "FSDP2"],
 )
 def test_any_strategy_however_started_is_the_single_process(
-    loop: Path, single: Path, tmp_path: Path, stage: int | None, starter: str
+    loop: Path, single: Path, tmp_path: Path, stage: int | str, starter: str
 ) -> None:
     train(loop, tmp_path / "x", *two_ranks(stage), starter=starter)
     close(single, tmp_path / "x")
@@ -143,9 +147,11 @@ def test_a_killed_run_resumes_to_the_bit(loop: Path, second_stage: Path, tmp_pat
     assert losses(record_of(out)) == {place: loss for place, loss in whole.items() if place >= 2 * HALF}
 
 
-@pytest.mark.parametrize(("stage", "offload"), [(3, False), (2, True)], ids=["ZeRO-3", "offload"])
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(3, False), (2, True), (FSDP2, False)], ids=["ZeRO-3", "offload", "FSDP2"]
+)
 def test_a_checkpoint_resumes_at_another_stage(
-    loop: Path, single: Path, second_stage: Path, tmp_path: Path, stage: int, offload: bool
+    loop: Path, single: Path, second_stage: Path, tmp_path: Path, stage: int | str, offload: bool
 ) -> None:
     out = halfway(second_stage, tmp_path / "x")
     train(loop, out, *two_ranks(stage, offload))
