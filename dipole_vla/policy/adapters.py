@@ -29,6 +29,7 @@ from dipole_vla import checkpoint
 from dipole_vla.guidance import Role
 from dipole_vla.objective import Denoise
 from dipole_vla.policy.backbone import Backbone, Context, Observation
+from dipole_vla.policy.mixed_rows import mixed, remembering
 from navsim_adapter.errors import InputError, did_you_mean
 
 SIGNS: tuple[Literal["positive"], Literal["negative"]] = ("positive", "negative")
@@ -104,7 +105,7 @@ class AdapterPair:
 
         Where both roles show a layer the very same input, as keys and values of one scene, its frozen part runs once.
         """
-        with self.layers_as(_remembering):
+        with self.layers_as(remembering):
             prepared = [self.prepare(contexts[role], role) for role in roles]
         return prepared[0].stacked(prepared[1])
 
@@ -113,7 +114,7 @@ class AdapterPair:
 
         x_t (B*G, horizon, dim), t (B*G,), as for one role; row i of either half of the context serves G rows.
         """
-        with torch.no_grad(), self.layers_as(partial(_mixed, roles=roles)):
+        with torch.no_grad(), self.layers_as(partial(mixed, roles=roles)):
             output = self.backbone.denoise(context, torch.cat([x_t, x_t]), torch.cat([t, t]))
         first, second = output.chunk(2)
         return first, second
@@ -124,14 +125,14 @@ class AdapterPair:
         """`denoise` of each row under the sign it is routed to, in one pass; gradients reach both adapters.
 
         contexts: the B scenes under either sign. x_t (B*group, horizon, dim), t and is_positive (B*group,), where
-        scene i serves rows [i*group, (i+1)*group). group 2 is refused: see `_mixed`.
+        scene i serves rows [i*group, (i+1)*group). group 2 is refused: see `mixed_rows.mixed`.
         """
         assert group != 2
         order = torch.argsort(~is_positive, stable=True)
         positives, scenes = int(is_positive.sum()), order // group
         serves = torch.cat([scenes[:positives], scenes[positives:] + len(contexts["positive"])])
         context = replace(self.prepare_both(contexts, SIGNS), serves=serves)
-        with self.layers_as(partial(_mixed, roles=SIGNS, rows=(positives, len(order) - positives))):
+        with self.layers_as(partial(mixed, roles=SIGNS, rows=(positives, len(order) - positives))):
             output = self.backbone.denoise(context, x_t[order], t[order])
         return output[torch.argsort(order)]
 
@@ -263,121 +264,6 @@ def _attach(backbone: Backbone, config: LoraConfig) -> list[LoraLayer]:
         parameter.requires_grad_("lora_" in name)
     backbone.eval()  # injected modules arrive in training mode
     return [module for module in backbone.modules() if isinstance(module, LoraLayer)]
-
-
-def frozen(layer: LoraLayer) -> nn.Linear:
-    """The layer under the adapters."""
-    base = layer.get_base_layer()
-    assert isinstance(base, nn.Linear)
-    return base
-
-
-def matrices(layer: LoraLayer, role: str) -> tuple[Tensor, Tensor, float]:
-    """(rank, in) and (out, rank) matrices of one adapter, and its scaling: the update is scaling * up @ down."""
-    down, up = layer.lora_A[role].weight, layer.lora_B[role].weight
-    assert isinstance(down, Tensor)
-    assert isinstance(up, Tensor)
-    return down, up, layer.scaling[role]
-
-
-def _mixed(
-    layer: LoraLayer, roles: tuple[Role, Role], rows: tuple[int, int] | None = None
-) -> Callable[[Tensor], Tensor]:
-    """The layer for rows [first role | second role]: one product with the frozen weight, each part its own update.
-
-    rows: how many of either role; None if as many of both. A table of scenes always has as many of both and is told
-    from one of rows by its length, which is why there must not be two rows for every scene.
-    """
-
-    def forward(x: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)
-        output = layer.base_layer(flat)
-        counts = rows if rows is not None and sum(rows) == len(x) else (len(x) // 2, len(x) // 2)
-        sizes = [count * math.prod(x.shape[1:-1]) for count in counts]
-        pairs = [matrix for role in roles for matrix in _matrices_in(layer, role, output.dtype)]
-        add = _AddUpdates.apply if torch.is_grad_enabled() else _add_updates
-        add(output, flat.to(output.dtype), sizes, layer.scaling["positive"], *pairs)
-        return output.unflatten(0, x.shape[:-1])
-
-    return forward
-
-
-def _remembering(layer: LoraLayer) -> Callable[[Tensor], Tensor]:
-    """The routed layer, which keeps the frozen part of its last input: the other role mostly asks the same."""
-    last: list[Tensor] = []
-
-    def forward(x: Tensor) -> Tensor:
-        if not last or last[0] is not x:
-            last[:] = [x, layer.base_layer(x)]
-        role = None if layer._disable_adapters else layer._active_adapter[0]
-        return _updated(layer, role, last[1], x)  # type: ignore[arg-type]
-
-    return forward
-
-
-def _updated(layer: LoraLayer, role: Role, output: Tensor, x: Tensor) -> Tensor:
-    """The frozen layer's output (..., out) for x (..., in) with one adapter's update added."""
-    if role is None:
-        return output
-    down, up, scaling = matrices(layer, role)
-    hidden = nn.functional.linear(x.to(output.dtype), down.to(output.dtype)).flatten(0, -2)
-    return torch.addmm(output.flatten(0, -2), hidden, up.T.to(output.dtype), alpha=scaling).reshape(output.shape)
-
-
-def _matrices_in(layer: LoraLayer, role: Role, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    if role is None:
-        return None, None
-    down, up, _ = matrices(layer, role)
-    return down.to(dtype), up.to(dtype)
-
-
-def _add_updates(
-    output: Tensor, x: Tensor, sizes: Sequence[int], scaling: float, *matrices: Tensor | None
-) -> list[Tensor | None]:
-    """output += scaling * up down x, where successive runs of rows have matrices (down, up) of their own, or none.
-
-    output (rows, out) and x (rows, in); sizes of the runs. Returns down x of each run.
-    """
-    inner: list[Tensor | None] = []
-    for rows, out, (down, up) in zip(x.split(sizes), output.split(sizes), _by_two(matrices)):
-        inner.append(None if down is None else rows @ down.T)
-        if down is not None:
-            out.addmm_(inner[-1], up.T, alpha=scaling)
-    return inner
-
-
-class _AddUpdates(torch.autograd.Function):
-    """`_add_updates` with gradients: autograd's own (slices, products, a concatenation) cost as much as the layer."""
-
-    @staticmethod
-    def forward(ctx, output, x, sizes, scaling, *matrices):
-        ctx.sizes, ctx.scaling = sizes, scaling
-        ctx.mark_dirty(output)
-        ctx.save_for_backward(x, *_add_updates(output, x, sizes, scaling, *matrices), *matrices)
-        return output
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, *saved = ctx.saved_tensors
-        runs = len(ctx.sizes)
-        into_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
-        targets = [None] * runs if into_x is None else into_x.split(ctx.sizes)
-        found: list[Tensor | None] = []
-        for rows, out, inner, (down, up), target in zip(
-            x.split(ctx.sizes), gradient.split(ctx.sizes), saved[:runs], _by_two(saved[runs:]), targets
-        ):
-            if down is None:
-                found += [None, None]
-                continue
-            into_inner = ctx.scaling * (out @ up)
-            found += [into_inner.T @ rows, ctx.scaling * (inner.T @ out).T]
-            if target is not None:
-                target.addmm_(into_inner, down)
-        return gradient, into_x, None, None, *found
-
-
-def _by_two(matrices: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    return zip(matrices[::2], matrices[1::2])
 
 
 def _sign(role: str) -> Role:

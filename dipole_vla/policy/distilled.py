@@ -19,8 +19,9 @@ from torch.nn.functional import linear
 
 from dipole_vla import checkpoint
 from dipole_vla.guidance import Role
-from dipole_vla.policy.adapters import SIGNS, AdapterPair, frozen, matrices
+from dipole_vla.policy.adapters import SIGNS, AdapterPair
 from dipole_vla.policy.backbone import Context
+from dipole_vla.policy.mixed_rows import frozen, matrices
 from navsim_adapter.errors import InputError
 
 FOLDER = "distilled"
