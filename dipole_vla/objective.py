@@ -248,15 +248,10 @@ def _shares(sample_weight: Tensor | None, x0: Tensor) -> Tensor:
 
 
 def _routes(probability: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(rows,) booleans, each true with its own probability; as many are as should be, within one, in any run of rows.
-
-    Systematic sampling: the probabilities laid end to end, and a comb of unit spacing with a random start. A scene's
-    candidates stand in a row, so every scene feeds both signs, and the gradient varies less than with single draws.
-    """
+    """(rows,) booleans, each true with its own probability."""
     device = generator.device if generator is not None else probability.device
-    start = torch.rand((), generator=generator, dtype=torch.float64, device=device).to(probability.device)
-    ends = (start + probability.double().cumsum(0)).floor()
-    return torch.diff(ends, prepend=ends.new_zeros(1)) > 0
+    draw = torch.rand(probability.shape, generator=generator, dtype=probability.dtype, device=device)
+    return draw.to(probability.device) < probability
 
 
 def _part_loss(

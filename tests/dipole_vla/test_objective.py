@@ -122,19 +122,6 @@ def test_bernoulli_shows_each_sample_to_one_sign_as_often_as_its_weight_says():
     torch.testing.assert_close(counts.double() / 500, positive_weight(batch()[1], 2.0), atol=0.08, rtol=0)
 
 
-def test_any_run_of_rows_feeds_each_sign_what_its_weights_add_up_to():
-    """Systematic sampling: counts off by less than two wherever a run of candidates begins and ends."""
-    generator = torch.Generator().manual_seed(2)
-    probability = torch.rand(64, generator=generator)
-    for _ in range(50):
-        routes = objective._routes(probability, generator)
-        for first, last in ((0, 64), (0, 16), (16, 32), (5, 9)):
-            wanted = probability[first:last].sum()
-            assert abs(routes[first:last].sum() - wanted) < (1 if first == 0 else 2)
-    assert objective._routes(torch.ones(8), generator).all()
-    assert not objective._routes(torch.zeros(8), generator).any()
-
-
 def test_one_pass_of_routed_rows_is_the_same_loss():
     policies, found = TwoLinearPolicies(), []
 

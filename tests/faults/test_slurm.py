@@ -125,7 +125,7 @@ def again(job: str, log: Path) -> None:
 
     def runs() -> bool:
         subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
-        return state(job) != "PENDING"
+        return state(job) == "RUNNING"  # not yet while the run before is still COMPLETING
 
     until(runs, told=log.read_text)
 
