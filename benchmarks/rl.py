@@ -8,6 +8,7 @@ Rows:
   stacked          this package: every network of one shape in one batched matmul, one fused Adam
   per-network loop the same networks, losses and batch, each an nn.Sequential with its own backward and its own Adam
   per-method       what a table of seven separate methods trains: a critic of its own for each
+  products alone   the matrix products of the stacked update and nothing else: what no implementation of it goes below
 Times are the median over rounds that alternate between the contestants, so that a busy machine slows all alike.
 """
 
@@ -19,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def main() -> None:
     for size, row in found.items():
         print(f"\n{size}, batch {options.batch}, CPU ms per update (median of {options.rounds} rounds)")
         for name, value in row.items():
-            print(f"  {name:34s} {value:9.2f}")
+            print(f"  {name:48s} {value:9.2f}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -72,7 +74,9 @@ def measure(hidden: int, layers: int, batch: int, rounds: int, fql: Path | None)
         "stacked, DIPOLE alone": stacked(hidden, layers, batch, ["positive", "negative"]),
         "stacked, six heads": stacked(hidden, layers, batch, [name for name in seven if name != "exponential_x10"]),
         "stacked, all seven heads": stacked(hidden, layers, batch, seven),
+        "stacked, seven heads, four seeds": stacked(hidden, layers, batch, seven, seeds=4),
         "per-network loop, seven heads": looped(hidden, layers, batch, seven),
+        "products alone, seven heads": products(hidden, layers, batch, len(seven)),
     }
     methods = [looped(hidden, layers, batch, list(heads), with_critic=i > 0) for i, heads in enumerate(METHODS)]
     contestants["per-method, seven methods"] = lambda: [step() for step in methods]
@@ -88,6 +92,12 @@ def measure(hidden: int, layers: int, batch: int, rounds: int, fql: Path | None)
     row["ratio: seven heads / DIPOLE alone"] = row["stacked, all seven heads"] / row["stacked, DIPOLE alone"]
     row["ratio: six heads / DIPOLE alone"] = row["stacked, six heads"] / row["stacked, DIPOLE alone"]
     row["ratio: per-network loop / stacked"] = row["per-network loop, seven heads"] / row["stacked, all seven heads"]
+    row["ratio: per-network loop / four seeds, per seed"] = (
+        4 * row["per-network loop, seven heads"] / row["stacked, seven heads, four seeds"]
+    )
+    row["ratio: per-network loop / products"] = (
+        row["per-network loop, seven heads"] / row["products alone, seven heads"]
+    )
     row["ratio: per-method / stacked"] = row["per-method, seven methods"] / row["stacked, all seven heads"]
     ours = work(hidden, layers, batch, critic=12, policies=3 * len(seven))
     row["GFLOP/s, stacked seven heads"] = ours / row["stacked, all seven heads"] / 1e6
@@ -104,22 +114,22 @@ def work(hidden: int, layers: int, batch: int, critic: int, policies: int) -> fl
     return 2.0 * batch * weights * (critic + policies)
 
 
-def draw(batch: int) -> dict[str, torch.Tensor]:
+def draw(batch: int, seeds: int = 1) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
-        "observation": torch.randn(1, batch, OBSERVATION, generator=generator),
-        "next_observation": torch.randn(1, batch, OBSERVATION, generator=generator),
-        "action": torch.rand(1, batch, ACTION, generator=generator) * 2 - 1,
-        "reward": -torch.ones(1, batch),
-        "discount": torch.full((1, batch), 0.99),
-        "noise": torch.randn(1, batch, ACTION, generator=generator),
-        "t": torch.rand(1, batch, generator=generator),
+        "observation": torch.randn(seeds, batch, OBSERVATION, generator=generator),
+        "next_observation": torch.randn(seeds, batch, OBSERVATION, generator=generator),
+        "action": torch.rand(seeds, batch, ACTION, generator=generator) * 2 - 1,
+        "reward": -torch.ones(seeds, batch),
+        "discount": torch.full((seeds, batch), 0.99),
+        "noise": torch.randn(seeds, batch, ACTION, generator=generator),
+        "t": torch.rand(seeds, batch, generator=generator),
     }
 
 
-def stacked(hidden: int, layers: int, batch: int, heads: list[str]) -> Callable[[], Any]:
-    learner = Learner(OBSERVATION, ACTION, [0], LearnerConfig(hidden=hidden, layers=layers, heads=heads))
-    optimizer, data = adam(learner), draw(batch)
+def stacked(hidden: int, layers: int, batch: int, heads: list[str], seeds: int = 1) -> Callable[[], Any]:
+    learner = Learner(OBSERVATION, ACTION, range(seeds), LearnerConfig(hidden=hidden, layers=layers, heads=heads))
+    optimizer, data = adam(learner), draw(batch, seeds)
 
     def step() -> None:
         loss, _ = learner.loss(data, data["noise"], data["t"])
@@ -177,6 +187,33 @@ def looped(hidden: int, layers: int, batch: int, heads: list[str], with_critic: 
             descend(net, (HEADS[name].weight(advantage, 2.0) * error).mean())
 
     return step
+
+
+def products(hidden: int, layers: int, batch: int, heads: int) -> Callable[[], Any]:
+    """Forward, input-gradient and weight-gradient products of one update, on operands of the right shapes.
+
+    Per stack: networks, input width, output width, whether it is trained.
+    """
+    pairs = OBSERVATION + ACTION
+    stacks = (
+        (2, pairs, 1, False),  # target Q
+        (1, OBSERVATION, 1, False),  # V of the next state
+        (2, pairs, 1, True),  # Q
+        (1, OBSERVATION, 1, True),  # V
+        (heads, pairs + 1, ACTION, True),
+    )
+    operands = []
+    for networks, inputs, outputs, is_trained in stacks:
+        widths = [inputs, *[hidden] * layers, outputs]
+        for layer, (rows, columns) in enumerate(pairwise(widths)):
+            x, weight = torch.randn(networks, batch, rows), torch.randn(networks, rows, columns)
+            gradient = torch.randn(networks, batch, columns)
+            operands.append((x, weight))
+            if is_trained:
+                operands.append((x.mT, gradient))
+                if layer > 0:  # nobody asks for the gradient of the data
+                    operands.append((gradient, weight.mT))
+    return lambda: [torch.bmm(left, right) for left, right in operands]
 
 
 def fql_update(folder: Path, hidden: int, layers: int, batch: int) -> Callable[[], Any]:
