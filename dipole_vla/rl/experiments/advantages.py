@@ -17,7 +17,7 @@ from dipole_vla.evaluation.report import charts
 from dipole_vla.objective import RULES
 from dipole_vla.rl.experiments import gridworld
 from dipole_vla.rl.experiments.bandit import BanditData, behaviour, draw, pairs, train, true_gain
-from dipole_vla.rl.experiments.page import Figure, Page, Table
+from dipole_vla.rl.experiments.page import Figure, Page, Table, signed
 from dipole_vla.rl.stack import StackedMLP
 
 EXPECTILES, BETA, OMEGAS, SAMPLES = (0.5, 0.7, 0.9), 2.0, (0.0, 1.0, 2.0, 4.0), (250, 1000, 20_000)
@@ -28,7 +28,8 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
     learnt = {expectile: _learn(world, expectile, updates, seed) for expectile in EXPECTILES}
     exact = {expectile: _advantage(world, world.expectile_value(expectile)) for expectile in EXPECTILES}
     rows = [_grid_row(world, expectile, learnt[expectile], exact[expectile]) for expectile in EXPECTILES]
-    bandit_rows = _bandit_rows(seed, max(1, updates // 3))
+    fits = max(1, updates // 3)
+    bandit_rows = _bandit_rows(seed, fits)
     worst = min(rows, key=lambda row: row["correlation"])
     answer = [
         f"Gridworld: learnt and exact advantages correlate {worst['correlation']:.3f} or better at expectiles "
@@ -37,15 +38,15 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
         f"{min(row['spread'] for row in rows):.3f}).",
         "Exact return from the start at ω = 2: "
         + "; ".join(
-            f"expectile {row['expectile']:g}: {row['return_learnt'][2]:+.3f} learnt, "
-            f"{row['return_exact'][2]:+.3f} exact"
+            f"expectile {row['expectile']:g}: {signed(row['return_learnt'][2], 3)} learnt, "
+            f"{signed(row['return_exact'][2], 3)} exact"
             for row in rows
         )
-        + f". The behaviour returns {world.start_value(world.behaviour):+.3f}.",
+        + f". The behaviour returns {signed(world.start_value(world.behaviour), 3)}.",
         "Bandit: "
         + "; ".join(
-            f"{row['samples']:,} samples: correlation {row['correlation']:.2f}, mean gain {row['learnt']:+.2f} "
-            f"(true advantages: {row['true']:+.2f})"
+            f"{row['samples']:,} samples: correlation {row['correlation']:.2f}, mean gain {signed(row['learnt'])} "
+            f"(with true advantages: {signed(row['true'])})"
             for row in bandit_rows
         )
         + ".",
@@ -54,7 +55,8 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
         "Learnt against true advantages",
         "How far is a learnt advantage from the true one, and what does the difference cost?",
         answer,
-        f"gridworld of {gridworld.SIZE} × {gridworld.SIZE} cells, {updates} critic updates; contextual bandit",
+        f"gridworld of {gridworld.SIZE} × {gridworld.SIZE} cells, {updates} critic updates; contextual bandit, {fits} "
+        "updates",
         [
             Figure(
                 "Advantages, state by state",
@@ -75,13 +77,14 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
                     (
                         f"{row['samples']:,}",
                         f"{row['correlation']:.3f}",
-                        f"{row['learnt']:+.3f}",
-                        f"{row['observed']:+.3f}",
-                        f"{row['true']:+.3f}",
+                        signed(row["learnt"], 3),
+                        signed(row["observed"], 3),
+                        signed(row["true"], 3),
                     )
                     for row in bandit_rows
                 ],
-                "DIPOLE at β = 2, ω = 1. Observed G is the truth with noise of standard deviation 0.3 on every sample.",
+                "DIPOLE at β = 2, ω = 1, one run each. Observed G is the truth with noise of standard deviation 0.3 on "
+                "every sample.",
             )
         ],
         {"updates": updates, "gridworld": rows, "bandit": bandit_rows},

@@ -9,7 +9,7 @@ import torch
 from dipole_vla.evaluation.report import charts
 from dipole_vla.objective import MAX_EXPONENTIAL_WEIGHT, RULES, Rule
 from dipole_vla.rl.experiments.bandit import Training, behaviour, draw, train
-from dipole_vla.rl.experiments.page import Figure, Page, Table
+from dipole_vla.rl.experiments.page import Figure, Page, Table, signed
 from dipole_vla.rl.heads import Head
 
 BETAS = (0.5, 1.0, 3.0, 10.0, 30.0)
@@ -25,6 +25,7 @@ STYLES: tuple[tuple[str, str, Any], ...] = (
     (charts.GREY, "s", (0, (4, 2))),
     (charts.BLUE, "o", "solid"),
     (charts.GREEN, "^", (0, (6, 2, 1, 2))),
+    (charts.INK, "P", "solid"),
 )
 
 
@@ -39,11 +40,11 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
     last = {row["family"]: row for row in rows if row["beta"] == BETAS[-1]}
     unclipped, positive = last["exp, unclipped"], last["σ, positive"]
     answer = [
-        f"At β = {BETAS[-1]:g} one unclipped exponential weight keeps {_weighing(unclipped)} (99th "
-        f"percentile over median), the sigmoid {_weighing(positive)}.",
+        f"At β = {BETAS[-1]:g} one unclipped exponential weight keeps an effective sample of {_weighing(unclipped)} "
+        f"(99th percentile over median), the sigmoid {_weighing(positive)}.",
         f"Best mean gain over β: exp unclipped {_best(rows, 'exp, unclipped', 'gain')}, clipped "
         f"{_best(rows, list(FAMILIES)[1], 'gain')}, DIPOLE at ω = 1 {_best(rows, 'σ, positive', 'gain_omega_1')}; "
-        f"the behaviour itself {base.gain:+.2f}.",
+        f"imitation {signed(base.gain)}.",
     ]
     return Page(
         "exp(βG) against σ(βG)",
@@ -54,7 +55,8 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
             Figure(
                 "Variance of the loss",
                 _lines(rows, "loss_variance", "variance of the training loss", is_log=True, name="variance"),
-                "Variance over the second half of the training, batch to batch. Missing marks: not finite.",
+                "Variance over the second half of the training, batch to batch. Missing marks: not finite. The two "
+                "signs of σ lie on each other.",
             ),
             Figure(
                 "Effective sample",
@@ -63,14 +65,23 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
             ),
             Figure(
                 "Return",
-                _lines(rows, "gain", "mean gain G", is_log=False, name="gain"),
-                "Mean true gain of the trained policy, without guidance or choice among candidates. The negative one "
-                "is meant to be bad.",
+                _lines([*rows, *_guided(rows)], "gain", "mean gain G", is_log=False, name="gain"),
+                "Mean true gain of the trained policy, without choice among candidates; DIPOLE is the pair of σ at "
+                "ω = 1. The negative one is meant to be bad.",
             ),
         ],
         [_table(rows)],
         {"updates": updates, "behaviour_gain": base.gain, "rows": rows},
     )
+
+
+def _guided(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pair at omega 1 as a family of its own, for the figure of returns."""
+    return [
+        {"family": "DIPOLE, ω = 1", "beta": row["beta"], "gain": row["gain_omega_1"]}
+        for row in rows
+        if row["family"] == "σ, positive"
+    ]
 
 
 def _weighing(row: dict[str, Any]) -> str:
@@ -112,7 +123,7 @@ def _returns(training: Training, family: str, beta: float) -> dict[str, float | 
 def _lines(rows: list[dict[str, Any]], key: str, label: str, is_log: bool, name: str) -> str:
     with charts.inline_figure(9, 4.0, name) as (figure, svg):
         axes = figure.add_subplot()
-        for family, (color, marker, dash) in zip(FAMILIES, STYLES):
+        for family, (color, marker, dash) in zip(dict.fromkeys(row["family"] for row in rows), STYLES):
             mine = [row for row in rows if row["family"] == family and row[key] is not None]
             axes.plot(
                 [row["beta"] for row in mine],
@@ -142,7 +153,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         "gradient p99 / median",
         "effective sample",
         "mean gain",
-        "off support",
+        "off the data",
+        "gain at ω = 1",
     )
     cells = [
         (
@@ -152,8 +164,9 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             _number(row["loss_variance"]),
             _number(row["tail"]),
             _percent(row["effective"]),
-            _number(row["gain"]),
+            _gain(row["gain"]),
             _percent(row["off_support"]),
+            _gain(row["gain_omega_1"]) if "gain_omega_1" in row else "–",
         )
         for row in rows
     ]
@@ -162,7 +175,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 def _best(rows: list[dict[str, Any]], family: str, key: str) -> str:
     mine = [(row[key], row["beta"]) for row in rows if row["family"] == family and row.get(key) is not None]
-    return f"{max(mine)[0]:+.2f} (β = {max(mine)[1]:g})" if mine else "not finite"
+    return f"{signed(max(mine)[0])} (β = {max(mine)[1]:g})" if mine else "not finite"
 
 
 def _finite(value: Any) -> float | None:
@@ -172,6 +185,10 @@ def _finite(value: Any) -> float | None:
 
 def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.3g}"
+
+
+def _gain(value: float | None) -> str:
+    return "not finite" if value is None else signed(value, 3)
 
 
 def _percent(value: float | None) -> str:

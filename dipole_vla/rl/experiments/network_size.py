@@ -20,7 +20,8 @@ from dipole_vla.rl.experiments.page import Figure, Page, Table
 from dipole_vla.rl.heads import Head
 
 BETA, SCENES, GROUP = 3.0, 16, 8
-WEIGHTS = {"σ (DIPOLE)": "dichotomous", "exp, clipped": "exponential"}
+SIGMOID, EXPONENTIAL = "σ (DIPOLE)", "exp, clipped"
+WEIGHTS = {SIGMOID: "dichotomous", EXPONENTIAL: "exponential"}
 STYLES = ((charts.BLUE, "solid"), (charts.ORANGE, (0, (4, 2))))
 
 
@@ -30,10 +31,15 @@ def run(seed: int = 0, updates: int = 300) -> Page:
         curves[f"MLP, {shown}"] = _mlp(RULES[name], seed, updates)
         curves[f"VLA, {shown}"] = _vla(name, seed, updates)
     rows = [{"network": label, **_facts(curve)} for label, curve in curves.items()]
+    tail = {row["network"]: row["tail"] for row in rows}
     answer = [
-        f"{row['network']} ({row['parameters']:,} trained parameters): gradient norm per root parameter, median "
-        f"{row['median']:.2e}, 99th percentile {row['tail']:.2f} times that; loss from {row['first']:.3g} to "
-        f"{row['last']:.3g}, coefficient of variation {row['variation']:.2f}."
+        "The exponential weight's gradient tail (99th percentile over median) over that of the sigmoid: "
+        + ", ".join(f"{tail[f'{n}, {EXPONENTIAL}'] / tail[f'{n}, {SIGMOID}']:.2f} in the {n}" for n in ("MLP", "VLA"))
+        + "."
+    ] + [
+        f"{row['network']} ({row['parameters']:,} trained parameters): gradient norm over the root of their number, "
+        f"median {row['median']:.2g}, 99th percentile {row['tail']:.2f} times that; loss from {row['first']:.3g} to "
+        f"{row['last']:.3g}."
         for row in rows
     ]
     return Page(
@@ -43,14 +49,16 @@ def run(seed: int = 0, updates: int = 300) -> Page:
         f"β = {BETA:g}, {updates} updates; bandit and random scenes with plans of known gain",
         [
             Figure(
-                "Gradient norm per root parameter",
-                _plot(curves, "norm", "gradient norm / √parameters"),
-                "Norm over all trained parameters over the root of their number, update by update.",
+                "Gradient norm, per parameter",
+                _plot(curves, "norm", "gradient norm / root of parameters"),
+                "Norm over all trained parameters over the root of their number, update by update, the first policy "
+                "only. An exponential weight is larger than a sigmoid's to begin with: compare the spread of a curve, "
+                "not its height.",
             ),
             Figure(
                 "Loss, relative to its start",
                 _plot(curves, "loss", "loss / mean of the first ten"),
-                "The weights differ in scale, so each curve is set to one at its start.",
+                "The weights differ in scale, so each curve is divided by the mean of its first ten updates.",
             ),
         ],
         [
@@ -62,14 +70,14 @@ def run(seed: int = 0, updates: int = 300) -> Page:
                     "median norm / √n",
                     "p99 / median",
                     "loss, first ten",
-                    "last tenth",
-                    "variation",
+                    "loss, last tenth",
+                    "variation of loss",
                 ),
                 [
                     (
                         row["network"],
                         f"{row['parameters']:,}",
-                        f"{row['median']:.2e}",
+                        f"{row['median']:.2g}",
                         f"{row['tail']:.2f}",
                         f"{row['first']:.3g}",
                         f"{row['last']:.3g}",
@@ -164,9 +172,11 @@ def _facts(curve: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plot(curves: dict[str, dict[str, Any]], key: str, label: str) -> str:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     with charts.inline_figure(10.5, 3.6, key) as (figure, svg):
-        for place, network in enumerate(("MLP", "VLA")):
-            axes = figure.add_subplot(1, 2, place + 1)
+        panels = figure.subplots(1, 2, sharey=True)
+        for place, (axes, network) in enumerate(zip(panels, ("MLP", "VLA"))):
             mine = {name: curve for name, curve in curves.items() if name.startswith(network)}
             for (name, curve), (color, dash) in zip(mine.items(), STYLES):
                 values = curve[key].double()
@@ -174,6 +184,10 @@ def _plot(curves: dict[str, dict[str, Any]], key: str, label: str) -> str:
                     values = values / values[:10].mean()
                 axes.plot(values.tolist(), color=color, linestyle=dash, linewidth=1, label=name.split(", ", 1)[1])
             axes.set_yscale("log")
+            if key == "loss":  # about a decade: plain numbers read better than powers
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_title(network, fontsize=10)
             axes.set_xlabel("update")
             axes.set_ylabel(label if place == 0 else "")

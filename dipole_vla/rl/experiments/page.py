@@ -49,6 +49,14 @@ class Page:
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
+def signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
+
+
 def render(name: str, page: Page, made: Sequence[tuple[str, str]]) -> str:
     environment = Environment(
         loader=ChoiceLoader(

@@ -10,7 +10,7 @@ import torch
 from dipole_vla.evaluation.report import charts
 from dipole_vla.objective import positive_weight
 from dipole_vla.rl.experiments.bandit import behaviour, draw, pairs, train
-from dipole_vla.rl.experiments.page import Figure, Page, Table
+from dipole_vla.rl.experiments.page import Figure, Page, Table, percent, signed
 from dipole_vla.rl.heads import Head
 
 BETAS, OMEGAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -35,9 +35,10 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
         row["sign"] = signature(row, base.gain, best["gain"], limit)
     good = [row["tilt"] for row in rows if row["sign"] == "works"]
     answer = [
-        f"Best: {best['gain']:+.2f} at β = {best['beta']:g}, ω = {best['omega']:g}, where β(1+ω)·std(G) = "
-        f"{best['tilt']:.1f}; the behaviour has {base.gain:+.2f}.",
-        f"{len(good)} of {len(rows)} settings work (within 25 % of the best gain, at most {limit:.0%} off the data); "
+        f"Best among the settings that stay on the data: {signed(best['gain'])} at β = {best['beta']:g}, "
+        f"ω = {best['omega']:g}, where β(1+ω)·std(G) = {best['tilt']:.1f}; imitation has {signed(base.gain)}.",
+        f"{len(good)} of {len(rows)} settings work (within 25 % of the best gain, at most {percent(limit)} of the "
+        f"actions off the data); "
         + (
             f"their β(1+ω)·std(G) runs from {min(good):.1f} to {max(good):.1f}, with median {np.median(good):.1f}."
             if good
@@ -53,12 +54,13 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
             Figure(
                 "Mean gain",
                 _map(rows, "gain", spread, "mean gain G", 0.0),
-                "Lines: β(1+ω)·std(G) = 3 and 5. Above and to the right of them samples leave the data.",
+                "Colours start at 0: everything below is one colour. Above and to the right of the lines samples leave "
+                "the data.",
             ),
             Figure(
                 "Share of actions off the data",
-                _map(rows, "off_support", spread, "share off support", 0.0, 1.0),
-                "The failure of large β(1+ω): extrapolation.",
+                _map(rows, "off_support", spread, "share of actions off the data", 0.0, 1.0),
+                f"The failure of large β(1+ω): extrapolation. Imitation itself: {percent(base.off_support)}.",
             ),
         ],
         [
@@ -67,7 +69,8 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
                 ("β \\ ω", *[f"{omega:g}" for omega in OMEGAS]),
                 [(f"{beta:g}", *[row["sign"] for row in rows if row["beta"] == beta]) for beta in BETAS],
                 "works: within 25 % of the best gain and on the data. idle: gains less than a quarter of that, "
-                "on the data (β too small). leaves: 10 points more off it than imitation. worse: below behaviour.",
+                "on the data (β too small). mild: in between. leaves: 10 points more off the data than imitation. "
+                "worse: gains less than imitation.",
             )
         ],
         {"updates": updates, "std": spread, "behaviour_gain": base.gain, "rows": rows},
@@ -112,6 +115,6 @@ def _map(
         axes.set_yticks(range(len(BETAS)), [f"{beta:g}" for beta in BETAS])
         axes.set_xlabel("greed ω")
         axes.set_ylabel("temperature β")
-        figure.colorbar(mesh, ax=axes, label=label)
+        figure.colorbar(mesh, ax=axes, label=label, extend="min" if table.min() < (low or 0.0) else "neither")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2, frameon=False, fontsize=9)
         return svg(f"{label} over beta and omega")
