@@ -16,9 +16,14 @@ from navsim_adapter.scoring.map_index import INTERSECTION, categories_at
 from navsim_adapter.scoring.packed import whole
 from navsim_adapter.scoring.simulate import COSINE, SINE, SPEED, X, Y
 from navsim_adapter.scoring.traffic_index import (
+    BOXES,
+    HALF_SIZES,
     IS_AGENT,
     IS_IGNORED,
+    UNSURE_GAP,
     entries_near,
+    gap_to_object,
+    grid_of,
     has_flag,
     light_count,
     object_count,
@@ -38,6 +43,7 @@ def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled,
     corners, other: (4, 2) scratch.  lanes: (5, P) scratch.
     """
     objects, has_no_lights = object_count(traffic), light_count(traffic) == 0
+    grid, boxes, halves = grid_of(traffic), whole(traffic, BOXES), whole(traffic, HALF_SIZES)
     for m in range(objects):
         is_settled[0, m] = is_settled[1, m] = has_flag(traffic, m, IS_IGNORED)
     collision_score, is_clear, obeys_lights = 1.0, True, True
@@ -53,7 +59,7 @@ def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled,
             at = k + offset * ttc.STRIDE
             later = (offset * ttc.STRIDE) * INTERVAL
             shift_x, shift_y = (cosine * speed) * later, (sine * speed) * later
-            first, last = entries_near(traffic, x + shift_x, y + shift_y)
+            first, last = entries_near(traffic, grid, at, x + shift_x, y + shift_y)
             step = 2 if first >= 0 else 1
             for entry in range(max(first, 0), last, step):
                 m = entry
@@ -70,7 +76,11 @@ def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled,
                 can_endanger = is_watching and is_clear and not is_settled[1, m]
                 if not (can_collide or can_endanger):
                     continue
-                if not touches_object(traffic, m, at, x + shift_x, y + shift_y, cosine, sine, corners, other):
+                box, half = boxes + 4 * (at * objects + m), halves + 2 * m
+                gap = gap_to_object(traffic, box, half, x + shift_x, y + shift_y, cosine, sine)
+                if not gap <= UNSURE_GAP:  # apart, as nearly always, or absent (NaN)
+                    continue
+                if not touches_object(traffic, box, half, gap, x + shift_x, y + shift_y, cosine, sine, corners, other):
                     continue
                 ego_corners(states, k, c, corners)
                 angle = collisions.bearing(states, k, c, other)

@@ -18,6 +18,7 @@ from typing import Any
 import numba
 
 _njit: Any = numba.njit  # its stubs do not know every option
+_INNER = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def inner(function: Callable[..., Any]) -> Any:
@@ -26,7 +27,15 @@ def inner(function: Callable[..., Any]) -> Any:
     Left without the code that unpacks Python objects, a sixth of the time that compilation takes. IEEE division (no
     zero check), so that loops vectorise.
     """
-    return _njit(error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return _njit(**_INNER)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """`inner`, and part of its callers' code whatever LLVM thinks: for small functions asked at every step.
+
+    A call costs as much as what they do, and an array among its arguments is nine numbers.
+    """
+    return _njit(**_INNER, forceinline=True)(function)
 
 
 def entry(make: Callable[[int], Callable[..., Any]]) -> Any:

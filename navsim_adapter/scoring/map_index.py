@@ -26,7 +26,7 @@ from navsim_adapter.scoring.cells import (
     first_link,
 )
 from navsim_adapter.scoring.geometry import is_within, polygon_boxes, side
-from navsim_adapter.scoring.jit import inner
+from navsim_adapter.scoring.jit import inlined, inner
 from navsim_adapter.scoring.packed import POLYGONS, VERTICES, Packed, pack_polygons, polygon_contains, real, whole
 
 # Categories of an area, as bits. (Numpy integers: numba compiles a function anew for every literal it is called with.)
@@ -126,7 +126,7 @@ def cell_at(area, x, y) -> int:
     return -1
 
 
-@inner
+@inlined
 def categories_at(area, x, y, wanted) -> int:
     """Which of the wanted categories have a polygon with (x, y) strictly inside."""
     cell = cell_at(area, x, y)
@@ -134,12 +134,20 @@ def categories_at(area, x, y, wanted) -> int:
         return _categories_off_grid(area, x, y, wanted)
     number = whole(area, cell)
     found = number & wanted
-    if ((number >> CUT_SHIFT) & wanted & ~found) != 0:
-        items = whole(area, ITEMS)
-        for at in range(items + 2 * (number >> ITEM_SHIFT), items + 2 * (whole(area, cell + 1) >> ITEM_SHIFT), 2):
-            category = whole(area, at) & wanted
-            if (category & ~found) != 0 and _item_contains(area, at, x, y):
-                found |= category
+    if ((number >> CUT_SHIFT) & wanted & ~found) == 0:
+        return found
+    return _categories_in_cut_cell(area, cell, x, y, wanted)
+
+
+@inner
+def _categories_in_cut_cell(area, cell, x, y, wanted):
+    found = whole(area, cell) & wanted
+    items = whole(area, ITEMS)
+    last = items + 2 * (whole(area, cell + 1) >> ITEM_SHIFT)
+    for at in range(items + 2 * (whole(area, cell) >> ITEM_SHIFT), last, 2):
+        category = whole(area, at) & wanted
+        if (category & ~found) != 0 and _item_contains(area, at, x, y):
+            found |= category
     return found
 
 

@@ -1,8 +1,8 @@
 """Road users and red lights of one scene at 0.1 s steps, made quick to ask: what is near the ego at step k.
 
 A coarse grid; each cell lists the objects whose box comes near enough to matter to a footprint centered in the cell,
-with the steps at which it does as bits of one integer. A parked car is one entry per cell, whatever the number of
-steps. Off the grid every object is a candidate.
+with the steps at which it does as bits of one integer, and has the steps of them all. A parked car is one entry per
+cell, whatever the number of steps. Off the grid every object is a candidate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from navsim_adapter.cache.scene_cache import ObjectType, Polygons
 from navsim_adapter.scoring.cells import grown
 from navsim_adapter.scoring.geometry import box_corners, ego_gap, quads_meet
-from navsim_adapter.scoring.jit import entry, inner
+from navsim_adapter.scoring.jit import entry, inlined, inner
 from navsim_adapter.scoring.packed import POLYGONS, Packed, pack_polygons, real, whole
 from navsim_adapter.scoring.vehicle import HALF_LENGTH, HALF_WIDTH, RADIUS
 
@@ -24,7 +24,7 @@ _TOGETHER = 4  # steps whose boxes are entered into the grid as one
 SHAPE_NUMBERS = 6  # of a shape that enters the grid: x, y, cosine, sine, half length, half width
 STOPPED_SPEED = 0.05  # m/s, inclusive (6.2)
 _NEAR = RADIUS + TRAFFIC_CELL * 0.7072  # from a cell's center: the footprint's circle may touch
-_UNSURE_GAP = 1e-6  # m; closer than this, contact is decided on the exact corners
+UNSURE_GAP = 1e-6  # m; closer than this, contact is decided on the exact corners
 
 # Sections of the traffic index, after those of the polygons, which are the lights'.
 LIGHT_STEPS = POLYGONS + 1  # (L,) int64, bit k: red at step k
@@ -33,7 +33,7 @@ HALF_SIZES = OBJECTS + 1  # (M, 2) half length, half width
 BOXES = HALF_SIZES + 1  # (steps, M, 4) x, y, cosine, sine of the boxes; NaN where absent
 ORIGIN = BOXES + 1  # (2,) lower corner of the grid
 SHAPE = ORIGIN + 1  # (2,) int64 columns, rows
-CELLS = SHAPE + 1  # (cells + 1,) int64 first entry of a cell
+CELLS = SHAPE + 1  # (cells + 1, 2) int64 first entry of a cell, bit k: some entry's at step k
 ENTRIES = CELLS + 1  # (E, 2) int64 object (lights after the objects), bit k: near the cell at step k
 
 IS_AGENT = np.int64(1)  # vehicle, pedestrian or bicycle
@@ -116,7 +116,7 @@ def _light_shapes(lights: Polygons, light: int, corner: np.ndarray) -> np.ndarra
 @entry
 def index_traffic(fingerprint: int) -> Callable[..., Any]:
     def index_traffic(x_min, y_min, columns, rows, box, half_size, light, light_shape, light_steps):
-        """The grid's sections of the traffic index: cells (columns * rows + 1,), entries (E, 2).
+        """The grid's sections of the traffic index: cells (columns * rows + 1, 2), entries (E, 2).
 
         box (steps, M, 4), half_size (M, 2), light_steps (L,): as in the index.  light (S,), light_shape (S, 6): shapes
         that together cover the lights, in order.
@@ -205,18 +205,19 @@ def _cell_span(low, high, count):
 
 @inner
 def _by_cell(found, count):
-    start = np.zeros(count + 1, np.int64)
+    cells = np.zeros((count + 1, 2), np.int64)
     for at in range(len(found)):
-        start[found[at, 0]] += 1
+        cells[found[at, 0], 0] += 1
+        cells[found[at, 0], 1] |= found[at, 2]
     for cell in range(count):
-        start[cell + 1] += start[cell]  # where the cell's entries end
+        cells[cell + 1, 0] += cells[cell, 0]  # where the cell's entries end
     entries = np.empty((len(found), 2), np.int64)
     for at in range(len(found) - 1, -1, -1):
         cell = found[at, 0]
-        start[cell] -= 1
-        entries[start[cell], 0], entries[start[cell], 1] = found[at, 1], found[at, 2]
-    start[count] = len(found)
-    return start, entries
+        cells[cell, 0] -= 1
+        entries[cells[cell, 0], 0], entries[cells[cell, 0], 1] = found[at, 1], found[at, 2]
+    cells[count, 0] = len(found)
+    return cells, entries
 
 
 @inner
@@ -235,36 +236,56 @@ def has_flag(traffic, m, flag) -> bool:
 
 
 @inner
-def entries_near(traffic, x, y) -> tuple[int, int]:
+def grid_of(traffic) -> tuple[float, float, int, int, int, int]:
+    """What `entries_near` asks for again and again: lower corner, columns, rows, positions of cells and entries."""
+    origin, shape = whole(traffic, ORIGIN), whole(traffic, SHAPE)
+    x_min, y_min, columns, rows = (
+        real(traffic, origin),
+        real(traffic, origin + 1),
+        whole(traffic, shape),
+        whole(traffic, shape + 1),
+    )
+    return x_min, y_min, columns, rows, whole(traffic, CELLS), whole(traffic, ENTRIES)
+
+
+@inlined
+def entries_near(traffic, grid, k, x, y) -> tuple[int, int]:
     """Positions in `wholes` of the first and past the last entry near a footprint centered at (x, y).
 
-    Off the grid everything is near: (-1, number of objects and lights).
+    None (0, 0) if none of them is near at step k; off the grid everything is: (-1, number of objects and lights).
     """
-    origin, shape = whole(traffic, ORIGIN), whole(traffic, SHAPE)
-    column, row = (x - real(traffic, origin)) / TRAFFIC_CELL, (y - real(traffic, origin + 1)) / TRAFFIC_CELL
-    if 0.0 <= column < whole(traffic, shape) and 0.0 <= row < whole(traffic, shape + 1):
-        cell = whole(traffic, CELLS) + int(row) * whole(traffic, shape) + int(column)
-        return whole(traffic, ENTRIES) + 2 * whole(traffic, cell), whole(traffic, ENTRIES) + 2 * whole(
-            traffic, cell + 1
-        )
+    x_min, y_min, columns, rows, cells, entries = grid
+    column, row = (x - x_min) / TRAFFIC_CELL, (y - y_min) / TRAFFIC_CELL
+    if 0.0 <= column < columns and 0.0 <= row < rows:
+        cell = cells + 2 * (int(row) * columns + int(column))
+        if (whole(traffic, cell + 1) >> k) & 1 == 0:
+            return 0, 0
+        return entries + 2 * whole(traffic, cell), entries + 2 * whole(traffic, cell + 2)
     return -1, object_count(traffic) + light_count(traffic)
 
 
-@inner
-def touches_object(traffic, m, k, x, y, cosine, sine, own, other) -> bool:
-    """Whether the ego footprint centered at (x, y) touches object m at step k.
+@inlined
+def gap_to_object(traffic, box, half, x, y, cosine, sine) -> float:
+    """`ego_gap` of the footprint centered at (x, y) to an object; NaN where it is absent.
 
-    own, other: (4, 2) scratch; if the answer is yes, `other` are the object's corners.
+    box, half: positions of the object's box at the step and of its half size.
     """
-    box, half = whole(traffic, BOXES) + 4 * (k * object_count(traffic) + m), whole(traffic, HALF_SIZES) + 2 * m
-    box_x, box_y = real(traffic, box), real(traffic, box + 1)
+    dx, dy = real(traffic, box) - x, real(traffic, box + 1) - y
     box_cosine, box_sine = real(traffic, box + 2), real(traffic, box + 3)
-    half_length, half_width = real(traffic, half), real(traffic, half + 1)
-    gap = ego_gap(box_x - x, box_y - y, cosine, sine, box_cosine, box_sine, half_length, half_width, _UNSURE_GAP)
-    if not gap <= _UNSURE_GAP:  # apart, or absent (NaN)
-        return False
-    box_corners(box_x, box_y, box_cosine, box_sine, half_length, half_width, other)
-    if gap < -_UNSURE_GAP:
+    return ego_gap(dx, dy, cosine, sine, box_cosine, box_sine, real(traffic, half), real(traffic, half + 1), UNSURE_GAP)
+
+
+@inner
+def touches_object(traffic, box, half, gap, x, y, cosine, sine, own, other) -> bool:
+    """Whether the footprint touches an object that is at most UNSURE_GAP away.
+
+    gap: of `gap_to_object`, whose other arguments these are.  own: (4, 2) scratch.  other: the object's corners, out.
+    """
+    box_corners(
+        real(traffic, box), real(traffic, box + 1), real(traffic, box + 2), real(traffic, box + 3),
+        real(traffic, half), real(traffic, half + 1), other,
+    )  # fmt: skip
+    if gap < -UNSURE_GAP:
         return True
     box_corners(x, y, cosine, sine, HALF_LENGTH, HALF_WIDTH, own)
     return quads_meet(own, other)
