@@ -122,6 +122,7 @@ def launched(loop: Path, folder: Path, steps: int, *more: str) -> tuple[str, Pat
 
 def again(job: str, log: Path) -> None:
     """A requeued job waits two minutes; not here: wait until it runs again."""
+    time.sleep(5)  # in the second of its end a node would take it for the run that was ended ("credential revoked")
 
     def runs() -> bool:
         subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
