@@ -34,6 +34,21 @@ POSES = np.random.default_rng(0).normal(size=(8, 3))
 PLANS = {"0" * 16: Plan(POSES), "1" * 16: Plan(POSES.astype(np.float32)), "2" * 16: Plan(POSES[:5], 0.8)}
 
 
+def test_a_process_that_has_imported_dill_writes_the_same_file(tmp_path: Path, monkeypatch) -> None:
+    """`datasets` imports dill, which changes how the library's pickler saves types."""
+    write_submission(tmp_path / "before.pkl", TEAM, PLANS)
+    table = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+
+    def its_own_way(pickler, obj, name=None):
+        raise AssertionError(f"{obj} was saved by another's way")
+
+    for kind in (type, type(write_submission), type(len)):
+        monkeypatch.setitem(pickle._Pickler.dispatch, kind, its_own_way)  # type: ignore[attr-defined]
+    write_submission(tmp_path / "after.pkl", TEAM, PLANS)
+    assert table != pickle._Pickler.dispatch  # type: ignore[attr-defined]
+    assert (tmp_path / "after.pkl").read_bytes() == (tmp_path / "before.pkl").read_bytes()
+
+
 def test_a_submission_reads_back_as_written(tmp_path: Path) -> None:
     path = tmp_path / "submission.pkl"
     write_submission(path, TEAM, PLANS)
