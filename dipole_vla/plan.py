@@ -22,7 +22,7 @@ from dipole_vla.checkpoint import read_record
 from dipole_vla.objective import per_sample_loss
 from dipole_vla.plan_activations import StepCost, example_observation, step_cost
 from dipole_vla.policy import Backbone
-from dipole_vla.policy.adapters import SIGNS
+from dipole_vla.policy.adapters import SIGNS, AdapterPair
 from dipole_vla.policy.separate import Pair, make_pair
 from dipole_vla.training.thrift import recompute_blocks, shared_base
 from navsim_adapter.errors import InputError, did_you_mean
@@ -250,6 +250,8 @@ def training_step(
     per_scene = group * model.get("draws", 1)
     if model.get("routing") == "bernoulli":  # by chance about half of the rows go to each sign
         per_scene = math.ceil(per_scene / 2)
+        # one pass for rows of both signs holds what two passes of half the rows hold together
+        settles = settles and (not isinstance(pair, AdapterPair) or model.get("checkpointing", False))
     rows = scenes * per_scene
 
     def step(observation: dict[str, Tensor]) -> None:

@@ -87,11 +87,14 @@ def test_counted_activations_are_what_a_real_step_holds(folder, routing):
     )
     real = make_backbone()
     pair = AdapterPair(real, "head", rank=4)
-    context = pair.encode(make_observation(scenes))["positive"]
-    rows = scenes * (group if routing == "both" else group // 2)
-    x, t = torch.randn(rows, 8, 4), torch.rand(rows)
+    contexts = pair.encode(make_observation(scenes))
+    rows = scenes * group
+    x, t, routes = torch.randn(rows, 8, 4), torch.rand(rows), torch.arange(rows) % 2 == 0
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        output = pair.denoise(context, x, t, "positive")
+        if routing == "both":
+            output = pair.denoise(contexts["positive"], x, t, "positive")
+        else:
+            output = pair.denoise_routed(contexts, x, t, routes, group)
     held = sum(event.self_cpu_memory_usage for event in seen.key_averages())
     assert output.requires_grad
     assert cost.saved == pytest.approx(held, rel=0.15)
