@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +30,20 @@ LIMIT = 1800  # s, bounds hangs only
 ROOT = Path(__file__).resolve().parents[2]
 FSDP2 = json.dumps({"class_path": "dipole_vla.training.sharded.ShardedBackbone"})
 CALLBACKS = "tests.dipole_vla.rank_callbacks"
+
+
+def free_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return str(taken.getsockname()[1])
+
+
 STARTERS = {
     "lightning": ["-m"],
-    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29531", "-m"],
+    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), "-m"],
     "accelerate": [
         "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29533", "-m",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port(), "-m",
     ],
 }  # fmt: skip
 
