@@ -2,6 +2,8 @@
 
 Numba optimises every function with all that it calls and makes machine code of it, again at each level. A function
 that is never called from Python needs neither: it is linked into the entry points, and optimised there, once.
+Numba also keeps what it learnt of `min` or `np.empty` by the options of the function that asked, and compares these
+at length, so all functions share one set of them and what sets them apart is said only when they are lowered.
 """
 
 from __future__ import annotations
@@ -11,9 +13,27 @@ from typing import Any
 
 from numba import _dynfunc  # type: ignore[attr-defined]
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
+
+
+class _SharedFlags(Flags):
+    """Options that stay one object when they are copied: what is identical need not be compared."""
+
+    __slots__ = ()
+    _known: list[_SharedFlags] = []  # noqa: RUF012
+
+    @classmethod
+    def like(cls, flags: Flags) -> _SharedFlags:
+        found = next((known for known in cls._known if known == flags), None)
+        if found is None:
+            found = cls(flags)
+            cls._known.append(found)
+        return found
+
+    def copy(self) -> _SharedFlags:
+        return self
 
 
 class _Fragment(JITCodeLibrary):
@@ -30,10 +50,13 @@ class _LowerFragment(NativeLowering):
     """Numba's own lowering into a `_Fragment`, with a stand-in for the address that the function will not have."""
 
     _name = "fragment_lowering"
+    _is_inlined = False
 
     def run_pass(self, state: Any) -> bool:
         library = state.library = _Fragment(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.flags.no_compile = True
+        state.flags = Flags(state.flags)
+        state.flags.no_compile = state.flags.no_cpython_wrapper = state.flags.no_cfunc_wrapper = True
+        state.flags.forceinline = self._is_inlined
         super().run_pass(state)
         lowered = state["cr"]
         name = lowered.fndesc.qualname
@@ -43,17 +66,34 @@ class _LowerFragment(NativeLowering):
         return True
 
 
-class FragmentCompiler(CompilerBase):
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _LowerInlined(_LowerFragment):
+    _name = "inlined_fragment_lowering"
+    _is_inlined = True
+
+
+class _Compiler(CompilerBase):
+    def __init__(self, typing: Any, target: Any, library: Any, arguments: Any, result: Any, flags: Flags, local: Any):
+        super().__init__(typing, target, library, arguments, result, _SharedFlags.like(flags), local)
+
+
+class FragmentCompiler(_Compiler):
     """Numba's pipeline for nopython functions with the lowering above."""
+
+    _lowering: type[NativeLowering] = _LowerFragment
 
     def define_pipelines(self) -> list[Any]:
         pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        pipeline.passes = [(_LowerFragment if step is NativeLowering else step, why) for step, why in pipeline.passes]
+        pipeline.passes = [(self._lowering if step is NativeLowering else step, why) for step, why in pipeline.passes]
         pipeline.finalize()
         return [pipeline]
 
 
-class EntryCompiler(CompilerBase):
+class InlinedCompiler(FragmentCompiler):
+    _lowering = _LowerInlined
+
+
+class EntryCompiler(_Compiler):
     """Numba's pipeline for nopython functions without pauses for garbage: a sixth of the time goes there."""
 
     def define_pipelines(self) -> list[Any]:

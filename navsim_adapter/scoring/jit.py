@@ -18,21 +18,24 @@ from typing import Any
 import numba
 
 _njit: Any = numba.njit  # its stubs do not know every option
-_ENTRY: dict[str, Any] = {"error_model": "numpy", "nogil": True, "cache": True}
-_INNER: dict[str, Any] = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_ALIKE = {"error_model": "numpy", "nogil": True, "no_rewrites": True}
+_ENTRY: dict[str, Any] = {"cache": True}
+_INNER: dict[str, Any] = {}
+_INLINED: dict[str, Any] = {}
 
 if numba.version_info.short <= (0, 68):  # the shorter way leans on numba's inside: only where it was tried
-    from navsim_adapter.scoring.fragments import EntryCompiler, FragmentCompiler
+    from navsim_adapter.scoring import fragments
 
-    _ENTRY["pipeline_class"], _INNER["pipeline_class"] = EntryCompiler, FragmentCompiler
+    _ENTRY["pipeline_class"] = fragments.EntryCompiler
+    _INNER["pipeline_class"] = fragments.FragmentCompiler
+    _INLINED["pipeline_class"] = fragments.InlinedCompiler
+else:
+    _INLINED["forceinline"] = True
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """Compile a function that only other kernels call: calling it from Python crashes.
-
-    IEEE division (no zero check), so that loops vectorise.
-    """
-    return _njit(**_INNER)(function)
+    """Compile a function that only other kernels call: calling it from Python crashes."""
+    return _njit(**_ALIKE, **_INNER)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -40,7 +43,7 @@ def inlined(function: Callable[..., Any]) -> Any:
 
     A call costs as much as what they do, and an array among its arguments is nine numbers.
     """
-    return _njit(**_INNER, forceinline=True)(function)
+    return _njit(**_ALIKE, **_INLINED)(function)
 
 
 def entry(make: Callable[[int], Callable[..., Any]]) -> Any:
@@ -49,7 +52,7 @@ def entry(make: Callable[[int], Callable[..., Any]]) -> Any:
     make: takes the fingerprint and returns the function; the function must read it (``_ = fingerprint``), or it
     would not be a closure variable.
     """
-    return _njit(**_ENTRY)(make(_source_fingerprint()))
+    return _njit(**_ALIKE, **_ENTRY)(make(_source_fingerprint()))
 
 
 def _source_fingerprint() -> int:
