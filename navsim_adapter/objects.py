@@ -14,6 +14,7 @@ import numpy as np
 from navsim_adapter.cache.scene_cache import EPDMS, PDMS, ObjectType
 from navsim_adapter.errors import InputError
 from navsim_adapter.logs import Annotations
+from navsim_adapter.unpickle import Record
 
 STEPS_PER_FRAME = 5
 PDMS_FRAMES, EPDMS_FRAMES = 11, 9  # frames 0..10 and 0..8
@@ -45,6 +46,29 @@ class Tracks:
     size: np.ndarray
     velocity: np.ndarray
     knots: np.ndarray
+
+
+def recorded_objects(records: Sequence[Record]) -> FrameObjects:
+    """nuPlan's own objects out of a pickle, whose boxes are global already."""
+    types = np.array([ObjectType(record._tracked_object_type.args[0]) for record in records], np.int8)
+    boxes = [record._box for record in records]
+    pose = np.array([[box._center.x, box._center.y, box._center.heading] for box in boxes], np.float64)
+    size = np.array([[box._length, box._width] for box in boxes], np.float64)
+    order = np.argsort(types, kind="stable")
+    return FrameObjects(
+        tokens=tuple(str(records[row]._metadata.track_token) for row in order),
+        type=types[order],
+        size=size.reshape(-1, 2)[order],
+        pose=pose.reshape(-1, 3)[order],
+        velocity=recorded_velocities(records)[order],
+    )
+
+
+def recorded_velocities(records: Sequence[Record]) -> np.ndarray:
+    """(n, 2); 0 for static objects, which have none."""
+    moving = [record._tracked_object_type.args[0] <= ObjectType.BICYCLE for record in records]
+    found = [(one._velocity._x, one._velocity._y) if moves else (0.0, 0.0) for one, moves in zip(records, moving)]
+    return np.array(found, np.float64).reshape(-1, 2)
 
 
 def frame_objects(annotations: Annotations, ego_pose: np.ndarray) -> FrameObjects:

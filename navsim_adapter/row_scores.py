@@ -163,7 +163,7 @@ def _score_in_traffic(
     failures: dict[int, str] = {}
     table = np.full((len(rows), engine.COLUMNS), np.nan)
     traces = np.empty((len(rows), 2, STATES))
-    facts: dict[str, tuple[str, int]] = {}
+    frames: dict[str, tuple[str, int] | None] = {}
     groups: dict[str, dict[tuple[int, float], list[int]]] = {}
     for row, token in enumerate(rows.tokens):
         sampling = (len(rows.poses[row]), float(rows.interval[row]))
@@ -171,7 +171,7 @@ def _score_in_traffic(
 
     def one(token: str) -> None:
         scene = scenes[token]
-        facts[token] = ("" if scene.is_synthetic else scene.log_name, int(scene.time_us))
+        frames[token] = None if scene.is_synthetic else (scene.log_name, int(scene.time_us))
         for (_, interval), chosen in groups[token].items():
             poses = np.array([rows.poses[row] for row in chosen], np.float64)
             found = score_scene(scene, poses, interval, traffic)
@@ -179,7 +179,10 @@ def _score_in_traffic(
             failures.update({chosen[place]: reason for place, reason in found.failures.items()})
 
     _each(one, groups, threads)
-    _compare_frames(rows, [row for row in range(len(rows)) if row not in failures], facts, table, traces)
+    own = [None if row in failures else frames[token] for row, token in enumerate(rows.tokens)]
+    for row, value in zip(*two_frame.paired_comfort(rows.names, own, traces)):
+        table[row, engine.TWO_FRAME] = value
+        table[row, engine.SCORE] = epdms(*[*table[row, : engine.TWO_FRAME].tolist(), float(value)])
     return table, failures
 
 
@@ -194,31 +197,6 @@ def _unfit(scenes: Mapping[str, SceneCache], tokens: Sequence[str], metric: Metr
         if not versions & needed:
             unfit[token] = f"scene {token}: was cached without enough future for {VERSIONS[metric]}; cache it with more"
     return unfit
-
-
-def _compare_frames(
-    rows: Trajectories, scored: list[int], facts: Mapping[str, tuple[str, int]], table: np.ndarray, traces: np.ndarray
-) -> None:
-    """Fill in two-frame comfort and the score of rows whose planner also has the frame before (6.12)."""
-    planners: dict[str, list[int]] = {}
-    for row in scored:
-        if facts[rows.tokens[row]][0]:  # second-stage scenes have no earlier frame
-            planners.setdefault(rows.names[row], []).append(row)
-    now: list[int] = []
-    before: list[int] = []
-    for members in planners.values():
-        logs, times = zip(*(facts[rows.tokens[row]] for row in members))
-        for row, earlier in zip(members, two_frame.predecessors(logs, times)):
-            if earlier >= 0:
-                now.append(row)
-                before.append(members[earlier])
-    start = {token: time_us for token, (_, time_us) in facts.items()}
-    gaps = [two_frame.gap_in_steps(start[rows.tokens[a]], start[rows.tokens[b]]) for a, b in zip(now, before)]
-    comfort = np.empty(len(now))
-    two_frame.compare_plans(traces[now], traces[before], np.array(gaps, np.int64), comfort)
-    for row, value in zip(now, comfort.tolist()):
-        table[row, engine.TWO_FRAME] = value
-        table[row, engine.SCORE] = epdms(*[*table[row, : engine.TWO_FRAME].tolist(), value])
 
 
 def _each(work: Callable[[Any], None], items: Iterable[Any], threads: int) -> None:

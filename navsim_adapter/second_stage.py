@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import ObjectType
 from navsim_adapter.errors import InputError
 from navsim_adapter.logs import Fields, Frame, command_name, read_annotations
-from navsim_adapter.objects import FrameObjects
+from navsim_adapter.objects import recorded_objects
 from navsim_adapter.scenes import Moment, Scene
 from navsim_adapter.unpickle import Record, read_pickle
 
@@ -92,27 +91,5 @@ def _moments(detections: Sequence[Record] | None, lights: Sequence[Record] | Non
     for index, entry in enumerate(detections or ()):
         entries = lights[index].traffic_lights if lights and index < len(lights) else ()
         states = tuple((str(light.lane_connector_id), light.status.args[0] == _RED) for light in entries)
-        moments.append(Moment(_objects(entry.tracked_objects.tracked_objects), states))
+        moments.append(Moment(recorded_objects(entry.tracked_objects.tracked_objects), states))
     return tuple(moments)
-
-
-def _objects(records: Sequence[Record]) -> FrameObjects:
-    types = np.array([ObjectType(record._tracked_object_type.args[0]) for record in records], np.int8)
-    boxes = [record._box for record in records]
-    pose = np.array([[box._center.x, box._center.y, box._center.heading] for box in boxes], np.float64)
-    size = np.array([[box._length, box._width] for box in boxes], np.float64)
-    velocity = np.array([_velocity(record) for record in records], np.float64)
-    order = np.argsort(types, kind="stable")
-    return FrameObjects(
-        tokens=tuple(str(records[row]._metadata.track_token) for row in order),
-        type=types[order],
-        size=size.reshape(-1, 2)[order],
-        pose=pose.reshape(-1, 3)[order],
-        velocity=velocity.reshape(-1, 2)[order],
-    )
-
-
-def _velocity(record: Record) -> tuple[float, float]:
-    if record._tracked_object_type.args[0] > ObjectType.BICYCLE:
-        return 0.0, 0.0
-    return record._velocity._x, record._velocity._y

@@ -22,7 +22,7 @@ import numpy as np
 
 from navsim_adapter.cache.scene_cache import EPDMS, PDMS, STEPS, AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.errors import InputError
-from navsim_adapter.objects import FrameObjects
+from navsim_adapter.objects import FrameObjects, recorded_objects, recorded_velocities
 from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER
 from navsim_adapter.unpickle import Record, loads
 
@@ -83,7 +83,9 @@ def read_official(path: str | Path, maps: str | Path | None = None) -> SceneCach
         raise InputError(f"{path}: holds no metric cache; give a {FILE_NAME} written by the devkit")
     try:
         scene = _scene(root, path)
-        current = _current_objects(root) if maps is not None and scene.versions == EPDMS else None
+        current = None
+        if maps is not None and scene.versions == EPDMS:  # the objects before resampling added others
+            current = recorded_objects(root.current_tracked_objects[0].tracked_objects.tracked_objects)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as problem:
         if isinstance(problem, InputError):
             raise InputError(f"{path}: {problem}") from problem
@@ -274,7 +276,7 @@ def _objects(observation: Record, version: int) -> dict[str, Any]:
         "object_versions": np.full(len(tokens), version, np.uint8),
         "object_size": np.array([sizes[token] for token in tokens]).reshape(-1, 2),
         "object_pose": poses,
-        "object_velocity": _velocities(things),
+        "object_velocity": recorded_velocities(things),
     }
 
 
@@ -310,24 +312,6 @@ def _box_pose(corners: np.ndarray, size: np.ndarray) -> tuple[float, float, floa
     width = (np.spacing(np.abs(corners)) / 2)[is_steep] / np.abs(slope[is_steep])
     middle = 0.5 * ((turn - width).max() + (turn + width).min()) if len(turn) else 0.0
     return float(center[0]), float(center[1]), heading + float(middle)
-
-
-def _current_objects(root: Record) -> FrameObjects:
-    """The raw objects of the current frame, before resampling added others; in the official order."""
-    things = root.current_tracked_objects[0].tracked_objects.tracked_objects
-    return FrameObjects(
-        tokens=tuple(thing._metadata.track_token for thing in things),
-        type=np.array([thing._tracked_object_type.args[0] for thing in things], np.int8),
-        size=np.array([[thing._box._length, thing._box._width] for thing in things], np.float64).reshape(-1, 2),
-        pose=np.array([_pose(thing._box._center) for thing in things], np.float64).reshape(-1, 3),
-        velocity=_velocities(things),
-    )
-
-
-def _velocities(things: Sequence[Record]) -> np.ndarray:
-    """(n, 2), 0 for static objects, which have none."""
-    found = [(thing._velocity._x, thing._velocity._y) if hasattr(thing, "_velocity") else (0, 0) for thing in things]
-    return np.array(found, np.float64).reshape(-1, 2)
 
 
 def _with_traffic(scene: SceneCache, current: FrameObjects, maps: str) -> SceneCache:

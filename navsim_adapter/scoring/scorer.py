@@ -205,12 +205,16 @@ class Scorer:
         """The table (M, engine.COLUMNS) of (token, name) rows, two-frame comfort included."""
         table = np.empty((len(rows), engine.COLUMNS))
         traces = np.empty((len(rows), 2, STATES)) if self.metric == "epdms" else None
+        frames: dict[str, tuple[str, int] | None] = {}
+        bars: dict[str, tuple[float, np.ndarray]] = {}  # what a row of the scene is measured against
         groups: dict[str, dict[tuple[int, float], list[int]]] = {}
         for row, (token, _) in enumerate(rows):
             groups.setdefault(token, {}).setdefault((len(poses[row]), intervals[row]), []).append(row)
 
         def one(token: str) -> None:
             index = self.index(token)
+            frames[token] = None if index.is_synthetic else (index.log_name, index.time_us)
+            bars[token] = index.reference_best, index.human
             for (_, interval), chosen in groups[token].items():
                 states = None if traces is None else np.empty((len(chosen), STATES, 11))
                 stacked = np.stack([poses[row] for row in chosen])
@@ -219,40 +223,11 @@ class Scorer:
                     traces[chosen] = two_frame.traces_of(states)
 
         self._each(one, groups)
-        if traces is not None:
-            self._compare_frames(rows, table, traces)
+        if traces is not None:  # rows whose planner also has the frame before (6.12)
+            names, own = [name for _, name in rows], [frames[token] for token, _ in rows]
+            for row, value in zip(*two_frame.paired_comfort(names, own, traces)):
+                engine.combine_rows(table[row : row + 1], True, *bars[rows[row][0]], np.array([value]))
         return table
-
-    def _compare_frames(self, rows: Sequence[tuple[str, str]], table: np.ndarray, traces: np.ndarray) -> None:
-        """Fill in two-frame comfort and the score of rows whose planner also has the frame before (6.12)."""
-        facts = {token: self._facts(token) for token in {token for token, _ in rows}}
-        planners: dict[str, list[int]] = {}
-        for row, (token, name) in enumerate(rows):
-            if not facts[token][2]:
-                planners.setdefault(name, []).append(row)
-        now: list[int] = []
-        before: list[int] = []
-        for members in planners.values():
-            own = [facts[rows[row][0]] for row in members]
-            for row, earlier in zip(members, two_frame.predecessors([f[0] for f in own], [f[1] for f in own])):
-                if earlier >= 0:
-                    now.append(row)
-                    before.append(members[earlier])
-        if not now:
-            return
-        gaps = np.array(
-            [two_frame.gap_in_steps(facts[rows[a][0]][1], facts[rows[b][0]][1]) for a, b in zip(now, before)], np.int64
-        )
-        comfort = np.empty(len(now))
-        two_frame.compare_plans(traces[now], traces[before], gaps, comfort)
-        for row, value in zip(now, comfort):
-            index = self.index(rows[row][0])
-            engine.combine_rows(table[row : row + 1], True, index.reference_best, index.human, np.array([value]))
-
-    def _facts(self, token: str) -> tuple[str, int, bool]:
-        """Log, start time and whether the scene is a synthetic one, which has no earlier frame."""
-        index = self.index(token)
-        return index.log_name, index.time_us, index.is_synthetic
 
     def _each(self, work: Callable[[Any], None], items: Iterable[Any]) -> None:
         if self.threads == 1:

@@ -68,6 +68,34 @@ def _distance(series, rows):
     return sqrt(square / rows)
 
 
+def paired_comfort(
+    names: Sequence[str], frames: Sequence[tuple[str, int] | None], traces: np.ndarray
+) -> tuple[list[int], np.ndarray]:
+    """Rows whose planner also has the frame before, and their two-frame comfort (P,).
+
+    names: (M,) planners.  frames: (M,) log and start time; None for a row without an earlier frame.
+    traces: (M, 2, 41), see `traces_of`.
+    """
+    planners: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        if frames[row] is not None:
+            planners.setdefault(name, []).append(row)
+    now: list[int] = []
+    before: list[int] = []
+    gaps: list[int] = []
+    for members in planners.values():
+        logs, times = zip(*(frame for row in members if (frame := frames[row]) is not None))
+        for place, earlier in enumerate(predecessors(logs, times)):
+            if earlier >= 0:
+                now.append(members[place])
+                before.append(members[earlier])
+                gaps.append(gap_in_steps(times[place], times[earlier]))
+    comfort = np.empty(len(now))
+    if now:
+        compare_plans(traces[now], traces[before], np.array(gaps, np.int64), comfort)
+    return now, comfort
+
+
 def gap_in_steps(time_us: int, earlier_us: int) -> int:
     """0.1 s steps between two starts, 0 if they are no pair."""
     gap = time_us * 1e-6 - earlier_us * 1e-6
