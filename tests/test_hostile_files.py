@@ -331,7 +331,7 @@ def test_manifests(text: str, canary: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, pickle.dumps(Touch()), bytes(range(256)) * 40])
 def test_scene_caches(content: bytes, canary: Path) -> None:
-    from navsim_adapter.cache.store import read_facts
+    from navsim_adapter.cache.log_file import read_facts
 
     Path("log.cache").write_bytes(content)
     refused(lambda: read_facts("log.cache"), canary, "log.cache")

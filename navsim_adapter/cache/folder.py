@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from navsim_adapter import __version__
-from navsim_adapter.cache import store
+from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
@@ -69,7 +69,7 @@ def build_cache(
     made_by = {
         "command": "navsim-adapter cache",
         "version": __version__,
-        "format": store.FORMAT,
+        "format": log_file.FORMAT,
         "split": split,
         "filter": describe(chosen),
         "data_root": str(root.path.resolve()),
@@ -166,13 +166,13 @@ def _cache_log(job: LogJob, out: Path | None) -> Built:
     skipped: list[Skipped] = []
     made_by: dict[str, Any] = {**job.made_by, "log": job.log.name, "log_sha256": log_hash}
     made_by |= {"maps": {}, "skipped": skipped}  # filled while the scenes are made; the footer is written after them
-    facts = store.write_log(path, _caches(job, skipped, made_by["maps"]), made_by)
+    facts = log_file.write_log(path, _caches(job, skipped, made_by["maps"]), made_by)
     return Built(job.log.stem, tuple(scene[0] for scene in facts.scenes), tuple(skipped))
 
 
 def _finished(path: Path, job: LogJob, log_hash: str) -> Built | None:
     try:
-        facts = store.read_facts(path)
+        facts = log_file.read_facts(path)
     except InputError:  # absent, torn or of another format: make it again
         return None
     made_by = facts.made_by

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from navsim_adapter import __version__
-from navsim_adapter.cache import store
+from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.official import find_official, import_log
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish, is_complete, read_json, write_json
@@ -38,7 +38,7 @@ def import_official(
     made_by = {
         "command": "navsim-adapter cache --official",
         "version": __version__,
-        "format": store.FORMAT,
+        "format": log_file.FORMAT,
         "official": str(tree.resolve()),
         "other": str(Path(other).resolve()) if other else None,
         "maps": str(Path(maps).resolve()) if maps else None,
@@ -90,12 +90,12 @@ def _import(job: _Job) -> tuple[str, tuple[str, ...]]:
     path, sources, twins, made_by = job
     facts = {**made_by, "files": [[file.parts[-2], file.stat().st_size] for file in (*sources, *twins.values())]}
     try:
-        known = store.read_facts(path)
+        known = log_file.read_facts(path)
         if dict(known.made_by) == facts:
             return _name(path), tuple(scene[0] for scene in known.scenes)
     except InputError:  # absent, torn or of another format: make it again
         pass
-    written = store.write_log(path, import_log(sources, twins, made_by["maps"]), facts)
+    written = log_file.write_log(path, import_log(sources, twins, made_by["maps"]), facts)
     return _name(path), tuple(scene[0] for scene in written.scenes)
 
 

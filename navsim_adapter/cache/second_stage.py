@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from navsim_adapter import __version__
-from navsim_adapter.cache import store
+from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.folder import Built, Skipped
 from navsim_adapter.cache.scene_cache import SceneCache
@@ -77,7 +77,7 @@ def cache_second_stage(
     made_by = {
         "command": "navsim-adapter cache --two-stage",
         "version": __version__,
-        "format": store.FORMAT,
+        "format": log_file.FORMAT,
         "two_stage": str(Path(folder).resolve()),
         "maps_root": str(maps.resolve()),
         "files": len(files),
@@ -132,13 +132,13 @@ def _work(chunk: _Chunk) -> Built:
     sources = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in chunk.files]
     made_by: dict[str, Any] = {"version": __version__, "maps": str(chunk.maps), "sources": sources}
     try:
-        known = store.read_facts(chunk.out)
+        known = log_file.read_facts(chunk.out)
         if {**known.made_by, "skipped": None} == {**made_by, "skipped": None}:
             tokens = tuple(scene[0] for scene in known.scenes)
             return Built(chunk.name, tokens, tuple(Skipped(*item) for item in known.made_by["skipped"]))
     except InputError:  # absent, torn or of another format: make it again
         pass
-    facts = store.write_log(chunk.out, _scenes(chunk, skipped), {**made_by, "skipped": skipped})
+    facts = log_file.write_log(chunk.out, _scenes(chunk, skipped), {**made_by, "skipped": skipped})
     return Built(chunk.name, tuple(scene[0] for scene in facts.scenes), tuple(skipped))
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_adapter.cache import folder, store
+from navsim_adapter.cache import folder, log_file, store
 from navsim_adapter.cache.folder import build_cache, build_scenes
 from navsim_adapter.cache.inspect import describe_cache, describe_scene, verify_cache
+from navsim_adapter.cache.log_file import LogFile, read_facts, read_scene, write_log
 from navsim_adapter.cache.scene_cache import Polygons, SceneCache
-from navsim_adapter.cache.store import CacheFolder, log_path, open_cache, read_facts, read_scene, write_index, write_log
+from navsim_adapter.cache.store import CacheFolder, log_path, open_cache, write_index
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish
 from navsim_adapter.root import DataRoot
@@ -62,7 +63,7 @@ def test_scenes_come_back_bit_for_bit(scenes: list[SceneCache], tmp_path: Path) 
 def test_arrays_are_aligned_and_shared_content_is_kept_once(scenes: list[SceneCache], tmp_path: Path) -> None:
     write_log(tmp_path / "one.cache", scenes[:1], {})
     write_log(tmp_path / "many.cache", [replace(scenes[0], token=str(i)) for i in range(50)], {})
-    log = store._LogFile(tmp_path / "many.cache")
+    log = LogFile(tmp_path / "many.cache")
     assert (log.table[..., 0] % 64 == 0).all()
     one, many = ((tmp_path / name).stat().st_size for name in ("one.cache", "many.cache"))
     assert many - one < 50 * 2000  # a table row and a name
@@ -182,9 +183,9 @@ def test_other_formats_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch)
     content = bytearray(path.read_bytes())
     content[8:12] = struct.pack("<I", 99)
     path.write_bytes(content)
-    with pytest.raises(InputError, match=f"made in cache format 99, this program reads {store.FORMAT}"):
+    with pytest.raises(InputError, match=f"made in cache format 99, this program reads {log_file.FORMAT}"):
         verify_or_read(cache, path)
-    monkeypatch.setattr(store, "FORMAT", 7)
+    monkeypatch.setattr(log_file, "FORMAT", 7)
     with pytest.raises(InputError, match="made in cache format 1, this program reads 7"):
         open_cache(cache)
 

@@ -163,7 +163,8 @@ def test_only_the_rows_of_one_metric_version_are_seen() -> None:
 
 
 def _cache_folder(folder: Path) -> Path:
-    from navsim_adapter.cache.store import log_path, write_index, write_log
+    from navsim_adapter.cache.log_file import write_log
+    from navsim_adapter.cache.store import log_path, write_index
 
     write_log(log_path(folder, "log"), [_scene("a" * 16), _scene("b" * 16)], {"command": "cache"})
     write_index(folder, {"log": ["a" * 16, "b" * 16]})
