@@ -106,10 +106,8 @@ def measure(cache, data: Path, tokens: list[str], metric: str) -> dict[str, floa
     few = np.ascontiguousarray(every[:, :64])
     seconds = cpu_seconds(lambda: Scorer(cache, metric=metric).score(tokens, few, pair_frames=False))
     rates["fresh from the cache, 64 a scene"] = len(tokens) * 64 / seconds
-    many, long = (
-        Scorer(cache, metric=metric, threads=2),
-        np.concatenate([every] * 8),
-    )  # what starting threads costs fades
+    many = Scorer(cache, metric=metric, threads=2)
+    long = np.concatenate([every] * 8)  # what starting the threads costs should not show
     walls = []
     for one in (scorer, many, scorer, many):
         start = time.perf_counter()
