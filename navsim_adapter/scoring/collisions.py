@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import acos, pi, sqrt
 
-from navsim_adapter.scoring.geometry import quad_centroid, segment_meets_quad
+from navsim_adapter.scoring.geometry import fused, quad_centroid, segment_meets_quad
 from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.simulate import COSINE, SINE, X, Y
 from navsim_adapter.scoring.traffic_index import IS_STOPPED, STOPPED_SPEED, has_flag
@@ -43,10 +43,11 @@ def at_fault(traffic, m, speed, angle, corners, object_corners) -> int:
 def bearing(states, k, c, object_corners) -> float:
     """Angle between the ego's heading and the object's centroid seen from the rear axle.
 
-    NaN when rounding takes the cosine beyond 1, which makes an object dead ahead neither ahead nor behind: the
-    official code does so too (10.1 item 4).
+    NaN when rounding takes the cosine beyond 1 or -1, which makes an object dead ahead neither ahead nor behind, one
+    dead behind both (10.1 item 4). The official dot products are BLAS's: on processors with AVX-512, where the official
+    figures were made, the second product is fused into the sum; on others it may not be.
     """
     x, y = quad_centroid(object_corners)
     dx, dy = x - states[X, k, c], y - states[Y, k, c]
-    length = sqrt(dx * dx + dy * dy)
-    return acos(states[COSINE, k, c] * (dx / length) + states[SINE, k, c] * (dy / length))
+    length = sqrt(fused(dy, dy, dx * dx))
+    return acos(fused(states[SINE, k, c], dy / length, states[COSINE, k, c] * (dx / length)))

@@ -41,6 +41,15 @@ def _product_error(a: float, b: float, product: float) -> float:
 
 
 @inner
+def fused(a: float, b: float, c: float) -> float:
+    """a * b + c rounded once, as processors with a fused multiply-add do it; to within a rare last bit."""
+    product = a * b
+    total = product + c
+    rest = total - product
+    return total + (((product - (total - rest)) + (c - rest)) + _product_error(a, b, product))
+
+
+@inner
 def segments_meet(ax, ay, bx, by, cx, cy, dx, dy) -> bool:
     """Whether the closed segments a-b and c-d share a point."""
     if max(ax, bx) < min(cx, dx) or max(cx, dx) < min(ax, bx):

@@ -40,10 +40,6 @@ SETS = [pytest.param(COMMITTED, id="committed")]
 if SHARED is not None:
     SETS.append(pytest.param(SHARED / "navsim_quirks", id="quirks", marks=pytest.mark.slow))
 
-# Decided by whether a dot product of two unit vectors rounds to 1 or just above, which differs between processors: the
-# unmodified devkit, too, gives the other value on machines without AVX-512 (spec 10.1 item 4).
-UNDECIDED = {("v2", "5ba0ee638f0c12da", "gap_0.4", "time_to_collision_within_bound")}
-
 
 def compare(root: Path, version: str, table: str, trajectories: str, out: Path, metric: str, columns) -> None:
     arguments = ["score", "--data", str(root), "--split", "mini", "--trajectories", str(root / trajectories)]
@@ -55,7 +51,6 @@ def compare(root: Path, version: str, table: str, trajectories: str, out: Path, 
     fragile = pd.read_csv(root / "fragile.csv")
     fragile = fragile[fragile.version == version]
     skipped = {(row.token, row.name_, row.column) for row in fragile.rename(columns={"name": "name_"}).itertuples()}
-    skipped |= {key[1:] for key in UNDECIDED if key[0] == version}
     wrong = []
     for column in columns:
         mine, theirs = ours[column].to_numpy(), official[column].to_numpy()
