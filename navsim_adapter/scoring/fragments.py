@@ -2,6 +2,7 @@
 
 Numba optimises every function with all that it calls and makes machine code of it, again at each level. A function
 that is never called from Python needs neither: it is linked into the entry points, and optimised there, once.
+Nor do these functions need numba's passes for closures, `with`, array expressions and the like.
 Numba also keeps what it learnt of `min` or `np.empty` by the options of the function that asked, and compares these
 at length, so all functions share one set of them and what sets them apart is said only when they are lowered.
 """
@@ -15,7 +16,26 @@ from numba import _dynfunc  # type: ignore[attr-defined]
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
 from numba.core.compiler_machinery import register_pass
-from numba.core.typed_passes import NativeLowering
+from numba.core.typed_passes import (
+    IRLegalization,
+    NativeLowering,
+    NoPythonBackend,
+    NopythonTypeInference,
+    PreLowerStripPhis,
+)
+from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
+
+_NEEDED = (
+    TranslateByteCode,
+    FixupArgs,
+    IRProcessing,
+    ReconstructSSA,
+    NopythonTypeInference,
+    PreLowerStripPhis,
+    IRLegalization,
+    NativeLowering,
+    NoPythonBackend,
+)
 
 
 class _SharedFlags(Flags):
@@ -73,31 +93,31 @@ class _LowerInlined(_LowerFragment):
 
 
 class _Compiler(CompilerBase):
+    """Numba's pipeline for nopython functions without the passes that are not needed."""
+
+    _lowering: type[NativeLowering] = NativeLowering
+
     def __init__(self, typing: Any, target: Any, library: Any, arguments: Any, result: Any, flags: Flags, local: Any):
         super().__init__(typing, target, library, arguments, result, _SharedFlags.like(flags), local)
 
-
-class FragmentCompiler(_Compiler):
-    """Numba's pipeline for nopython functions with the lowering above."""
-
-    _lowering: type[NativeLowering] = _LowerFragment
-
     def define_pipelines(self) -> list[Any]:
         pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        pipeline.passes = [(self._lowering if step is NativeLowering else step, why) for step, why in pipeline.passes]
+        kept = [(step, why) for step, why in pipeline.passes if step in _NEEDED]
+        pipeline.passes = [(self._lowering if step is NativeLowering else step, why) for step, why in kept]
         pipeline.finalize()
         return [pipeline]
 
 
-class InlinedCompiler(FragmentCompiler):
+class FragmentCompiler(_Compiler):
+    _lowering = _LowerFragment
+
+
+class InlinedCompiler(_Compiler):
     _lowering = _LowerInlined
 
 
 class EntryCompiler(_Compiler):
-    """Numba's pipeline for nopython functions without pauses for garbage: a sixth of the time goes there."""
-
-    def define_pipelines(self) -> list[Any]:
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+    """For what Python calls; without pauses for garbage, where a sixth of the time would go."""
 
     def compile_extra(self, function: Any) -> Any:
         is_collecting = gc.isenabled()

@@ -12,14 +12,14 @@ from navsim_adapter.scoring import geometry
 side, fused = geometry.side, geometry.fused
 
 
-@numba.njit(error_model="numpy", nogil=True, no_rewrites=True)
+@numba.njit(error_model="numpy", nogil=True)
 def sides(points: np.ndarray, found: np.ndarray) -> None:
     for i in range(len(points)):
         a, b, p = points[i, 0], points[i, 1], points[i, 2]
         found[i] = side(a[0], a[1], b[0], b[1], p[0], p[1])
 
 
-@numba.njit(error_model="numpy", nogil=True, no_rewrites=True)
+@numba.njit(error_model="numpy", nogil=True)
 def fused_all(numbers: np.ndarray, found: np.ndarray) -> None:
     for i in range(len(numbers)):
         found[i] = fused(numbers[i, 0], numbers[i, 1], numbers[i, 2])
