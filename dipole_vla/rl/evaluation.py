@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from dipole_vla.progress import Bar
 from dipole_vla.rl.acting import Panel, Player, start_noise
 from dipole_vla.rl.environments import Act, Environment, play
-from dipole_vla.rl.heads import METHODS, method_named
+from dipole_vla.rl.heads import METHODS, Method, method_named
 from dipole_vla.rl.learner import Learner
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_text
@@ -109,18 +109,24 @@ def measure(
     most = max([*config.candidates, *(cell.candidates for _, cell in wanted)])
     seeds = config.seed * 100_000 + FIRST_EPISODE + np.arange(episodes)
     means = np.zeros(len(wanted))
-    kinds: dict[tuple[int, bool], list[int]] = {}
-    for place, (_, cell) in enumerate(wanted):
-        kinds.setdefault((cell.candidates, cell.omega == 0), []).append(place)
+    alike: dict[Player, list[int]] = {}  # without guidance methods of the same network are the same player
+    for place, (number, cell) in enumerate(wanted):
+        found = player(cell, number)
+        if cell.omega == 0:
+            found = replace(found, method=Method(found.method.positive))
+        alike.setdefault(found, []).append(place)
+    kinds: dict[tuple[int, bool], list[Player]] = {}
+    for one in alike:
+        kinds.setdefault((one.candidates, one.omega == 0), []).append(one)
     together = max(1, len(fleet) // min(episodes, len(fleet)))
-    for places in kinds.values():
-        for start in range(0, len(places), together):
-            group = places[start : start + together]
-            panel = Panel(learner, [player(wanted[place][1], wanted[place][0]) for place in group])
+    for players in kinds.values():
+        for start in range(0, len(players), together):
+            group = players[start : start + together]
+            panel = Panel(learner, group)
             played = play(fleet, acting(panel, config.seed, most), np.tile(seeds, (len(group), 1)))
-            for place, mine in zip(group, played):
-                means[place] = np.mean([episode.gain for episode in mine])
-            progress.advance(len(group))
+            for one, mine in zip(group, played):
+                means[alike[one]] = np.mean([episode.gain for episode in mine])
+                progress.advance(len(alike[one]))
     return means.tolist()
 
 
