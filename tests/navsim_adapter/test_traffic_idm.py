@@ -31,15 +31,16 @@ COLUMNS = {
     "lane_keeping": engine.LK,
     "history_comfort": engine.COMFORT,
 }
-# A vehicle dead ahead: the official angle is the arccosine of 1 or of the next double, NaN, and decides TTC (10.1).
+# A vehicle dead ahead: the official angle is the arccosine of 1 or of the next double, NaN, and decides TTC (10.1). A
+# simulated vehicle's pose is ours to the last bit, not theirs; the human filter forgives all of these.
 LAST_BIT = {
     ("route_parallel", "jerky"),
     ("route_parallel", "gap_0.05"),
-    ("idm_road", "cv_11"),
+    ("route_parallel", "gap_-0.6"),
+    ("idm_road", "gap_0.05"),
     ("dropped_frame", "soft_brake"),
     ("dropped_frame", "creep"),
-    ("dropped_frame", "gap_-0.6"),
-    ("dropped_frame", "gap_0.4"),
+    ("dropped_frame", "faster"),
 }
 
 
@@ -96,10 +97,10 @@ def _compare(rows: dict[str, list[dict[str, str]]]) -> int:
         for row, values in zip(members, table):
             is_open = (listed(root)[token]["situation"], row["name"]) in LAST_BIT
             for name, column in COLUMNS.items():
-                if is_open and column == engine.TTC:
-                    continue
                 where = f"{token} {row['name']} {name}"
                 assert values[column] == pytest.approx(float(row[name]), abs=1e-9), where
+                if is_open and column == engine.TTC:
+                    continue
                 assert values[engine.RAW + column] == pytest.approx(float(row[f"unfiltered_{name}"]), abs=1e-9), where
             assert values[engine.PROGRESS_RAW] == pytest.approx(float(row["progress_raw"]), abs=1e-6)
             count += 1
