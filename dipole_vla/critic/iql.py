@@ -29,6 +29,7 @@ class IQLCritic(nn.Module):
         ensemble: int = 2,
         expectile: float = 0.9,
         polyak: float = 0.005,
+        precision: torch.dtype = torch.float32,
     ):
         super().__init__()
         if not 0 < expectile < 1:
@@ -38,9 +39,10 @@ class IQLCritic(nn.Module):
         self.seeds, self.ensemble, self.expectile, self.polyak = len(seeds), ensemble, expectile, polyak
         q_seeds = [_seed(seed, 1 + member) for seed in seeds for member in range(ensemble)]
         q_sizes = [observation_dim + action_dim, *[hidden] * layers, 1]
-        self.q = StackedMLP(q_sizes, q_seeds, layer_norm=True)
-        self.target_q = StackedMLP(q_sizes, q_seeds, layer_norm=True).requires_grad_(False)
-        self.v = StackedMLP([observation_dim, *[hidden] * layers, 1], [_seed(s, 0) for s in seeds], layer_norm=True)
+        v_sizes = [observation_dim, *[hidden] * layers, 1]
+        self.q = StackedMLP(q_sizes, q_seeds, True, precision)
+        self.target_q = StackedMLP(q_sizes, q_seeds, True, precision).requires_grad_(False)
+        self.v = StackedMLP(v_sizes, [_seed(seed, 0) for seed in seeds], True, precision)
 
     def q_values(self, networks: StackedMLP, observation: Tensor, action: Tensor) -> Tensor:
         """(seeds, ensemble, rows) from observation (seeds, rows, d) and action (seeds, rows, a)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ class LearnerConfig:
         polyak: part of the way the target networks move per update.
         ensemble: Q networks; the least one counts.
         lr: Adam's learning rate for every network.
+        lr_decay: share of all updates, at the end of the run, over which lr falls linearly to zero.
+        precision: of the hidden layers' matrix products while training. bfloat16 pays where the processor has it
+            (AVX512_BF16, AMX, a GPU) and is slow elsewhere; weights, Adam and acting are float32.
     """
 
     hidden: int = 256
@@ -55,6 +59,8 @@ class LearnerConfig:
     polyak: float = 0.005
     ensemble: int = 2
     lr: float = 3e-4
+    lr_decay: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -63,6 +69,8 @@ class LearnerConfig:
             raise InputError(f"learner.discount: must be in (0, 1], got {self.discount}")
         if self.n_step < 1:
             raise InputError(f"learner.n_step: must be >= 1, got {self.n_step}")
+        if not 0 <= self.lr_decay <= 1:
+            raise InputError(f"learner.lr_decay: must be in [0, 1], got {self.lr_decay}; 0 keeps lr as it is")
         heads_named(self.heads)
 
 
@@ -77,11 +85,13 @@ class Policies(nn.Module):
         heads: Sequence[Head],
         hidden: int,
         layers: int,
+        precision: torch.dtype = torch.float32,
     ):
         super().__init__()
         self.heads = list(heads)
         each = [seed * 1_000_003 + 13 * number + 500_009 for seed in seeds for number in range(len(self.heads))]
-        self.networks = StackedMLP([observation_dim + action_dim + 1, *[hidden] * layers, action_dim], each)
+        sizes = [observation_dim + action_dim + 1, *[hidden] * layers, action_dim]
+        self.networks = StackedMLP(sizes, each, precision=precision)
 
     def losses(self, observation: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """(seeds, heads, rows) native loss of each sample; observation (seeds, rows, d), t (seeds, rows)."""
@@ -113,6 +123,7 @@ class Learner(nn.Module):
     def __init__(self, observation_dim: int, action_dim: int, seeds: Sequence[int], config: LearnerConfig):
         super().__init__()
         self.config, self.seeds, self.action_dim = config, list(seeds), action_dim
+        precision = getattr(torch, config.precision)
         self.critic = IQLCritic(
             observation_dim,
             action_dim,
@@ -122,9 +133,10 @@ class Learner(nn.Module):
             config.ensemble,
             config.expectile,
             config.polyak,
+            precision,
         )
         heads = heads_named(config.heads)
-        self.policies = Policies(observation_dim, action_dim, seeds, heads, config.hidden, config.layers)
+        self.policies = Policies(observation_dim, action_dim, seeds, heads, config.hidden, config.layers, precision)
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
         self.register_buffer("observation_std", torch.ones(observation_dim))
         self.register_buffer("advantage_std", torch.zeros(len(seeds)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from dipole_vla.objective import effective_fraction
@@ -17,14 +18,27 @@ LOG_EVERY = 100
 
 
 class RLModule(L.LightningModule):
-    """IQL critic and policy heads of several seeds at once (see `dipole_vla.rl.learner`)."""
+    """IQL critic and policy heads of several seeds at once (see `dipole_vla.rl.learner`).
 
-    def __init__(self, observation_dim: int, action_dim: int, seeds: Sequence[int], config: LearnerConfig):
+    updates: of the whole run, at whose end the learning rate has fallen by `lr_decay`.
+    """
+
+    def __init__(
+        self, observation_dim: int, action_dim: int, seeds: Sequence[int], config: LearnerConfig, updates: int
+    ):
         super().__init__()
+        self.updates = updates
         self.learner = Learner(observation_dim, action_dim, seeds, config)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return adam(self.learner)
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = adam(self.learner)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.share_of_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def share_of_lr(self, update: int) -> float:
+        """Part of the learning rate that update number `update` has: 1, then linearly down to 0 after the last."""
+        falling = self.learner.config.lr_decay * self.updates
+        return 1.0 if falling == 0 else max(0.0, min(1.0, (self.updates - update) / falling))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss, scalars = self.learner.loss(batch, batch["noise"], batch["t"])

@@ -119,7 +119,8 @@ def rl(
     with only_writer(out):
         write_text(out / "recipe.yaml", yaml.safe_dump(recipe or made_by, sort_keys=False))
         offline = load_data(task, data, learner)
-        run = _Run(out, task, seeds, learner, evaluation, online, batch_size, checkpoint_every, offline)
+        whole = stages[-1].updates
+        run = _Run(out, task, seeds, learner, evaluation, online, whole, batch_size, checkpoint_every, offline)
         for stage in stages:
             run.train(stage)
             if stage.is_measured:
@@ -176,6 +177,7 @@ class _Run:
         learner: LearnerConfig,
         evaluation: EvaluationConfig,
         online: OnlineConfig,
+        updates: int,
         batch_size: int,
         checkpoint_every: int,
         offline: Transitions,
@@ -183,7 +185,8 @@ class _Run:
         self.out, self.task, self.seeds, self.learner = out, task, list(seeds), learner
         self.evaluation, self.online, self.batch_size = evaluation, online, batch_size
         self.checkpoint_every, self.offline = checkpoint_every, offline
-        self.module = RLModule(offline.observation.shape[1], offline.action.shape[1], seeds, learner)
+        sizes = offline.observation.shape[1], offline.action.shape[1]
+        self.module = RLModule(*sizes, seeds, learner, updates)
         self.module.learner.fit_statistics(offline.observation)
         self._fleet: list[Environment] = []
         self.step = 0

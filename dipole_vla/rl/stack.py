@@ -17,10 +17,19 @@ from torch.nn import functional as F
 class StackedMLP(nn.Module):
     """`len(seeds)` MLPs: linear, GELU (, layer norm), ..., linear; every parameter has the stack as first dimension."""
 
-    def __init__(self, sizes: Sequence[int], seeds: Sequence[int], layer_norm: bool = False):
-        """sizes: widths from input to output. seeds: of the initial weights, one per network."""
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        seeds: Sequence[int],
+        layer_norm: bool = False,
+        precision: torch.dtype = torch.float32,
+    ):
+        """sizes: widths from input to output. seeds: of the initial weights, one per network.
+
+        precision: of the hidden layers' products; weights, their gradients and the last layer are float32 in any case.
+        """
         super().__init__()
-        self.layer_norm = layer_norm
+        self.layer_norm, self.precision = layer_norm, precision
         generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for rows, columns in pairwise(sizes):
@@ -36,18 +45,19 @@ class StackedMLP(nn.Module):
         stack = self.weights[0].shape[0]
         if groups != stack:
             x = x[:, None].expand(groups, stack // groups, rows, width).reshape(stack, rows, width)
-        last = len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x = torch.baddbmm(bias, x, weight)
-            if layer < last:
-                x = F.gelu(x)
-                if self.layer_norm:  # without gain and shift: the next linear layer has both already
-                    x = F.layer_norm(x, x.shape[-1:])
-        return x
+        *hidden, (last, shift) = zip(self.weights, self.biases)
+        x = x.to(self.precision)
+        for weight, bias in hidden:
+            x = F.gelu(torch.baddbmm(bias.to(self.precision), x, weight.to(self.precision)))
+            if self.layer_norm:  # without gain and shift: the next linear layer has both already
+                x = F.layer_norm(x, x.shape[-1:])
+        # few columns: the product is several times faster as rows; float32, because returns of a hundred must not be
+        # rounded to halves
+        return torch.bmm(last.mT, x.float().mT).mT + shift
 
     @torch.no_grad()
     def select(self, networks: Sequence[int]) -> StackedMLP:
-        """A stack of copies of some of the networks, without gradients, for sampling."""
+        """A stack of copies of some of the networks, without gradients and in float32, for sampling."""
         sizes = [self.weights[0].shape[1], *[weight.shape[2] for weight in self.weights]]
         chosen = StackedMLP(sizes, [0] * len(networks), self.layer_norm).to(self.weights[0].device)
         index = torch.tensor(list(networks), device=self.weights[0].device)

@@ -17,7 +17,7 @@ from dipole_vla.rl.run import OnlineConfig, Stage, plan, rl
 from dipole_vla.rl.transitions import BatchStream
 from navsim_adapter.errors import InputError
 
-LEARNER = LearnerConfig(hidden=8, layers=1, heads=["bc", "positive", "negative"])
+LEARNER = LearnerConfig(hidden=8, layers=1, heads=["bc", "positive", "negative"], lr_decay=0.5)
 EVALUATION = EvaluationConfig(
     every=10,
     curve=["bc:0:1"],

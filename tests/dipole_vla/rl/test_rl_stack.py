@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from dipole_vla.objective import RULES, dichotomous_loss
 from dipole_vla.rl.heads import HEADS
 from dipole_vla.rl.learner import PREDICTION, SCHEDULE, Learner, LearnerConfig, Policies
-from dipole_vla.rl.module import adam
+from dipole_vla.rl.module import RLModule, adam
 from dipole_vla.rl.stack import StackedMLP, per_network_norms
+from navsim_adapter.errors import InputError
 
 
 def alone(stack, number, layer_norm=False):
@@ -148,3 +150,27 @@ def test_training_seeds_together_is_training_each_alone():
     for mine, other in zip(together.critic.target_q.parameters(), one.critic.target_q.parameters()):
         torch.testing.assert_close(mine[2:], other, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(together.advantage_std[1], one.advantage_std[0])
+
+
+def test_bfloat16_products_change_little_and_leave_weights_and_returns_in_float32():
+    full = StackedMLP([3, 64, 64, 1], [1, 2], layer_norm=True)
+    short = StackedMLP([3, 64, 64, 1], [1, 2], layer_norm=True, precision=torch.bfloat16)
+    for stack in (full, short):
+        stack.biases[-1].data.sub_(90.0)  # a return: in bfloat16 it would be a multiple of one half
+        (stack(rows(2, 32, 3)) - rows(2, 32, 1, seed=1)).mean().backward()
+    values, rounded = full(rows(2, 32, 3)), short(rows(2, 32, 3))
+    assert rounded.dtype == torch.float32
+    assert 0 < (values - rounded).abs().max() < 0.02
+    for parameter, other in zip(short.parameters(), full.parameters()):
+        assert parameter.dtype == parameter.grad.dtype == torch.float32
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=0.05, atol=0.01 * float(other.grad.abs().max()))
+    assert short.select([0]).precision == torch.float32
+
+
+def test_the_learning_rate_falls_to_zero_over_the_last_part_of_the_run():
+    config = LearnerConfig(hidden=8, layers=1, lr_decay=0.25)
+    module = RLModule(3, 2, [0], config, updates=80)
+    assert [module.share_of_lr(update) for update in (0, 60, 70, 79, 80)] == [1.0, 1.0, 0.5, 0.05, 0.0]
+    assert RLModule(3, 2, [0], LearnerConfig(hidden=8, layers=1), updates=80).share_of_lr(80) == 1.0
+    with pytest.raises(InputError, match="lr_decay"):
+        LearnerConfig(lr_decay=1.5)
