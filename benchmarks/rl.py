@@ -9,6 +9,7 @@ Rows:
   per-network loop the same networks, losses and batch, each an nn.Sequential with its own backward and its own Adam
   per-method       what a table of seven separate methods trains: a critic of its own for each
   products alone   the matrix products of the stacked update and nothing else: what no implementation of it goes below
+  bfloat16         the same with the hidden layers' products in bfloat16 (the loop: under autocast)
 Times are the median over rounds that alternate between the contestants, so that a busy machine slows all alike.
 """
 
@@ -75,8 +76,13 @@ def measure(hidden: int, layers: int, batch: int, rounds: int, fql: Path | None)
         "stacked, six heads": stacked(hidden, layers, batch, [name for name in seven if name != "exponential_x10"]),
         "stacked, all seven heads": stacked(hidden, layers, batch, seven),
         "stacked, seven heads, four seeds": stacked(hidden, layers, batch, seven, seeds=4),
+        "stacked, DIPOLE alone, bfloat16": stacked(hidden, layers, batch, ["positive", "negative"], low=True),
+        "stacked, all seven heads, bfloat16": stacked(hidden, layers, batch, seven, low=True),
+        "stacked, seven heads, four seeds, bfloat16": stacked(hidden, layers, batch, seven, seeds=4, low=True),
         "per-network loop, seven heads": looped(hidden, layers, batch, seven),
+        "per-network loop, seven heads, bfloat16": looped(hidden, layers, batch, seven, low=True),
         "products alone, seven heads": products(hidden, layers, batch, len(seven)),
+        "products alone, seven heads, bfloat16": products(hidden, layers, batch, len(seven), torch.bfloat16),
     }
     methods = [looped(hidden, layers, batch, list(heads), with_critic=i > 0) for i, heads in enumerate(METHODS)]
     contestants["per-method, seven methods"] = lambda: [step() for step in methods]
@@ -91,14 +97,14 @@ def measure(hidden: int, layers: int, batch: int, rounds: int, fql: Path | None)
     row = {name: float(np.median(values[2:])) for name, values in times.items()}
     row["ratio: seven heads / DIPOLE alone"] = row["stacked, all seven heads"] / row["stacked, DIPOLE alone"]
     row["ratio: six heads / DIPOLE alone"] = row["stacked, six heads"] / row["stacked, DIPOLE alone"]
-    row["ratio: per-network loop / stacked"] = row["per-network loop, seven heads"] / row["stacked, all seven heads"]
-    row["ratio: per-network loop / four seeds, per seed"] = (
-        4 * row["per-network loop, seven heads"] / row["stacked, seven heads, four seeds"]
-    )
-    row["ratio: per-network loop / products"] = (
-        row["per-network loop, seven heads"] / row["products alone, seven heads"]
-    )
-    row["ratio: per-method / stacked"] = row["per-method, seven methods"] / row["stacked, all seven heads"]
+    loop, each = row["per-network loop, seven heads"], row["per-method, seven methods"]
+    for end in ("", ", bfloat16"):
+        row[f"ratio: per-network loop / stacked{end}"] = loop / row[f"stacked, all seven heads{end}"]
+        row[f"ratio: per-network loop / four seeds, per seed{end}"] = (
+            4 * loop / row[f"stacked, seven heads, four seeds{end}"]
+        )
+        row[f"ratio: per-network loop / products{end}"] = loop / row[f"products alone, seven heads{end}"]
+        row[f"ratio: per-method / stacked{end}"] = each / row[f"stacked, all seven heads{end}"]
     ours = work(hidden, layers, batch, critic=12, policies=3 * len(seven))
     row["GFLOP/s, stacked seven heads"] = ours / row["stacked, all seven heads"] / 1e6
     if fql is not None:
@@ -127,8 +133,11 @@ def draw(batch: int, seeds: int = 1) -> dict[str, torch.Tensor]:
     }
 
 
-def stacked(hidden: int, layers: int, batch: int, heads: list[str], seeds: int = 1) -> Callable[[], Any]:
-    learner = Learner(OBSERVATION, ACTION, range(seeds), LearnerConfig(hidden=hidden, layers=layers, heads=heads))
+def stacked(
+    hidden: int, layers: int, batch: int, heads: list[str], seeds: int = 1, low: bool = False
+) -> Callable[[], Any]:
+    config = LearnerConfig(hidden=hidden, layers=layers, heads=heads, precision="bfloat16" if low else "float32")
+    learner = Learner(OBSERVATION, ACTION, range(seeds), config)
     optimizer, data = adam(learner), draw(batch, seeds)
 
     def step() -> None:
@@ -141,7 +150,9 @@ def stacked(hidden: int, layers: int, batch: int, heads: list[str], seeds: int =
     return step
 
 
-def looped(hidden: int, layers: int, batch: int, heads: list[str], with_critic: bool = True) -> Callable[[], Any]:
+def looped(
+    hidden: int, layers: int, batch: int, heads: list[str], with_critic: bool = True, low: bool = False
+) -> Callable[[], Any]:
     """The plain way: one module, one backward and one optimiser per network."""
 
     def network(inputs: int, outputs: int, norm: bool = False) -> nn.Sequential:
@@ -163,6 +174,7 @@ def looped(hidden: int, layers: int, batch: int, heads: list[str], with_critic: 
         loss.backward()
         optimizers[id(net)].step()
 
+    @torch.autocast("cpu", torch.bfloat16, enabled=low)
     def step() -> None:
         observation, action, noise, t = data["observation"], data["action"], data["noise"], data["t"]
         advantage = torch.zeros(batch)
@@ -189,7 +201,7 @@ def looped(hidden: int, layers: int, batch: int, heads: list[str], with_critic: 
     return step
 
 
-def products(hidden: int, layers: int, batch: int, heads: int) -> Callable[[], Any]:
+def products(hidden: int, layers: int, batch: int, heads: int, dtype: torch.dtype = torch.float32) -> Callable[[], Any]:
     """Forward, input-gradient and weight-gradient products of one update, on operands of the right shapes.
 
     Per stack: networks, input width, output width, whether it is trained.
@@ -206,8 +218,8 @@ def products(hidden: int, layers: int, batch: int, heads: int) -> Callable[[], A
     for networks, inputs, outputs, is_trained in stacks:
         widths = [inputs, *[hidden] * layers, outputs]
         for layer, (rows, columns) in enumerate(pairwise(widths)):
-            x, weight = torch.randn(networks, batch, rows), torch.randn(networks, rows, columns)
-            gradient = torch.randn(networks, batch, columns)
+            x, weight = torch.randn(networks, batch, rows).to(dtype), torch.randn(networks, rows, columns).to(dtype)
+            gradient = torch.randn(networks, batch, columns).to(dtype)
             operands.append((x, weight))
             if is_trained:
                 operands.append((x.mT, gradient))

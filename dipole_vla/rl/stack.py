@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +52,8 @@ class StackedMLP(nn.Module):
             x = F.gelu(torch.baddbmm(bias.to(self.precision), x, weight.to(self.precision)))
             if self.layer_norm:  # without gain and shift: the next linear layer has both already
                 x = F.layer_norm(x, x.shape[-1:])
-        # few columns: the product is several times faster as rows; float32, because returns of a hundred must not be
-        # rounded to halves
-        return torch.bmm(last.mT, x.float().mT).mT + shift
+        # float32: returns of a hundred must not be rounded to halves
+        return _NarrowProduct.apply(x.float(), last) + shift
 
     @torch.no_grad()
     def select(self, networks: Sequence[int]) -> StackedMLP:
@@ -64,6 +64,20 @@ class StackedMLP(nn.Module):
         for mine, theirs in zip(chosen.parameters(), self.parameters()):
             mine.copy_(theirs[index])
         return chosen.requires_grad_(False)
+
+
+class _NarrowProduct(torch.autograd.Function):
+    """bmm(x, weight) for a weight of few columns, which the libraries multiply several times faster as rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.bmm(weight.mT, x.mT).mT
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return torch.bmm(gradient, weight.mT), torch.bmm(gradient.mT, x).mT
 
 
 def per_network_norms(stack: StackedMLP) -> Tensor:
