@@ -20,53 +20,86 @@ from navsim_adapter.files import read_json
 SPLITS = {"train": "trainval", "validation": "mini", "test": "test"}  # ours -> NAVSIM's folder
 
 
-def demo(out: Path = Path("runs/demo"), seed: int = 0, recipes: Path | None = None) -> None:
+def demo(
+    out: Path = Path("runs/demo"), seed: int = 0, recipes: Path | None = None, rounds: int = 0, omega: float = 1.0
+) -> None:
     """From logs to a policy that drives better than its data: synth, convert, cache, fit, collect, evaluate, report.
 
     Args:
         out: folder of everything the demo writes.
         seed: world, weights, noise, data order.
         recipes: folder of the demo's recipes; default is the one shipped.
+        rounds: online rounds after it, each in a folder of its own: the guided policy of the round before drives the
+            training scenes, and critic and adapters are trained anew on what came of it.
+        omega: greed of the policy that drives in those rounds.
     """
     recipes = recipes or shipped_recipes()
     started = time.monotonic()
-    for line in steps(out, seed, recipes):
+    for line in steps(out, seed, recipes, rounds, omega):
         console.print(f"\n[bold]$ {shlex.join(line)}[/bold]")
         run_step(line)
-    print_summary(out / "evaluation")
-    console.print(f"\nreport: [bold]{out / 'report' / 'index.html'}[/bold]   ({time.monotonic() - started:.0f} s)")
+    for folder in [out, *(out / f"round-{number}" for number in range(1, rounds + 1))]:
+        print_summary(folder / "evaluation")
+        console.print(f"report: [bold]{folder / 'report' / 'index.html'}[/bold]\n")
+    console.print(f"{time.monotonic() - started:.0f} s")
 
 
-def steps(out: Path, seed: int, recipes: Path) -> list[list[str]]:
+def steps(out: Path, seed: int, recipes: Path, rounds: int = 0, omega: float = 1.0) -> list[list[str]]:
     """The command lines of the demo, in order."""
+    lines = prepare(out, seed, recipes) + improve(out, out, seed, recipes, out / "imitation")
+    policy = out / "dipole"
+    for number in range(1, rounds + 1):
+        folder = out / f"round-{number}"
+        lines += improve(out, folder, seed, recipes, policy, omega)
+        policy = folder / "dipole"
+    return lines
+
+
+def prepare(out: Path, seed: int, recipes: Path) -> list[list[str]]:
+    """World, scenes, caches, and the policy that imitates."""
     world, scenes, cache = out / "world", out / "scenes", out / "cache"
     lines: list[list] = [["navsim-adapter", "synth", "--out", world, "--seed", seed]]
     for ours, theirs in SPLITS.items():
         lines.append(["navsim-adapter", "convert", "--data", world, "--split", theirs, "--out", scenes / ours])
         lines.append(["navsim-adapter", "cache", "--data", world, "--split", theirs, "--out", cache / ours])
     lines.append(["dipole-vla", "init", "--config", recipes / "init.yaml", "--out", out / "init", "--seed", seed])
-
-    def fit(name: str, model: dict[str, Path], data: dict[str, Path]) -> list:
-        line: list = ["dipole-vla", "fit", "--config", recipes / f"{name}.yaml", "--out", out / name]
-        for section, values in (("model", {**model, "seed": seed}), ("data", {**data, "seed": seed})):
-            for key, value in values.items():
-                line += [f"--{section}.{key}", value]
-        return line
-
-    train = {"scenes": scenes / "train", "candidates": out / "candidates"}
-    reference = {"backbone": out / "imitation"}
-    lines.append(fit("imitation", {"backbone": out / "init"}, {"scenes": scenes / "train"}))
-    collect: list = ["dipole-vla", "collect", "--config", recipes / "collect.yaml", "--policy", out / "imitation"]
-    collect += ["--scenes", scenes / "train", "--scorer.cache", cache / "train", "--out", out / "candidates"]
-    lines.append([*collect, "--seed", seed])
-    lines.append(fit("critic", reference, train))
-    lines.append(fit("dipole", {**reference, "critic": out / "critic"}, train))
-    for split, choose_on, name in (("validation", "null", "validation"), ("test", out / "validation", "evaluation")):
-        line: list = ["dipole-vla", "evaluate", "--config", recipes / "evaluate.yaml", "--policy", out / "dipole"]
-        line += ["--scenes", scenes / split, "--scorer.cache", cache / split, "--out", out / name]
-        lines.append([*line, "--choose_on", choose_on])
-    lines.append(["dipole-vla", "report", out / "evaluation", "--out", out / "report"])
+    model, data = {"backbone": out / "init"}, {"scenes": scenes / "train"}
+    lines.append(_fit(recipes / "imitation.yaml", out / "imitation", seed, model, data))
     return [[str(word) for word in line] for line in lines]
+
+
+def improve(
+    out: Path, folder: Path, seed: int, recipes: Path, policy: Path, omega: float | None = None
+) -> list[list[str]]:
+    """One round in `folder`: `policy` drives, critic and adapters learn from what came of it, both splits are driven.
+
+    omega None: the reference policy drives, as in the offline loop.
+    """
+    scenes, cache = out / "scenes", out / "cache"
+    train = {"scenes": scenes / "train", "candidates": folder / "candidates"}
+    reference = {"backbone": out / "imitation"}
+    collect: list = ["dipole-vla", "collect", "--config", recipes / "collect.yaml", "--policy", policy]
+    collect += ["--scenes", scenes / "train", "--scorer.cache", cache / "train", "--out", folder / "candidates"]
+    lines: list[list] = [[*collect, "--seed", seed, *([] if omega is None else ["--omega", omega])]]
+    lines.append(_fit(recipes / "critic.yaml", folder / "critic", seed, reference, train))
+    lines.append(
+        _fit(recipes / "dipole.yaml", folder / "dipole", seed, {**reference, "critic": folder / "critic"}, train)
+    )
+    chosen_on = {"validation": ("validation", "null"), "test": ("evaluation", folder / "validation")}
+    for split, (name, choose_on) in chosen_on.items():
+        line: list = ["dipole-vla", "evaluate", "--config", recipes / "evaluate.yaml", "--policy", folder / "dipole"]
+        line += ["--scenes", scenes / split, "--scorer.cache", cache / split, "--out", folder / name]
+        lines.append([*line, "--choose_on", choose_on])
+    lines.append(["dipole-vla", "report", folder / "evaluation", "--out", folder / "report"])
+    return [[str(word) for word in line] for line in lines]
+
+
+def _fit(recipe: Path, out: Path, seed: int, model: dict[str, Path], data: dict[str, Path]) -> list:
+    line: list = ["dipole-vla", "fit", "--config", recipe, "--out", out]
+    for section, values in (("model", {**model, "seed": seed}), ("data", {**data, "seed": seed})):
+        for key, value in values.items():
+            line += [f"--{section}.{key}", value]
+    return line
 
 
 def shipped_recipes() -> Path:

@@ -35,10 +35,10 @@ SMALLER = {
 }
 
 
-def small_steps(out: Path, seed: int = 0) -> list[list[str]]:
+def small_steps(out: Path, seed: int = 0, rounds: int = 0) -> list[list[str]]:
     """The demo's command lines with smaller numbers appended: the command line has the last word."""
     lines = []
-    for line in steps(out, seed, shipped_recipes()):
+    for line in steps(out, seed, shipped_recipes(), rounds):
         recipe = next((Path(word).name for word in line if word.endswith(".yaml")), "")
         lines.append(line + SMALLER.get(recipe, SMALLER.get(line[1], [])))
     return lines

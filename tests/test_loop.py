@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import load_from_disk
 from safetensors.torch import load_file
 
 from dipole_vla.cli import main
 from dipole_vla.data.tables import CandidateTable, SceneTable
+from dipole_vla.policy import load_policy
+from dipole_vla.rollout import batches, start_noise
 from dipole_vla.training.fit import newest_checkpoint
 from navsim_adapter.files import verify
 from navsim_adapter.scoring.scorer import Scorer
@@ -78,6 +81,26 @@ def test_a_finished_loop_runs_again_without_doing_anything(loop: Path, capsys: p
             assert main(line[1:]) == 0
     after = {path: path.stat().st_mtime_ns for stage in STAGES for path in (loop / stage).rglob("*") if path.is_file()}
     assert before == after
+
+
+def test_a_round_collects_with_the_guided_policy_and_trains_on_what_it_drove(loop: Path) -> None:
+    for line in small_steps(loop, rounds=1)[len(small_steps(loop)) :]:
+        assert main(line[1:]) == 0, line
+    folder = loop / "round-1"
+    for stage in STAGES[1:]:
+        verify(folder / stage)
+    rows, earlier = (load_from_disk(str(place / "candidates")).to_pandas() for place in (folder, loop))
+    assert set(rows["source"]) == {"human", "guided"}
+    assert set(earlier["source"]) == {"human", "reference"}
+
+    scenes = SceneTable(loop / "scenes" / "train")
+    policy = load_policy(loop / "dipole", device="cpu")
+    batch = next(batches(scenes, range(len(scenes)), policy.processor, 32, policy.device))
+    noise = start_noise(batch.tokens, 3, policy.noise_shape, 0)
+    with torch.inference_mode():
+        driven = policy.sample(batch.observation, omega=1.0, candidates=3, noise=noise).numpy()
+    found = np.stack([np.stack(pose) for pose in rows[rows["source"] == "guided"]["poses"]])
+    np.testing.assert_allclose(found.reshape(driven.shape), driven, atol=1e-4)
 
 
 def test_a_training_killed_after_a_checkpoint_ends_in_the_same_weights(loop: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def data(
     episodes: int | None = None,
     seed: int = 0,
     download: bool = False,
+    workers: int = 1,
 ) -> None:
     """Make an offline data set, or download it; a killed run goes on where it stopped.
 
@@ -29,10 +30,11 @@ def data(
             substitute.
         seed: of the episodes.
         download: fetch the published files (ogbench) in place of making them.
+        workers: processes that make episodes (ogbench).
     """
     if kind == "exorl-substitute":
         exorl.substitute(name, out or Path("data/exorl-substitute") / name, episodes or 100, seed)
     elif download:
         ogbench.download(name, out or Path("data/ogbench"))
     else:
-        generate(name, out or Path("data/ogbench"), episodes or EPISODES, seed)
+        generate(name, out or Path("data/ogbench"), episodes or EPISODES, seed, workers)

@@ -13,6 +13,10 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +41,16 @@ def is_scripted(name: str) -> bool:
     )
 
 
-def generate(name: str, folder: Path, episodes: int = EPISODES, seed: int = 0) -> None:
+def generate(name: str, folder: Path, episodes: int = EPISODES, seed: int = 0, workers: int = 1) -> None:
     """Write `name`-v0.npz and `name`-v0-val.npz into `folder`, as OGBench's own loader expects them.
 
-    `name`-v0.json, written last, says how they were made; finished data are left alone.
+    `name`-v0.json, written last, says how they were made; finished data are left alone. workers: processes.
     """
+    if not is_scripted(name):
+        raise InputError(
+            f"{name}: behaves as a trained expert, or is unknown, so it cannot be made here; download it where there "
+            "is a network, or take cube-*, scene-*, puzzle-* (play, noisy) or pointmaze-* (navigate, stitch)"
+        )
     made_by = {"data": name, "episodes": episodes, "seed": seed, "made": "scripted policies of the ogbench package"}
     if is_made(name, folder, made_by):
         return skipped(f"data {name}", folder / f"{name}-v0.npz")
@@ -49,25 +58,40 @@ def generate(name: str, folder: Path, episodes: int = EPISODES, seed: int = 0) -
     begin(parts, made_by)
     total = episodes + max(1, episodes // 10)
     starts = range(0, total, PART)
-    with bar(f"episodes of {name}", total) as progress:
-        play: Callable[[int], Record] | None = None
-        for start in starts:
-            path, numbers = parts / f"{start:06d}.npz", range(start, min(start + PART, total))
-            if path.is_file():
-                progress.advance(len(numbers))
-                continue
-            play = play or _player(name)
-            record: Record = {}
-            for number in numbers:
-                for key, values in play(seed * 1_000_003 + number).items():
-                    record.setdefault(key, []).extend(values)
-                progress.advance()
-            write_arrays(path, _typed(record), is_compressed=False)
+    missing = [start for start in starts if not (parts / f"{start:06d}.npz").is_file()]
+    with bar(f"episodes of {name}", total) as progress, _mapped(workers) as each:
+        progress.advance(min(total, PART * (len(starts) - len(missing))))
+        ranges = [range(start, min(start + PART, total)) for start in missing]
+        for made in each(partial(_make_part, name, parts, seed), ranges):
+            progress.advance(made)
     _merge(parts, folder / f"{name}-v0.npz", starts, 0, episodes)
     _merge(parts, folder / f"{name}-v0-val.npz", starts, episodes, total)
     write_json(folder / f"{name}-v0.json", made_by)
     shutil.rmtree(parts)
     wrote(f"data {name}", folder / f"{name}-v0.npz")
+
+
+@contextmanager
+def _mapped(workers: int) -> Iterator[Callable[..., Iterator[int]]]:
+    """`map`, here or over processes; those not yet begun are left when it ends early."""
+    if workers < 2:
+        yield map
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _make_part(name: str, parts: Path, seed: int, numbers: range) -> int:
+    play = _player(name)
+    record: Record = {}
+    for number in numbers:
+        for key, values in play(seed * 1_000_003 + number).items():
+            record.setdefault(key, []).extend(values)
+    write_arrays(parts / f"{numbers.start:06d}.npz", _typed(record), is_compressed=False)
+    return len(numbers)
 
 
 def is_made(name: str, folder: Path, made_by: Mapping[str, Any]) -> bool:
@@ -103,16 +127,12 @@ def _typed(record: Record) -> dict[str, np.ndarray]:
     return {key: np.array(values, dtype=types.get(key, np.float32)) for key, values in record.items()}
 
 
+@cache
 def _player(name: str) -> Callable[[int], Record]:
     """A function from an episode's seed to its steps."""
     import gymnasium
     import ogbench  # noqa: F401  registers the environments
 
-    if not is_scripted(name):
-        raise InputError(
-            f"{name}: behaves as a trained expert, or is unknown, so it cannot be made here; download it where there "
-            "is a network, or take cube-*, scene-*, puzzle-* (play, noisy) or pointmaze-* (navigate, stitch)"
-        )
     stem, kind = name.rsplit("-", 1)
     options: dict[str, Any] = {} if stem.startswith("pointmaze") else {"mode": "data_collection"}
     steps = 201 if kind == "stitch" else STEPS

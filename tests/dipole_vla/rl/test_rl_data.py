@@ -66,6 +66,17 @@ def test_killed_making_ends_in_the_same_data(tmp_path, monkeypatch):
         making.generate("cube-single-play", tmp_path / "killed", episodes=30)
 
 
+def test_several_processes_make_the_same_data(tmp_path):
+    pytest.importorskip("ogbench")
+    for workers in (1, 2):
+        making.generate("pointmaze-medium-navigate", tmp_path / str(workers), episodes=12, workers=workers)
+    for name in ("pointmaze-medium-navigate-v0.npz", "pointmaze-medium-navigate-v0-val.npz"):
+        one, two = (read_arrays(tmp_path / folder / name, "") for folder in ("1", "2"))
+        assert one["terminals"].sum() == (1 if "val" in name else 12)
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key])
+
+
 @pytest.mark.parametrize("name", ["antmaze-medium-navigate", "humanoidmaze-medium-navigate", "cube-single-plai"])
 def test_experts_cannot_be_made(name):
     assert not making.is_scripted(name)
