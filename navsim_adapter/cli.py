@@ -239,7 +239,7 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command("Say what a scoring cache holds.", _inspect_arguments, _inspect),
     "baseline": _leaf("navsim_adapter.baselines", "Trajectories of a planner that needs no weights."),
     "submission": _leaf("navsim_adapter.submission_command", "Write or check an official submission file."),
-    "render": _leaf("navsim_adapter.render", "Draw scenes and trajectories from above."),
+    "render": _leaf("navsim_adapter.render_command", "Draw scenes and trajectories from above."),
 }
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.summary import summarise
 from dipole_vla.parts import FOLDER, read_parts, run_parts
-from dipole_vla.policy import load_policy
+from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.rollout import batches, start_noise
@@ -102,18 +102,7 @@ def evaluate(
             "split": table.split,
             "rl_split": actor.rl_split,
             "rl_on_eval_split": leaks,
-            "provenance": {
-                **provenance(recipe or {}),
-                **actor.provenance,
-                "policy": str(policy),
-                "policy_fingerprint": actor.fingerprint,
-            },
-            "inputs": {
-                "scenes": str(scenes),
-                "sensors": str(table.sensors),
-                "cache": ((recipe or {}).get("scorer") or {}).get("init_args", {}).get("cache"),
-                "candidates": actor.provenance.get("candidates"),
-            },
+            **_origin(policy, actor, scenes, table, recipe or {}),
         }
         chosen_on = read_json(Path(choose_on) / "summary.json") if choose_on else None
         rows, summary = summarise(plans, omegas, counts, facts, chosen_on)
@@ -125,6 +114,24 @@ def evaluate(
         finish(out, made_by, exclude=(FOLDER,))
         shutil.rmtree(out / FOLDER)
     wrote("evaluate", out / "summary.json")
+
+
+def _origin(policy: Path, actor: GuidedPolicy, scenes: Path, table: SceneTable, recipe: dict[str, Any]) -> dict:
+    """What made the numbers, and where a report finds the pictures' material."""
+    return {
+        "provenance": {
+            **provenance(recipe),
+            **actor.provenance,
+            "policy": str(policy),
+            "policy_fingerprint": actor.fingerprint,
+        },
+        "inputs": {
+            "scenes": str(scenes),
+            "sensors": str(table.sensors),
+            "cache": (recipe.get("scorer") or {}).get("init_args", {}).get("cache"),
+            "candidates": actor.provenance.get("candidates"),
+        },
+    }
 
 
 def _evaluate_part(

@@ -24,15 +24,13 @@ from navsim_adapter.render import (
     ROAD,
     Moment,
     Plan,
-    add_arguments,
     box_corners,
     ego_corners,
     picture,
-    read_trajectories,
-    run,
     seen_by,
     to_ego,
 )
+from navsim_adapter.render_command import add_arguments, read_trajectories, run
 
 EGO = np.array([500.0, -300.0, 2.1])
 SIZE, DPI = (4.0, 4.0), 100
@@ -213,7 +211,7 @@ def test_bad_trajectories_are_one_line(tmp_path: Path) -> None:
 
 
 def test_matplotlib_is_not_imported_before_something_is_drawn() -> None:
-    code = "import sys, navsim_adapter.render; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, navsim_adapter.render_command; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
