@@ -33,6 +33,8 @@ def demo(
             training scenes, and critic and adapters are trained anew on what came of it.
         omega: greed of the policy that drives in those rounds.
     """
+    if rounds < 0:
+        raise InputError(f"--rounds: must be >= 0, got {rounds}; 0 is the offline loop alone")
     recipes = recipes or shipped_recipes()
     started = time.monotonic()
     for line in steps(out, seed, recipes, rounds, omega):

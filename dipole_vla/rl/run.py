@@ -6,7 +6,7 @@ measurements are files written once, so the same command goes on exactly where a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,10 @@ def rl(
     }
     stages = plan(updates, evaluation, online)
     _check(evaluation, online, learner)
+    if learner.precision == "bfloat16" and not has_bfloat16_products():
+        console.print(
+            "[yellow]learner.precision: no bfloat16 products in this processor; float32 is faster here[/yellow]"
+        )
     if not begin(out, made_by):
         return skipped("rl", out)
     with only_writer(out):
@@ -158,6 +162,12 @@ def data_identity(task: str, folder: Path) -> Any:
         return {"episodes": len(list(folder.glob("episode_*.npz")))}
     card, file = (folder / f"{ogbench.data_name(task)}-v0.{end}" for end in ("json", "npz"))
     return read_json(card) if card.is_file() else {"bytes": file.stat().st_size if file.is_file() else 0}
+
+
+def has_bfloat16_products() -> bool:
+    """Whether the processor multiplies bfloat16; True where torch cannot tell."""
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return not found or any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _check(evaluation: EvaluationConfig, online: OnlineConfig, learner: LearnerConfig) -> None:

@@ -193,3 +193,17 @@ def test_learning_beats_imitation_on_the_line(line, tmp_path):
     found = {(r["method"], r["candidates"]): float(r["return"]) for r in rows}
     assert found["dipole", "8"] > found["bc", "1"] + 10
     assert np.isfinite(list(found.values())).all()
+
+
+@pytest.mark.parametrize(("found", "is_said"), [({"avx2": True}, True), ({"avx2": True, "amx_bf16": True}, False)])
+def test_a_processor_without_bfloat16_products_is_named(line, tmp_path, monkeypatch, capsys, found, is_said):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    short = LearnerConfig(hidden=8, layers=1, heads=["bc", "positive", "negative"], precision="bfloat16")
+    go(
+        tmp_path,
+        learner=short,
+        updates=2,
+        online=OnlineConfig(),
+        evaluation=EvaluationConfig(methods=["bc"], episodes=1),
+    )
+    assert ("float32 is faster here" in " ".join(capsys.readouterr().out.split())) == is_said
