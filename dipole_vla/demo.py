@@ -30,7 +30,7 @@ def demo(
         seed: world, weights, noise, data order.
         recipes: folder of the demo's recipes; default is the one shipped.
         rounds: online rounds after it, each in a folder of its own: the guided policy of the round before drives the
-            training scenes, and critic and adapters are trained anew on what came of it.
+            training scenes, a new critic learns from what came of it, and the pair is trained on.
         omega: greed of the policy that drives in those rounds.
     """
     if rounds < 0:
@@ -75,7 +75,7 @@ def improve(
 ) -> list[list[str]]:
     """One round in `folder`: `policy` drives, critic and adapters learn from what came of it, both splits are driven.
 
-    omega None: the reference policy drives, as in the offline loop.
+    omega: of a guided policy, whose pair is then trained on; None: the reference drives, as in the offline loop.
     """
     scenes, cache = out / "scenes", out / "cache"
     train = {"scenes": scenes / "train", "candidates": folder / "candidates"}
@@ -84,9 +84,8 @@ def improve(
     collect += ["--scenes", scenes / "train", "--scorer.cache", cache / "train", "--out", folder / "candidates"]
     lines: list[list] = [[*collect, "--seed", seed, *([] if omega is None else ["--omega", omega])]]
     lines.append(_fit(recipes / "critic.yaml", folder / "critic", seed, reference, train))
-    lines.append(
-        _fit(recipes / "dipole.yaml", folder / "dipole", seed, {**reference, "critic": folder / "critic"}, train)
-    )
+    pair = {**reference, "critic": folder / "critic", **({} if omega is None else {"start": policy})}
+    lines.append(_fit(recipes / "dipole.yaml", folder / "dipole", seed, pair, train))
     chosen_on = {"validation": ("validation", "null"), "test": ("evaluation", folder / "validation")}
     for split, (name, choose_on) in chosen_on.items():
         line: list = ["dipole-vla", "evaluate", "--config", recipes / "evaluate.yaml", "--policy", folder / "dipole"]

@@ -209,7 +209,7 @@ def _inputs(case: Case) -> Iterator[Finding]:
     from navsim_adapter.files import verify_listed
 
     named = {**case.arguments("model"), **case.arguments("data"), **case.arguments("scorer"), **case.recipe}
-    for key in ("backbone", "policy", "critic", "candidates", "scenes", "cache", "choose_on"):
+    for key in ("backbone", "policy", "critic", "start", "candidates", "scenes", "cache", "choose_on"):
         folder = named.get(key)
         if not isinstance(folder, str):
             continue

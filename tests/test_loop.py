@@ -16,8 +16,11 @@ from safetensors.torch import load_file
 from dipole_vla.cli import main
 from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.policy import load_policy
+from dipole_vla.policy.adapters import SIGNS
 from dipole_vla.rollout import batches, start_noise
+from dipole_vla.training import DipoleModule
 from dipole_vla.training.fit import newest_checkpoint
+from navsim_adapter.errors import InputError
 from navsim_adapter.files import verify
 from navsim_adapter.scoring.scorer import Scorer
 from tests.small_loop import small_steps
@@ -101,6 +104,13 @@ def test_a_round_collects_with_the_guided_policy_and_trains_on_what_it_drove(loo
         driven = policy.sample(batch.observation, omega=1.0, candidates=3, noise=noise).numpy()
     found = np.stack([np.stack(pose) for pose in rows[rows["source"] == "guided"]["poses"]])
     np.testing.assert_allclose(found.reshape(driven.shape), driven, atol=1e-4)
+
+    further = DipoleModule(loop / "imitation", start=loop / "dipole", rank=4, seed=9)  # where the round began
+    for role in SIGNS:
+        for name, value in load_file(loop / "dipole" / role / "adapter_model.safetensors").items():
+            assert torch.equal(further.pair.state(role)[name], value)
+    with pytest.raises(InputError, match="make the pair with this rank"):
+        DipoleModule(loop / "imitation", start=loop / "dipole", rank=8)
 
 
 def test_a_training_killed_after_a_checkpoint_ends_in_the_same_weights(loop: Path, tmp_path: Path) -> None:

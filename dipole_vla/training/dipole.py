@@ -42,6 +42,7 @@ class DipoleModule(FineTuning):
         self,
         backbone: Path,
         critic: Path | None = None,
+        start: Path | None = None,
         beta: float = 1.0,
         routing: Routing = "both",
         rule: str = "dichotomous",
@@ -61,6 +62,8 @@ class DipoleModule(FineTuning):
         Args:
             backbone: folder of the reference policy; it stays frozen.
             critic: folder of a fitted critic, copied into the policy, where it picks the best of N.
+            start: policy folder whose pair this training goes on from, as in a further round on what it drove; null
+                starts from the backbone.
             beta: temperature of the sigmoid weight on the advantage; larger is closer to a hard split.
             routing: both = every sample to both adapters; bernoulli = to one, drawn by its weight, at half the cost.
             rule: weighting rule, a name of dipole_vla.objective.RULES.
@@ -85,6 +88,8 @@ class DipoleModule(FineTuning):
         self.backbone_folder, self.critic_folder = Path(backbone), critic
         self.backbone = load_backbone(backbone)
         self.pair = make_pair(pair, self.backbone, scope, rank, alpha, seed)
+        if start is not None:
+            self.pair.load(start)
         self.copies = None if isinstance(self.pair, AdapterPair) else self.pair.copies  # for Lightning to see
         for role in SIGNS:
             for parameter in self.pair.parameters(role):

@@ -29,7 +29,7 @@ from dipole_vla.training.checkpoints import Checkpoints, SyncedFiles, newest_che
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, finish, is_complete, only_writer, stamp, write_text
 
-INPUTS = ("backbone", "scenes", "candidates", "critic")  # keys that name folders of earlier stages
+INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 
 
@@ -208,6 +208,8 @@ def _made_by(recipe: dict[str, Any]) -> dict[str, Any]:
                 arguments[key] = stamp(arguments[key])
         arguments.pop("sensors", None)
         arguments.pop("contexts", None)
+        if arguments.get("start") is None:  # as in a run from before there was a choice
+            arguments.pop("start", None)
         sections[section] = {"class": recipe[section]["class_path"], **arguments}
     sections["trainer"] = {
         key: recipe["trainer"].get(key) for key in ("max_steps", "precision", "accumulate_grad_batches")
