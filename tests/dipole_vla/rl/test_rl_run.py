@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from line_world import Line, line_data
 
 from dipole_vla.cli import main
 from dipole_vla.rl import run as command
-from dipole_vla.rl.evaluation import COLUMNS, EvaluationConfig, append_rows
+from dipole_vla.rl.evaluation import COLUMNS, EvaluationConfig, append_rows, cells
 from dipole_vla.rl.learner import LearnerConfig
 from dipole_vla.rl.run import OnlineConfig, Stage, plan, rl
 from dipole_vla.rl.transitions import BatchStream
@@ -207,3 +209,15 @@ def test_a_processor_without_bfloat16_products_is_named(line, tmp_path, monkeypa
         evaluation=EvaluationConfig(methods=["bc"], episodes=1),
     )
     assert ("float32 is faster here" in " ".join(capsys.readouterr().out.split())) == is_said
+
+
+RECIPES = sorted((Path(__file__).parents[3] / "recipes" / "rl").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_read_and_asks_for_its_data_by_the_command_that_makes_them(recipe, tmp_path, capsys):
+    missing, content = tmp_path / "nothing", yaml.safe_load(recipe.read_text())
+    assert main(["rl", "--config", str(recipe), "--data", str(missing), "--out", str(tmp_path / "run")]) != 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"run `dipole-vla data ogbench {content['task'].split('-singletask')[0]}" in said
+    assert cells(EvaluationConfig(**content["evaluation"]), LearnerConfig(**content["learner"]).heads)
