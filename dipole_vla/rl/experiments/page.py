@@ -57,6 +57,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
 
 
+def unbroken(text: str) -> str:
+    """No line ends between a name and its value, or a number and its unit."""
+    return text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
+
+
 def render(name: str, page: Page, made: Sequence[tuple[str, str]]) -> str:
     environment = Environment(
         loader=ChoiceLoader(
@@ -67,6 +72,7 @@ def render(name: str, page: Page, made: Sequence[tuple[str, str]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = unbroken
     assert environment.loader is not None
     style = Markup(environment.loader.get_source(environment, "style.css")[0])
     shown = {
