@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from PIL.Image import Resampling
 from torch import Tensor
@@ -19,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dipole_vla.backbones.dit import DiT, DiTSizes, KeysValues, Layout
 from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
+from dipole_vla.backbones.observing import history, normalised_pixels, pictures, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.paths import Prediction, VPLinear
 from dipole_vla.policy.backbone import ActionSpec, Backbone, Context, Observation
@@ -28,8 +28,6 @@ from navsim_adapter.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 PUBLISHED_SOLVER = SolverSpec("dpm++2m", steps=10, start_scale=0.5)
 # For actions of unit variance. At t = 1 an error of the predicted noise counts 150-fold in the clean action, which a
 # model trained for minutes shows as wild plans unless the estimate is kept where data are.
@@ -179,29 +177,15 @@ class DPVLAProcessor:
     tokenizer: PreTrainedTokenizerFast
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
-        for camera in self.cameras:
-            if camera not in images:
-                raise InputError(f"scene {scene.get('token', '?')}: no picture of {camera}; convert with this camera")
         ids = self.tokenizer(
             prompt(scene), padding="max_length", truncation=True, max_length=self.prompt_tokens, return_tensors="pt"
         )
-        history = np.asarray(scene["history"], dtype=np.float32)
         return {
-            "pixels": torch.stack([self._pixels(images[camera]) for camera in self.cameras]),
+            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
             "input_ids": ids["input_ids"][0],
-            "proprio": torch.from_numpy(history.reshape(-1)),
+            "proprio": history(scene),
         }
 
     def _pixels(self, image: Image) -> Tensor:
         """(3, size, size) uint8, the aspect ratio not kept (as published)."""
-        resized = image.convert("RGB").resize((self.image_size, self.image_size), Resampling.BICUBIC)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
-
-
-def normalised_pixels(pixels: Tensor) -> Tensor:
-    """uint8 (..., 3, H, W) -> float32 with ImageNet's mean and deviation removed; float pixels pass unchanged."""
-    if pixels.dtype != torch.uint8:
-        return pixels
-    mean = torch.tensor(IMAGE_MEAN, device=pixels.device)[:, None, None]
-    std = torch.tensor(IMAGE_STD, device=pixels.device)[:, None, None]
-    return (pixels.float() / 255 - mean) / std
+        return pixels(image.resize((self.image_size, self.image_size), Resampling.BICUBIC))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from PIL import Image as Images
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from transformers import PI0Config, PI0Model, PreTrainedTokenizerFast
 
 from dipole_vla.backbones.dit import Layout
 from dipole_vla.backbones.native import restore_buffers
+from dipole_vla.backbones.observing import history, pictures, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.backbones.source_files import load_tokenizer
 from dipole_vla.paths import LinearFlow, Prediction
@@ -341,28 +341,24 @@ class PI0Processor:
     tokenizer: PreTrainedTokenizerFast
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
-        for camera in self.cameras:
-            if camera not in images:
-                raise InputError(f"scene {scene.get('token', '?')}: no picture of {camera}; convert with this camera")
         text = f"{self.tokenizer.bos_token or ''}{prompt(scene)}\n"
         words = self.tokenizer(
             text, add_special_tokens=False, padding="max_length", truncation=True, max_length=self.prompt_tokens
         )
         places = len(self.cameras) * self.tokens_per_view
-        history = np.asarray(scene["history"], dtype=np.float32).reshape(-1)
         return {
-            "pixels": torch.stack([self._pixels(images[camera]) for camera in self.cameras]),
+            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
             "input_ids": torch.tensor([self.image_token] * places + words["input_ids"]),
             "attention_mask": torch.tensor([1] * places + words["attention_mask"]),
-            "proprio": torch.from_numpy(history),
+            "proprio": history(scene),
         }
 
     def _pixels(self, image: Image) -> Tensor:
         """(3, S, S) uint8: the longer side fills the square, the rest is black on both sides."""
-        image, size = image.convert("RGB"), self.image_size
+        size = self.image_size
         ratio = max(image.width, image.height) / size
         width, height = max(round(image.width / ratio), 1), max(round(image.height / ratio), 1)
         square = Images.new("RGB", (size, size))
         shown = image.resize((width, height), Images.Resampling.BILINEAR)
         square.paste(shown, ((size - width) // 2, (size - height) // 2))
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        return pixels(square)

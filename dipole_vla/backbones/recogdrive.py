@@ -13,16 +13,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dipole_vla.backbones import internvl
 from dipole_vla.backbones.dit import KeysValues, Layout
-from dipole_vla.backbones.dp_vla import normalised_pixels
 from dipole_vla.backbones.internvl import InternVLSizes
 from dipole_vla.backbones.native import restore_buffers
+from dipole_vla.backbones.observing import history, normalised_pixels, pictures, status
 from dipole_vla.backbones.recogdrive_input import IMAGE_TOKEN, padded_ids, picture_tiles, prompt, small_tokenizer
 from dipole_vla.backbones.recogdrive_planner import Planner, PlannerSizes
 from dipole_vla.backbones.source_files import load_tokenizer
@@ -42,7 +41,6 @@ BOUNDS: dict[str, tuple[tuple[float, float], ...]] = {
 
 DDIM = SolverSpec("ddim", steps=5, clamp=(-1.0, 1.0))
 EULER = SolverSpec("euler", steps=5, clamp=(-1.0, 1.0), clamp_at="end")
-COMMANDS = ("left", "straight", "right", "unknown")
 
 _BLOCK = (
     r"action_head\.model\.transformer_blocks\.\d+\."
@@ -262,9 +260,8 @@ class ReCogDriveProcessor:
         return (self.camera,)
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
-        if self.camera not in images:
-            raise InputError(f"scene {scene.get('token', '?')}: no picture of {self.camera}; convert with this camera")
-        tiles = picture_tiles(images[self.camera], self.tile_size, self.max_tiles)
+        (picture,) = pictures(scene, images, self.cameras)
+        tiles = picture_tiles(picture, self.tile_size, self.max_tiles)
         text = prompt(scene, len(tiles), self.tokens_per_tile, self.horizon)
         padded = padded_ids(self.tokenizer, text, self.prompt_tokens)
         if padded is None:
@@ -279,18 +276,9 @@ class ReCogDriveProcessor:
             "tiles": torch.tensor(len(tiles)),
             "input_ids": padded[0],
             "attention_mask": padded[1],
-            "proprio": torch.from_numpy(np.asarray(scene["history"], dtype=np.float32).reshape(-1)),
-            "status": torch.from_numpy(status(scene)),
+            "proprio": history(scene),
+            "status": status(scene),
         }
-
-
-def status(scene: Mapping[str, Any]) -> np.ndarray:
-    """(8,) float32: command one-hot (left, straight, right, unknown), velocity, acceleration."""
-    command = str(scene["command"])
-    one_hot = [float(command == name) for name in COMMANDS]
-    if not any(one_hot):
-        raise InputError(f"scene {scene.get('token', '?')}: command {command!r} is not one of {', '.join(COMMANDS)}")
-    return np.asarray([*one_hot, *scene["velocity"], *scene["acceleration"]], dtype=np.float32)
 
 
 def image_token_of(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -12,15 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import timm
 import torch
 from PIL.Image import Resampling
 from torch import Tensor, nn
 
 from dipole_vla.backbones.dit import DiT, DiTSizes, KeysValues, Layout
-from dipole_vla.backbones.dp_vla import SMALL_SOLVER, normalised_pixels
-from dipole_vla.backbones.recogdrive import status
+from dipole_vla.backbones.dp_vla import SMALL_SOLVER
+from dipole_vla.backbones.observing import history, normalised_pixels, pictures, pixels, status
 from dipole_vla.backbones.source_files import read_weights
 from dipole_vla.checkpoint import assign_strict
 from dipole_vla.paths import Prediction, VPLinear
@@ -209,16 +208,11 @@ class TimmProcessor:
     image_size: tuple[int, ...]
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
-        for camera in self.cameras:
-            if camera not in images:
-                raise InputError(f"scene {scene.get('token', '?')}: no picture of {camera}; convert with this camera")
-        history = np.asarray(scene["history"], dtype=np.float32).reshape(-1)
         return {
-            "pixels": torch.stack([self._pixels(images[camera]) for camera in self.cameras]),
-            "proprio": torch.from_numpy(np.concatenate([history, status(scene)])),
+            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
+            "proprio": torch.cat([history(scene), status(scene)]),
         }
 
     def _pixels(self, image: Image) -> Tensor:
         height, width = self.image_size
-        resized = image.convert("RGB").resize((width, height), Resampling.BICUBIC)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+        return pixels(image.resize((width, height), Resampling.BICUBIC))

@@ -13,15 +13,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dipole_vla.backbones.dit import Layout
-from dipole_vla.backbones.dp_vla import IMAGE_MEAN, normalised_pixels
 from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
+from dipole_vla.backbones.observing import IMAGE_MEAN, history, normalised_pixels, pictures, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.backbones.soft_transformer import SoftPromptedTransformer, SoftTransformerSizes
 from dipole_vla.paths import LinearFlow, Prediction
@@ -241,25 +240,20 @@ class XVLAProcessor:
     tokenizer: PreTrainedTokenizerFast
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image.Image]) -> Observation:
-        for camera in self.cameras:
-            if camera not in images:
-                raise InputError(f"scene {scene.get('token', '?')}: no picture of {camera}; convert with this camera")
         ids = self.tokenizer(
             prompt(scene), padding="max_length", truncation=True, max_length=self.prompt_tokens, return_tensors="pt"
         )
-        history = np.asarray(scene["history"], dtype=np.float32)
         return {
-            "pixels": torch.stack([self._pixels(images[camera]) for camera in self.cameras]),
+            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
             "input_ids": ids["input_ids"][0],
-            "proprio": torch.from_numpy(history.reshape(-1)),
+            "proprio": history(scene),
         }
 
     def _pixels(self, image: Image.Image) -> Tensor:
         height, width = self.image_size
-        image = image.convert("RGB")
         if self.fit == "pad":  # filled with the mean colour, which is zero once normalised
             mean = tuple(round(255 * channel) for channel in IMAGE_MEAN)
             resized = ImageOps.pad(image, (width, height), Image.Resampling.BILINEAR, mean, (1.0, 1.0))
         else:
             resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+        return pixels(resized)

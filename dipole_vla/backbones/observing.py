@@ -1,0 +1,53 @@
+"""What the processors of all families do alike: pictures as pixels, the past as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from navsim_adapter.errors import InputError
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+COMMANDS = ("left", "straight", "right", "unknown")
+
+
+def pictures(scene: Mapping[str, Any], images: Mapping[str, Image], cameras: Sequence[str]) -> list[Image]:
+    """RGB pictures in the order of the cameras; InputError names the camera that a scene lacks."""
+    for camera in cameras:
+        if camera not in images:
+            raise InputError(f"scene {scene.get('token', '?')}: no picture of {camera}; convert with this camera")
+    return [images[camera].convert("RGB") for camera in cameras]
+
+
+def pixels(image: Image) -> Tensor:
+    """(3, height, width) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def normalised_pixels(pixels: Tensor) -> Tensor:
+    """uint8 (..., 3, H, W) -> float32 with ImageNet's mean and deviation removed; float pixels pass unchanged."""
+    if pixels.dtype != torch.uint8:
+        return pixels
+    mean = torch.tensor(IMAGE_MEAN, device=pixels.device)[:, None, None]
+    std = torch.tensor(IMAGE_STD, device=pixels.device)[:, None, None]
+    return (pixels.float() / 255 - mean) / std
+
+
+def history(scene: Mapping[str, Any]) -> Tensor:
+    """(12,) float32: x, y, heading of the last four frames, ego frame."""
+    return torch.from_numpy(np.asarray(scene["history"], dtype=np.float32).reshape(-1))
+
+
+def status(scene: Mapping[str, Any]) -> Tensor:
+    """(8,) float32: command one-hot (left, straight, right, unknown), velocity, acceleration."""
+    command = str(scene["command"])
+    one_hot = [float(command == name) for name in COMMANDS]
+    if not any(one_hot):
+        raise InputError(f"scene {scene.get('token', '?')}: command {command!r} is not one of {', '.join(COMMANDS)}")
+    return torch.tensor([*one_hot, *scene["velocity"], *scene["acceleration"]], dtype=torch.float32)
