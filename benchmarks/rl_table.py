@@ -44,6 +44,14 @@ def main() -> None:
             low, high = interval(values, base, episodes)
             gain = "" if method == "bc" else f"{(values - base).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
             print(f"| {method} | {'best of N' if is_choosing else 'one'} | {values.mean():.1f} | {each} | {gain} |")
+    print("\nThe whole grid, mean over seeds:\n")
+    counts = sorted({count for settings in table.values() for _, count in settings})
+    print("| method, omega | " + " | ".join(f"N = {count}" for count in counts) + " |\n|---|" + "---|" * len(counts))
+    for method, settings in table.items():
+        for omega in sorted({omega for omega, _ in settings}):
+            found = [settings.get((omega, count)) for count in counts]
+            shown = [f"{np.mean(list(cell.values())):.1f}" if cell else "–" for cell in found]
+            print(f"| {method}, {omega:g} | " + " | ".join(shown) + " |")
     print("\nLearning curve, mean over seeds:\n")
     curve = [row for row in rows if int(row["updates"]) < last]
     marks = sorted({int(row["updates"]) for row in curve})

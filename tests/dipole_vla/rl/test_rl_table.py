@@ -46,3 +46,5 @@ def test_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert "| dipole | one | 30.5 | 30 (1, 1), 31 (1, 1) | +30.5 [" in page
     assert "| dipole | best of N | 40.0 |" in page
     assert "| dipole, 1, 8 | 40 |" in page
+    assert "| method, omega | N = 1 | N = 8 |" in page
+    assert "| dipole, 1 | 30.5 | 40.0 |" in page
