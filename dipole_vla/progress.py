@@ -1,20 +1,25 @@
-"""Progress on the terminal: one quiet rich bar a stage, and one line saying where the result is."""
+"""Progress: one quiet rich bar a stage (in a log file a line a minute), and one line saying where the result is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from navsim_adapter.progress import Lines
 
 console = Console(highlight=False)
 
 
 @contextmanager
 def bar(what: str, total: int) -> Iterator[Bar]:
+    if not console.is_terminal:
+        lines = Lines(what, lambda line: console.print(line, soft_wrap=True))
+        yield Bar(total, lines.show)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -23,17 +28,22 @@ def bar(what: str, total: int) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
-        yield Bar(progress, progress.add_task(what, total=total, note=""))
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(what, total=total, note="")
+        yield Bar(total, lambda done, total, note: progress.update(task, completed=done, total=total, note=note))
 
 
 class Bar:
-    def __init__(self, progress: Progress, task):
-        self._progress, self._task = progress, task
+    """Counts what is done. show: gets done, total and the last note."""
+
+    def __init__(self, total: int, show: Callable[[int, int, str], None]):
+        self._total, self._show = total, show
+        self._done, self._note = 0, ""
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
-        fields: dict[str, Any] = {} if note is None else {"note": note}
-        self._progress.update(self._task, advance=steps, **fields)
+        self._done += steps
+        self._note = self._note if note is None else note
+        self._show(self._done, self._total, self._note)
 
 
 def wrote(what: str, folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from navsim_adapter import __version__
 from navsim_adapter.errors import InputError
+from navsim_adapter.progress import Progress
 
 if TYPE_CHECKING:
     from navsim_adapter.root import DataRoot
@@ -193,29 +194,6 @@ def _selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]
             raise InputError(f"--max-scenes: must be at least 1, got {options.max_scenes}")
         chosen = replace(chosen, max_scenes=options.max_scenes)
     return root_of(options), split, chosen
-
-
-class Progress:
-    """A rich progress bar on stderr; silent where stderr is no terminal."""
-
-    def __init__(self, unit: str):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task(unit, total=None)
-
-    def __enter__(self) -> Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.bar.stop()
-
-    def show(self, done: int, total: int | None) -> None:
-        self.bar.update(self.task, completed=done, total=total)
 
 
 def _leaf(module: str, help: str) -> Command:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from navsim_adapter.cli import Progress
+    from navsim_adapter.progress import Progress
     from navsim_adapter.row_scores import check_traffic
     from navsim_adapter.score_result import check_layout, report, write_result
     from navsim_adapter.score_units import Parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from navsim_adapter.progress import Progress
 from navsim_adapter.synthetic.synthesize import DEFAULT_SCENES, LAPSES, SCENES_PER_LOG, synthesize
 
 SPLITS = {"train": "trainval", "validation": "mini", "test": "test"}  # option -> folder under navsim_logs
@@ -21,20 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.progress import Progress
-
     splits = {split: getattr(args, option) for option, split in SPLITS.items() if getattr(args, option) > 0}
-    with Progress(transient=True) as bar:
-        task = bar.add_task("synth", total=None)
-        made = synthesize(
-            args.out,
-            args.seed,
-            splits,
-            SCENES_PER_LOG,
-            args.lapses,
-            args.workers,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with Progress("logs") as progress:
+        made = synthesize(args.out, args.seed, splits, SCENES_PER_LOG, args.lapses, args.workers, progress.show)
     counts = ", ".join(f"{split} {scenes}" for split, scenes in splits.items())
     print(f"synth: {'wrote' if made else 'complete already:'} {args.out} (scenes: {counts}; seed {args.seed})")
     return 0
