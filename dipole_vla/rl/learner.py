@@ -42,8 +42,8 @@ class LearnerConfig:
         ensemble: Q networks; the least one counts.
         lr: Adam's learning rate for every network.
         lr_decay: share of all updates, at the end of the run, over which lr falls linearly to zero.
-        precision: of the hidden layers' matrix products while training. bfloat16 pays where the processor has it
-            (AVX512_BF16, AMX, a GPU) and is slow elsewhere; weights, Adam and acting are float32.
+        precision: of the matrix products while training, but for the critic's last layer. bfloat16 pays where the
+            processor has it (AVX512_BF16, AMX, a GPU) and is slow elsewhere; weights, Adam and acting are float32.
     """
 
     hidden: int = 256
@@ -91,7 +91,8 @@ class Policies(nn.Module):
         self.heads = list(heads)
         each = [seed * 1_000_003 + 13 * number + 500_009 for seed in seeds for number in range(len(self.heads))]
         sizes = [observation_dim + action_dim + 1, *[hidden] * layers, action_dim]
-        self.networks = StackedMLP(sizes, each, precision=precision)
+        # velocities are of order one; the critic's returns of a hundred must not be rounded to halves
+        self.networks = StackedMLP(sizes, each, precision=precision, output_precision=precision)
 
     def losses(self, observation: Tensor, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """(seeds, heads, rows) native loss of each sample; observation (seeds, rows, d), t (seeds, rows)."""

@@ -24,13 +24,15 @@ class StackedMLP(nn.Module):
         seeds: Sequence[int],
         layer_norm: bool = False,
         precision: torch.dtype = torch.float32,
+        output_precision: torch.dtype = torch.float32,
     ):
         """sizes: widths from input to output. seeds: of the initial weights, one per network.
 
-        precision: of the hidden layers' products; weights, their gradients and the last layer are float32 in any case.
+        precision, output_precision: of the products of the hidden layers and of the last one; weights, their gradients
+        and what comes out are float32 in any case.
         """
         super().__init__()
-        self.layer_norm, self.precision = layer_norm, precision
+        self.layer_norm, self.precision, self.output_precision = layer_norm, precision, output_precision
         generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for rows, columns in pairwise(sizes):
@@ -52,8 +54,8 @@ class StackedMLP(nn.Module):
             x = F.gelu(torch.baddbmm(bias.to(self.precision), x, weight.to(self.precision)))
             if self.layer_norm:  # without gain and shift: the next linear layer has both already
                 x = F.layer_norm(x, x.shape[-1:])
-        # float32: returns of a hundred must not be rounded to halves
-        return _NarrowProduct.apply(x.float(), last) + shift
+        x, last = x.to(self.output_precision), last.to(self.output_precision)
+        return _NarrowProduct.apply(x, last).float() + shift
 
     @torch.no_grad()
     def select(self, networks: Sequence[int]) -> StackedMLP:

@@ -167,6 +167,23 @@ def test_bfloat16_products_change_little_and_leave_weights_and_returns_in_float3
     assert short.select([0]).precision == torch.float32
 
 
+def test_a_policys_losses_in_bfloat16_are_those_in_float32_nearly():
+    sizes = {
+        "observation_dim": 3,
+        "action_dim": 2,
+        "seeds": [4],
+        "heads": list(HEADS.values()),
+        "hidden": 64,
+        "layers": 2,
+    }
+    full, short = Policies(**sizes), Policies(**sizes, precision=torch.bfloat16)
+    batch = rows(1, 256, 3), rows(1, 256, 2, seed=1), rows(1, 256, 2, seed=2), torch.rand(1, 256)
+    exact, rounded = full.losses(*batch), short.losses(*batch)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded.mean(-1), exact.mean(-1), rtol=2e-3, atol=0)
+
+
 def test_the_learning_rate_falls_to_zero_over_the_last_part_of_the_run():
     config = LearnerConfig(hidden=8, layers=1, lr_decay=0.25)
     module = RLModule(3, 2, [0], config, updates=80)
