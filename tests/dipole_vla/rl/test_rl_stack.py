@@ -177,7 +177,7 @@ def test_a_policys_losses_in_bfloat16_are_those_in_float32_nearly():
         "layers": 2,
     }
     full, short = Policies(**sizes), Policies(**sizes, precision=torch.bfloat16)
-    batch = rows(1, 256, 3), rows(1, 256, 2, seed=1), rows(1, 256, 2, seed=2), torch.rand(1, 256)
+    batch = rows(1, 256, 3), rows(1, 256, 2, seed=1), rows(1, 256, 2, seed=2), torch.full((1, 256), 0.3)
     exact, rounded = full.losses(*batch), short.losses(*batch)
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)
