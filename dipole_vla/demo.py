@@ -86,8 +86,7 @@ def improve(
     lines.append(_fit(recipes / "critic.yaml", folder / "critic", seed, reference, train))
     pair = {**reference, "critic": folder / "critic", **({} if omega is None else {"start": policy})}
     lines.append(_fit(recipes / "dipole.yaml", folder / "dipole", seed, pair, train))
-    chosen_on = {"validation": ("validation", "null"), "test": ("evaluation", folder / "validation")}
-    for split, (name, choose_on) in chosen_on.items():
+    for split, choose_on, name in (("validation", "null", "validation"), ("test", folder / "validation", "evaluation")):
         line: list = ["dipole-vla", "evaluate", "--config", recipes / "evaluate.yaml", "--policy", folder / "dipole"]
         line += ["--scenes", scenes / split, "--scorer.cache", cache / split, "--out", folder / name]
         lines.append([*line, "--choose_on", choose_on])
