@@ -27,6 +27,7 @@ from dipole_vla.rl.environments import Environment, Episode, make_environment, p
 from dipole_vla.rl.evaluation import Cell, EvaluationConfig, acting, append_rows, cells, measure, player
 from dipole_vla.rl.heads import method_named
 from dipole_vla.rl.learner import LearnerConfig
+from dipole_vla.rl.memory import keep_freed_memory
 from dipole_vla.rl.module import LOG_EVERY, RLModule
 from dipole_vla.rl.transitions import BatchStream, Transitions, n_step_transitions
 from dipole_vla.training.callbacks import Curves, StepProgress
@@ -101,6 +102,7 @@ def rl(
     """
     seeds = [seed] if isinstance(seed, int) else list(seed)
     quiet_lightning()
+    keep_freed_memory()
     made_by = {
         "command": "rl",
         "task": task,
