@@ -9,9 +9,9 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from navsim_adapter import __version__
 from navsim_adapter.errors import InputError
@@ -88,7 +88,19 @@ def _convert(options: argparse.Namespace) -> None:
     root, split, chosen = _selection(options)
     with Progress("scenes") as progress:
         content = convert(root, split, chosen, options.out, lambda done: progress.show(done, None))
+    _say_absent(content, split)
     print(f"{content['count']} scenes of {split} in {options.out}")
+
+
+def _say_absent(content: Mapping[str, Any], split: str) -> None:
+    """Name what the filter lists and the split lacks: a table of half a split must not pass for the whole."""
+    for key, names in content["absent"].items():
+        if names:
+            total = len(content["filter"][key])
+            print(
+                f"absent: {len(names)} of the filter's {total} {key} are not in {split}, first {names[0]}",
+                file=sys.stderr,
+            )
 
 
 # -- cache -------------------------------------------------------------------------------------------------------------
@@ -115,6 +127,7 @@ def _cache(options: argparse.Namespace) -> None:
         )
     for item in content["skipped"]:
         print(f"skipped: {item['reason']}", file=sys.stderr)
+    _say_absent(content, split)
     print(f"{content['count']} scenes of {split} in {options.out}, {len(content['skipped'])} skipped")
 
 
@@ -184,11 +197,17 @@ def _selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]
     """Root, split folder and filter that the options name."""
     from dataclasses import replace
 
-    from navsim_adapter.scenes import split_filter
+    from navsim_adapter.scenes import LISTED, split_filter
 
     if not options.split:
         raise InputError("--split: not given; name the folder under navsim_logs, or navmini, navtrain, navtest")
     split, chosen = split_filter(options.split, options.filter)
+    if options.split in LISTED and not options.filter:
+        print(
+            f"note: this takes every scene of {split}; the scenes that are {options.split} are listed in the devkit's "
+            f"{options.split}.yaml, give it with --filter",
+            file=sys.stderr,
+        )
     if options.max_scenes is not None:
         if options.max_scenes < 1:
             raise InputError(f"--max-scenes: must be at least 1, got {options.max_scenes}")

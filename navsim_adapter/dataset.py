@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,9 @@ from navsim_adapter import __version__
 from navsim_adapter.cache.build import HUMAN_POSES, human_future, relative_poses
 from navsim_adapter.cache.folder import describe
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import MANIFEST, finish, is_complete, read_json, sync_folder, write_json
+from navsim_adapter.files import MANIFEST, begin, file_stamps, finish, only_writer, read_json, write_json
 from navsim_adapter.root import DataRoot
-from navsim_adapter.scenes import Scene, SceneFilter, find_scenes
+from navsim_adapter.scenes import Scene, SceneFilter, absent, find_logs, find_scenes
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -33,8 +32,8 @@ def convert(
 ) -> dict[str, Any]:
     """Write the scenes of a split as a `datasets` folder; returns the content of its `scenes.json`.
 
-    A finished folder of the same inputs is left alone. Raises InputError for unreadable logs, an empty split and
-    tokens that occur twice.
+    A finished folder of the same inputs is left alone. Raises InputError for a folder of another split or filter,
+    unreadable logs, an empty split and tokens that occur twice.
     """
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
@@ -47,28 +46,26 @@ def convert(
         "filter": describe(chosen),
         "data_root": str(root.path.resolve()),
     }
-    if is_complete(out, made_by):
+    logs = find_logs(root, split, chosen)
+    found = {"inputs": file_stamps(logs)}
+    if not begin(out, made_by, found):
         return dict(read_json(out / "scenes.json"))
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_ours(out))):
-        raise InputError(f"{out}: exists and was not made by navsim-adapter convert; choose another folder")
     disable_progress_bar()
-    rows = list(_rows(root, split, chosen, progress))
-    table = Dataset.from_list(rows, features=features())
-    aside = out.parent / f".{out.name}.part"
-    _remove(aside)
-    table.save_to_disk(str(aside))
-    content = {
-        "split": split,
-        "data_root": made_by["data_root"],
-        "sensors": str((root.sensors / split).resolve()),
-        "filter": made_by["filter"],
-        "count": len(rows),
-    }
-    write_json(aside / "scenes.json", content)
-    finish(aside, made_by)
-    _remove(out)
-    aside.rename(out)
-    sync_folder(out.parent)
+    with only_writer(out):
+        rows = list(_rows(root, split, chosen, progress))
+        for path in (out / MANIFEST, *out.glob("*.arrow")):  # of a table made anew
+            path.unlink(missing_ok=True)
+        Dataset.from_list(rows, features=features()).save_to_disk(str(out))
+        content = {
+            "split": split,
+            "data_root": made_by["data_root"],
+            "sensors": str((root.sensors / split).resolve()),
+            "filter": made_by["filter"],
+            "count": len(rows),
+            "absent": absent(chosen, (path.stem for path in logs), {row["token"] for row in rows}),
+        }
+        write_json(out / "scenes.json", content)
+        finish(out, {**made_by, **found})
     return content
 
 
@@ -133,13 +130,3 @@ def _rows(
         if progress:
             progress(len(logs))
         yield scene_row(scene)
-
-
-def _is_ours(out: Path) -> bool:
-    manifest = out / MANIFEST
-    return manifest.is_file() and read_json(manifest).get("made_by", {}).get("command") == "navsim-adapter convert"
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -144,20 +144,29 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def begin(folder: str | Path, made_by: Mapping[str, Any]) -> bool:
+def file_stamps(paths: Iterable[str | Path]) -> str:
+    """A short hash of what the files are: names, sizes, times of change; their content is not read."""
+    facts = [[str(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in sorted(map(str, paths))]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def begin(folder: str | Path, made_by: Mapping[str, Any], found: Mapping[str, Any] | None = None) -> bool:
     """Open an output folder for a stage; False when the same stage already finished it.
 
     A folder begun by other inputs is refused, so that one output never mixes two runs.
+
+    found: what the inputs were found to be (`file_stamps`). It may change: a finished folder is then made anew.
+        `finish` must be given both together.
     """
     folder, wanted = Path(folder), _plain(made_by)
     if (folder / STARTED).is_file():
-        found = read_json(folder / STARTED)
-        if found != wanted:
-            key, old, new = _first_difference(found, wanted)
+        began = read_json(folder / STARTED)
+        if began != wanted:
+            key, old, new = _first_difference(began, wanted)
             raise InputError(
                 f"{folder}: {key}: this folder was made with {old!r}, now {new!r}; remove it or choose another --out"
             )
-        return not is_complete(folder, wanted)
+        return not is_complete(folder, {**wanted, **_plain(found or {})})
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(f"{folder}: holds files of something else; choose an empty folder for --out")
     write_json(folder / STARTED, wanted)

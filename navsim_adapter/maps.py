@@ -171,6 +171,12 @@ def map_path(maps_root: str | Path, name: str) -> Path:
     return path
 
 
+def map_files(maps_root: str | Path) -> list[Path]:
+    """The index and every city's map, those that are there."""
+    root = Path(maps_root)
+    return [path for path in (root / MAPS_FILE, *sorted(root.glob("*/*/map.gpkg"))) if path.is_file()]
+
+
 @lru_cache(maxsize=8)
 def load_map(maps_root: str | Path, name: str) -> Map:
     """A city's map; kept for the life of the process. Raises InputError naming the file and what it lacks."""

@@ -6,7 +6,7 @@ nothing checks that neighbouring frames are half a second apart. Unlike official
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class SceneFilter:
             raise InputError(f"{path}: scene filter cannot be read ({reason}); check the file") from problem
         if not isinstance(content, dict):
             raise InputError(f"{path}: scene filter must be a mapping of keys, found {type(content).__name__}")
-        return SceneFilter(**{key: _checked(path, key, value) for key, value in _own_keys(path, content).items()})
+        found = {key: _checked(path, key, value) for key, value in _own_keys(path, content).items()}
+        return SceneFilter(**{"frame_interval": None, **found})  # the devkit's default: no overlap
 
 
 _SECOND_STAGE_KEYS = {
@@ -82,6 +83,7 @@ SPLITS: dict[str, tuple[str, SceneFilter]] = {
     "navtrain": ("trainval", SceneFilter()),
     "navtest": ("test", SceneFilter()),
 }
+LISTED = ("navtrain", "navtest")
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,13 @@ def slice_frames(frames: Sequence[Frame], split: str, chosen: SceneFilter) -> li
         slice_ = tuple(frames[start : start + chosen.num_frames])
         scenes.append(Scene(now.token, split, slice_, chosen.num_history_frames))
     return scenes
+
+
+def absent(chosen: SceneFilter, logs: Iterable[str], tokens: Collection[str]) -> dict[str, list[str]]:
+    """What a filter names and the data lack: `log_names` without a log, `tokens` that are no scene."""
+    named = {"log_names": chosen.log_names, "tokens": chosen.tokens if chosen.max_scenes is None else None}
+    there = {"log_names": frozenset(logs), "tokens": frozenset(tokens)}
+    return {key: sorted((names or frozenset()) - there[key]) for key, names in named.items()}
 
 
 def empty_split(root: DataRoot, split: str, chosen: SceneFilter) -> InputError:

@@ -17,10 +17,10 @@ from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish, is_complete, read_json, sha256, write_json
-from navsim_adapter.maps import load_map, map_path
+from navsim_adapter.files import begin, file_stamps, only_writer, sha256
+from navsim_adapter.maps import load_map, map_files, map_path
 from navsim_adapter.root import DataRoot
-from navsim_adapter.scenes import SceneFilter, empty_split, find_logs, log_scenes
+from navsim_adapter.scenes import SceneFilter, absent, empty_split, find_logs, log_scenes
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def build_cache(
 ) -> dict[str, Any]:
     """Cache every scene of a split into a folder; returns the content of its `scenes.json`.
 
-    A finished folder of the same inputs is left alone, finished logs of an interrupted run are kept. Raises
-    InputError for an unreadable log or map, repeated tokens and an empty split; scenes without cache are listed.
+    A finished folder of the same inputs is left alone, finished logs of an interrupted run are kept, changed logs are
+    done again. Raises InputError for a folder of another split or filter, an unreadable log or map, repeated tokens and
+    an empty split; scenes without cache are listed.
     """
     out = Path(out)
     made_by = {
@@ -75,25 +76,35 @@ def build_cache(
         "data_root": str(root.path.resolve()),
         "maps_root": str(root.maps.resolve()),
     }
-    if is_complete(out, made_by):
-        return _read_scenes(out)
     logs = find_logs(root, split, chosen)
+    found = {"inputs": file_stamps([*logs, *map_files(root.maps)])}
+    if not begin(out, made_by, found):
+        return store.read_scenes(out)
     job_made_by = {name: made_by[name] for name in ("version", "format", "filter")}
     jobs = [LogJob(path, split, chosen, root.maps, job_made_by) for path in logs]
     built = []
-    for result in run_logs(_cache_log, jobs, workers, chosen.max_scenes, out):
-        built.append(result)
-        if progress:
-            progress(len(built), len(jobs), result)
-    built.sort(key=lambda result: result.log_name)
-    count = sum(len(result.tokens) for result in built)
-    skipped = [item for result in built for item in result.skipped]
-    if not count and not skipped:
-        raise empty_split(root, split, chosen)
-    if not count:
-        where = root.logs / split
-        raise InputError(f"{where}: none of {len(skipped)} scenes can be cached; first: {skipped[0].reason}")
-    return _finish_folder(out, built, skipped, made_by)
+    with only_writer(out):
+        for result in run_logs(_cache_log, jobs, workers, chosen.max_scenes, out):
+            built.append(result)
+            if progress:
+                progress(len(built), len(jobs), result)
+        built.sort(key=lambda result: result.log_name)
+        tokens = {result.log_name: result.tokens for result in built}
+        skipped = [item for result in built for item in result.skipped]
+        seen = {token for result in built for token in result.tokens} | {item.token for item in skipped}
+        if not seen:
+            raise empty_split(root, split, chosen)
+        if len(seen) == len(skipped):
+            where = root.logs / split
+            raise InputError(f"{where}: none of {len(skipped)} scenes can be cached; first: {skipped[0].reason}")
+        facts = {
+            "split": split,
+            "data_root": made_by["data_root"],
+            "filter": made_by["filter"],
+            "skipped": [item._asdict() for item in skipped],
+            "absent": absent(chosen, (path.stem for path in logs), seen),
+        }
+        return store.finish_cache(out, tokens, facts, {**made_by, **found})
 
 
 def build_scenes(
@@ -205,30 +216,6 @@ def _map_hash(maps: Path, name: str) -> str:
     return _MAP_HASHES[path]
 
 
-def _finish_folder(out: Path, built: list[Built], skipped: list[Skipped], made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """Index, list of scenes and manifest, written last; files of logs that no longer belong are removed."""
-    names = {result.log_name for result in built}
-    for path in (out / store.LOGS).glob("*" + store.SUFFIX):
-        if path.name.removesuffix(store.SUFFIX) not in names:
-            path.unlink()
-    store.write_index(out, {result.log_name: result.tokens for result in built})
-    content = {
-        "split": made_by["split"],
-        "data_root": made_by["data_root"],
-        "filter": made_by["filter"],
-        "count": sum(len(result.tokens) for result in built),
-        "logs": len(built),
-        "skipped": [item._asdict() for item in skipped],
-    }
-    write_json(out / "scenes.json", content)
-    finish(out, made_by)
-    return content
-
-
-def _read_scenes(out: Path) -> dict[str, Any]:
-    return dict(read_json(out / "scenes.json"))
-
-
 def skipped_in(folder: str | Path) -> dict[str, str]:
     """Token -> reason of the scenes that a cache folder lists as skipped."""
-    return {item["token"]: item["reason"] for item in _read_scenes(Path(folder))["skipped"]}
+    return {item["token"]: item["reason"] for item in store.read_scenes(folder)["skipped"]}

@@ -15,7 +15,8 @@ from navsim_adapter import __version__
 from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.official import find_official, import_log
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish, is_complete, read_json, write_json
+from navsim_adapter.files import begin, file_stamps, only_writer
+from navsim_adapter.maps import map_files
 
 
 def import_official(
@@ -43,26 +44,19 @@ def import_official(
         "other": str(Path(other).resolve()) if other else None,
         "maps": str(Path(maps).resolve()) if maps else None,
     }
-    if is_complete(out, made_by):
-        return dict(read_json(out / "scenes.json"))
-    jobs = [(store.log_path(out, name), paths, _twins_of(paths, twins), made_by) for name, paths in logs.items()]
-    tokens: dict[str, tuple[str, ...]] = {}
-    for done, (name, found) in enumerate(_run(jobs, workers), 1):
-        tokens[name] = found
-        if progress:
-            progress(done, len(jobs))
-    store.write_index(out, tokens)
-    content = {
-        "split": tree.name,
-        "data_root": made_by["official"],
-        "filter": {},
-        "count": sum(len(found) for found in tokens.values()),
-        "logs": len(tokens),
-        "skipped": [],
-    }
-    write_json(out / "scenes.json", content)
-    finish(out, made_by)
-    return content
+    sources = [path for paths in logs.values() for path in paths]
+    found = {"inputs": file_stamps([*sources, *twins.values(), *(map_files(Path(maps)) if maps else ())])}
+    if not begin(out, made_by, found):
+        return store.read_scenes(out)
+    with only_writer(out):
+        jobs = [(store.log_path(out, name), paths, _twins_of(paths, twins), made_by) for name, paths in logs.items()]
+        tokens: dict[str, tuple[str, ...]] = {}
+        for done, (name, own) in enumerate(_run(jobs, workers), 1):
+            tokens[name] = own
+            if progress:
+                progress(done, len(jobs))
+        facts = {"split": tree.name, "data_root": made_by["official"], "filter": {}, "skipped": []}
+        return store.finish_cache(out, tokens, facts, {**made_by, **found})
 
 
 _Job = tuple[Path, list[Path], dict[str, Path], dict[str, Any]]

@@ -5,7 +5,7 @@ A folder holds one file per chunk of pickles, so that neighbours share their map
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -18,8 +18,8 @@ from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.folder import Built, Skipped
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, finish, read_json, write_json
-from navsim_adapter.maps import load_map
+from navsim_adapter.files import begin, file_stamps, only_writer
+from navsim_adapter.maps import load_map, map_files
 from navsim_adapter.second_stage import FOLDER, read_second_stage
 
 CHUNK = 16  # pickles a job
@@ -80,10 +80,22 @@ def cache_second_stage(
         "format": log_file.FORMAT,
         "two_stage": str(Path(folder).resolve()),
         "maps_root": str(maps.resolve()),
-        "files": len(files),
     }
-    if not begin(out, made_by):
-        return dict(read_json(out / "scenes.json"))
+    found = {"inputs": file_stamps([*files, *map_files(maps)])}
+    if not begin(out, made_by, found):
+        return store.read_scenes(out)
+    with only_writer(out):
+        return _cache_chunks(files, maps, out, workers, progress, {**made_by, **found})
+
+
+def _cache_chunks(
+    files: Sequence[Path],
+    maps: Path,
+    out: Path,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+    made_by: Mapping[str, Any],
+) -> dict[str, Any]:
     chunks = [_Chunk(name, part, maps, out=store.log_path(out, name)) for name, part in _chunks(files)]
     built = []
     for result in _run(chunks, workers):
@@ -92,18 +104,13 @@ def cache_second_stage(
             progress(len(built), len(chunks))
     built.sort(key=lambda result: result.log_name)
     skipped = [item for result in built for item in result.skipped]
-    store.write_index(out, {result.log_name: result.tokens for result in built})
-    content = {
+    facts = {
         "split": "second-stage",
         "data_root": made_by["two_stage"],
         "filter": {},
-        "count": sum(len(result.tokens) for result in built),
-        "logs": len(built),
         "skipped": [item._asdict() for item in skipped],
     }
-    write_json(out / "scenes.json", content)
-    finish(out, made_by)
-    return content
+    return store.finish_cache(out, {result.log_name: result.tokens for result in built}, facts, made_by)
 
 
 def _chunks(files: Sequence[Path]) -> list[tuple[str, tuple[Path, ...]]]:
@@ -130,7 +137,7 @@ def _work(chunk: _Chunk) -> Built:
         scenes = tuple(_scenes(chunk, skipped))
         return Built(chunk.name, tuple(scene.token for scene in scenes), tuple(skipped), scenes)
     sources = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in chunk.files]
-    made_by: dict[str, Any] = {"version": __version__, "maps": str(chunk.maps), "sources": sources}
+    made_by: dict[str, Any] = {"version": __version__, "maps": file_stamps(map_files(chunk.maps)), "sources": sources}
     try:
         known = log_file.read_facts(chunk.out)
         if {**known.made_by, "skipped": None} == {**made_by, "skipped": None}:

@@ -16,9 +16,10 @@ import numpy as np
 from navsim_adapter.cache.log_file import FORMAT, LogFile, check_format
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import MANIFEST, atomic_path
+from navsim_adapter.files import MANIFEST, atomic_path, finish, read_json, write_json
 
 INDEX = "index.npz"
+SCENES = "scenes.json"
 LOGS = "logs"
 SUFFIX = ".cache"
 _OPEN_FILES = 32
@@ -51,6 +52,28 @@ def write_index(folder: str | Path, logs: Mapping[str, Sequence[str]]) -> None:
             names=np.array([name.encode() for name in names] or [b""])[: len(names)],
             bytes=sizes,
         )
+
+
+def finish_cache(
+    folder: Path, logs: Mapping[str, Sequence[str]], facts: Mapping[str, Any], made_by: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Index, `scenes.json` and manifest, written last; files of logs that no longer belong are removed.
+
+    logs: log name -> tokens.  facts: what else `scenes.json` says; its content is returned.
+    """
+    for path in (folder / LOGS).glob("*" + SUFFIX):
+        if path.name.removesuffix(SUFFIX) not in logs:
+            path.unlink()
+    write_index(folder, logs)
+    content = {**facts, "count": sum(map(len, logs.values())), "logs": len(logs)}
+    write_json(folder / SCENES, content)
+    finish(folder, made_by)
+    return content
+
+
+def read_scenes(folder: str | Path) -> dict[str, Any]:
+    """What `scenes.json` says of a finished cache folder."""
+    return dict(read_json(Path(folder) / SCENES))
 
 
 def open_cache(folder: str | Path) -> CacheFolder:

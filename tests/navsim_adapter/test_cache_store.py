@@ -225,7 +225,7 @@ def test_a_replaced_log_file_is_refused(cache: Path, scenes: list[SceneCache]) -
 
 def test_a_finished_folder_is_left_alone(cache: Path, root: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
-    monkeypatch.setattr(folder, "find_logs", None)
+    monkeypatch.setattr(folder, "run_logs", None)
     content = build_cache(root, "mini", SceneFilter(), cache)
     assert content["count"] == 9
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
@@ -265,10 +265,33 @@ def test_a_changed_log_is_cached_anew(tmp_path: Path) -> None:
     assert open_cache(out)["0000000000000003"].ego_state[3] == 3.0
 
 
-def test_another_filter_replaces_what_was_there(cache: Path, root: DataRoot) -> None:
-    build_cache(root, "mini", SceneFilter(log_names=frozenset({"log-1"}), max_scenes=2), cache)
-    assert [path.stem for path in (cache / "logs").iterdir()] == ["log-1"]
-    assert len(open_cache(cache)) == 2
+def test_another_filter_is_refused(cache: Path, root: DataRoot) -> None:
+    with pytest.raises(InputError, match=r"filter.log_names: this folder was made with None, now \['log-1'\]"):
+        build_cache(root, "mini", SceneFilter(log_names=frozenset({"log-1"})), cache)
+    assert len(open_cache(cache)) == 9
+
+
+def test_changed_logs_are_cached_again_and_vanished_ones_removed(tmp_path: Path) -> None:
+    write_maps(tmp_path)
+    for log in ("log-0", "log-1", "log-2"):
+        write_log_pickle(tmp_path, log, frames=16)
+    root, cache = DataRoot(tmp_path, tmp_path / "maps"), tmp_path / "cache"
+    build_cache(root, "mini", SceneFilter(), cache)
+    logs = sorted((root.logs / "mini").glob("*.pkl"))
+    kept = (cache / "logs" / f"{logs[1].stem}.cache").stat().st_mtime_ns
+    logs[0].unlink()
+    logs[-1].touch()
+    content = build_cache(root, "mini", SceneFilter(), cache)
+    assert {path.stem for path in (cache / "logs").iterdir()} == {path.stem for path in logs[1:]}
+    assert content["count"] == len(open_cache(cache)) < 9
+    assert (cache / "logs" / f"{logs[1].stem}.cache").stat().st_mtime_ns == kept, "same content: not done again"
+
+
+def test_what_the_filter_names_and_the_split_lacks_is_listed(root: DataRoot, tmp_path: Path) -> None:
+    token = next(iter(build_scenes(root, "mini", SceneFilter(max_scenes=1))[0]))
+    content = build_cache(root, "mini", SceneFilter(tokens=frozenset({token, "f" * 16})), tmp_path / "cache")
+    assert content["count"] == 1
+    assert content["absent"] == {"log_names": [], "tokens": ["f" * 16]}
 
 
 def test_workers_write_the_same_files(cache: Path, root: DataRoot, tmp_path: Path) -> None:

@@ -64,25 +64,45 @@ def test_the_folder_says_what_made_it_and_is_not_made_twice(
     assert content["filter"]["num_history_frames"] == 4
     made_by = json.loads((out / "manifest.json").read_text())["made_by"]
     assert made_by["command"] == "navsim-adapter convert"
-    assert not list(tmp_path.glob(".*.part"))
     monkeypatch.setattr("navsim_adapter.dataset.find_scenes", None)
     assert convert(root, "mini", SceneFilter(), out) == content
 
 
-def test_an_empty_or_ambiguous_split_leaves_no_folder(root: DataRoot, tmp_path: Path) -> None:
+def test_another_filter_is_refused_and_a_new_log_is_seen(root: DataRoot, tmp_path: Path) -> None:
+    out = tmp_path / "scenes"
+    first = convert(root, "mini", SceneFilter(max_scenes=2), out)
+    assert first["count"] == 2
+    with pytest.raises(InputError, match=r"filter.max_scenes: this folder was made with 2, now None"):
+        convert(root, "mini", SceneFilter(), out)
+    whole = tmp_path / "whole"
+    before = convert(root, "mini", SceneFilter(), whole)["count"]
+    (root.logs / "mini" / "log-1.pkl").unlink()
+    again = convert(root, "mini", SceneFilter(), whole)
+    assert 0 < again["count"] < before
+    assert json.loads((whole / "scenes.json").read_text()) == again
+
+
+def test_what_the_filter_names_and_the_split_lacks_is_listed(root: DataRoot, tmp_path: Path) -> None:
+    chosen = SceneFilter(log_names=frozenset({"log-1", "log-x"}), tokens=frozenset({"1000000000000003", "f" * 16}))
+    content = convert(root, "mini", chosen, tmp_path / "scenes")
+    assert content["count"] == 1
+    assert content["absent"] == {"log_names": ["log-x"], "tokens": ["f" * 16]}
+
+
+def test_an_empty_or_ambiguous_split_makes_no_table(root: DataRoot, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no scene with"):
-        convert(root, "mini", SceneFilter(num_future_frames=40), tmp_path / "scenes")
+        convert(root, "mini", SceneFilter(num_future_frames=40), tmp_path / "empty")
     copy = root.logs / "mini" / "copy.pkl"
     copy.write_bytes((root.logs / "mini" / "log-1.pkl").read_bytes())
     with pytest.raises(InputError, match="token 1000000000000003: occurs twice, in logs log-1 and log-1"):
         convert(root, "mini", SceneFilter(), tmp_path / "scenes")
-    assert not (tmp_path / "scenes").exists()
+    assert not list((tmp_path / "scenes").glob("*.arrow"))
 
 
 def test_a_foreign_folder_is_not_overwritten(root: DataRoot, tmp_path: Path) -> None:
     precious = tmp_path / "home" / "thesis.txt"
     precious.parent.mkdir()
     precious.write_text("x")
-    with pytest.raises(InputError, match="exists and was not made by navsim-adapter convert"):
+    with pytest.raises(InputError, match="holds files of something else"):
         convert(root, "mini", SceneFilter(), precious.parent)
     assert precious.read_text() == "x"

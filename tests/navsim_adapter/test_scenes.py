@@ -122,3 +122,11 @@ def test_the_root_comes_from_the_option_then_the_environment(tmp_path: Path) -> 
         data_root(None, {})
     with pytest.raises(InputError, match="has no folder navsim_logs"):
         data_root(tmp_path / "nowhere", {})
+
+
+def test_a_filter_file_without_interval_means_no_overlap_as_in_the_devkit(tmp_path: Path) -> None:
+    path = tmp_path / "filter.yaml"
+    path.write_text("num_history_frames: 4\nnum_future_frames: 10\n")
+    assert SceneFilter.from_yaml(path).interval == 14
+    path.write_text("frame_interval: 1\n")
+    assert SceneFilter.from_yaml(path).interval == 1
