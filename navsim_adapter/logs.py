@@ -149,6 +149,11 @@ def command_name(one_hot: np.ndarray) -> str:
     return COMMANDS[int(np.argmax(one_hot))] if one_hot.any() else "unknown"
 
 
+def map_of(location: str) -> str:
+    """The map's name of a location; logs call one city by another (spec 2.1)."""
+    return _MAP_NAMES.get(location, location)
+
+
 def _frame(content: Mapping[str, Any], fields: Fields) -> Frame:
     translation = fields.array("ego2global_translation", (3,), np.float64)
     yaw = quaternion_yaw(fields.array("ego2global_rotation", (4,), np.float64))
@@ -162,7 +167,7 @@ def _frame(content: Mapping[str, Any], fields: Fields) -> Frame:
         token=fields.text("token"),
         time_us=fields.whole("timestamp"),
         log_name=fields.text("log_name"),
-        map_name=_MAP_NAMES.get(location, location),
+        map_name=map_of(location),
         roadblock_ids=fields.texts("roadblock_ids"),
         ego_pose=np.array([translation[0], translation[1], yaw]),
         velocity=dynamics[:2],

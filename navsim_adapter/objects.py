@@ -18,6 +18,7 @@ from navsim_adapter.unpickle import Record
 
 STEPS_PER_FRAME = 5
 PDMS_FRAMES, EPDMS_FRAMES = 11, 9  # frames 0..10 and 0..8
+FUTURE_FRAMES = {"pdms": PDMS_FRAMES - 1, "epdms": EPDMS_FRAMES - 1}
 EPDMS_STEPS = 41
 _LAST_AGENT = ObjectType.BICYCLE
 

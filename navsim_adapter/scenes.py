@@ -203,9 +203,9 @@ def empty_split(root: DataRoot, split: str, chosen: SceneFilter) -> InputError:
     return InputError(f"{where}: no scene with {', '.join(wanted)}; check --split, --filter and the logs")
 
 
-def every_frame(tokens: Sequence[str]) -> SceneFilter:
-    """The filter that finds these tokens wherever they are: any frame with full history and future."""
-    return replace(SceneFilter(), tokens=frozenset(tokens))
+def every_frame(tokens: Iterable[str], num_future_frames: int = 10) -> SceneFilter:
+    """The filter that finds these tokens wherever they are: any frame with full history and that much future."""
+    return replace(SceneFilter(), tokens=frozenset(tokens), num_future_frames=num_future_frames)
 
 
 def _own_keys(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:

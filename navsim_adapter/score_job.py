@@ -17,10 +17,12 @@ import numpy as np
 from navsim_adapter import __version__
 from navsim_adapter.cache.folder import build_scenes, skipped_in
 from navsim_adapter.cache.scene_cache import SceneCache
-from navsim_adapter.cache.second_stage import build_second_stage
+from navsim_adapter.cache.second_stage import build_second_stage, second_stage_files
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import MANIFEST, read_json, sha256
+from navsim_adapter.files import MANIFEST, file_stamps, read_json, sha256
+from navsim_adapter.maps import map_files
+from navsim_adapter.objects import FUTURE_FRAMES
 from navsim_adapter.root import DataRoot
 from navsim_adapter.row_scores import Traffic
 from navsim_adapter.scenes import every_frame, find_logs, split_filter
@@ -125,9 +127,10 @@ class Job:
 
 
 def unknown_tokens(table: Any, unknown: Sequence[str], count: int, source: Source) -> InputError:
+    pdms, epdms = FUTURE_FRAMES["pdms"], FUTURE_FRAMES["epdms"]
     return InputError(
         f"{table}: {len(unknown)} of {count} tokens are no scene of {source.name} (first: {unknown[0]}); a scene needs "
-        "3 frames before, 10 after and a route; check --split and --data"
+        f"3 frames before, {pdms} after ({epdms} for EPDMS) and a route; check --split and --data"
     )
 
 
@@ -209,12 +212,15 @@ def two_stage(
     }
     stamps = [source.stamp(), sha256(Path(second.cache) / MANIFEST) if second.cache else None]
     numbered = [(place, entry) for place, entry in enumerate(entries) if any(token in plans for token in entry.tokens)]
+    if len(numbered) < len(entries):
+        remarks.append(f"no trajectories for {len(entries) - len(numbered)} of the mapping's {len(entries)} entries")
+    inputs = file_stamps(_two_stage_files(source, second))
     if shard:
         numbered = shard.take(numbered)
     units = [
         EntryUnit(
             f"entry-{place:05d}", entry, {}, {}, {token: plans[token] for token in entry.tokens if token in plans},
-            traffic,
+            traffic, inputs,
         )
         for place, entry in numbered
     ]  # fmt: skip
@@ -291,6 +297,15 @@ def _with_scenes(units: Sequence[EntryUnit], source: Source, second: SecondStage
     ]
 
 
+def _two_stage_files(source: Source, second: SecondStage) -> list[Path]:
+    """What the scenes of both stages are read from, where that is no cache."""
+    files: list[Path] = []
+    if source.root is not None:
+        files += map_files(source.root.maps)
+        files += [] if source.cache else find_logs(source.root, source.split)
+    return files + ([] if second.cache else second_stage_files(second.folder))
+
+
 def _first(entry: Entry) -> tuple[str, str]:
     return entry.first.now, entry.first.previous
 
@@ -302,7 +317,7 @@ def _first_scenes(tokens: Sequence[str], source: Source, workers: int) -> _Scene
     if source.cache is not None:
         return open_cache(source.cache), skipped_in(source.cache)
     assert source.root is not None
-    scenes, skipped = build_scenes(source.root, source.split, every_frame(tokens), workers)
+    scenes, skipped = build_scenes(source.root, source.split, every_frame(tokens, FUTURE_FRAMES["epdms"]), workers)
     return scenes, {item.token: item.reason for item in skipped}
 
 

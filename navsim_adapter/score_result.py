@@ -123,6 +123,13 @@ def report(result: Result) -> list[str]:
     for item in _not_scored(result):
         some = "" if item["all_of_scene"] else f" ({', '.join(item['names'])})"
         lines.append(f"not scored: {item['reason']}{some}")
+    total = len(result.facts.entries or ())
+    for summary in result.summaries() or ():
+        if summary.entries < total:
+            lines.append(
+                f"summary: {summary.name} has trajectories for {summary.entries} of {total} entries; its means are "
+                "over these alone, so compare them with no other planner's"
+            )
     return lines
 
 
@@ -143,6 +150,9 @@ def _describe(result: Result, layout: Layout, files: Sequence[Path]) -> dict[str
         "inputs": facts.inputs,
         "files": {path.name: sha256(path) for path in files},
     }
+    summaries = result.summaries()
+    if summaries is not None:
+        content["summary_entries"] = {summary.name: summary.entries for summary in summaries}
     if facts.shard is not None:
         content |= {"shard": facts.shard, "total_rows": facts.total}
         if facts.entries is not None:
@@ -150,7 +160,19 @@ def _describe(result: Result, layout: Layout, files: Sequence[Path]) -> dict[str
     return content
 
 
-_OWN = ("metric", "traffic", "human_filter", "stages", "format", "scenes", "rows", "scored", "not_scored", "version")
+_OWN = (
+    "metric",
+    "traffic",
+    "human_filter",
+    "stages",
+    "format",
+    "scenes",
+    "rows",
+    "scored",
+    "not_scored",
+    "version",
+    "summary_entries",
+)
 _OF_SHARD = ("inputs", "files", "shard", "total_rows", "entries")
 
 

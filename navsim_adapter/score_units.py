@@ -24,7 +24,9 @@ from navsim_adapter.cache.folder import build_scenes
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path, sweep
+from navsim_adapter.files import atomic_path, file_stamps, sweep
+from navsim_adapter.maps import map_files
+from navsim_adapter.objects import FUTURE_FRAMES
 from navsim_adapter.root import DataRoot
 from navsim_adapter.row_scores import Traffic, score_rows, score_scene
 from navsim_adapter.scenes import every_frame
@@ -82,8 +84,7 @@ class LogUnit:
     def stamp(self) -> Any:
         if self.root is None:
             return sorted(self.tokens)
-        facts = (self.root.logs / self.split / f"{self.name}.pkl").stat()
-        return [facts.st_size, facts.st_mtime_ns]
+        return file_stamps([self.root.logs / self.split / f"{self.name}.pkl", *map_files(self.root.maps)])
 
     def score(self) -> Part:
         table, places = _read(self.trajectories)
@@ -99,7 +100,7 @@ class LogUnit:
             cache = open_cache(self.cache)
             return {token: cache[token] for token in self.tokens}, dict(self.skipped)
         assert self.root is not None
-        chosen = replace(_filter(wanted), log_names=frozenset({self.name}))
+        chosen = replace(_filter(wanted, FUTURE_FRAMES[self.metric]), log_names=frozenset({self.name}))
         scenes, skipped = build_scenes(self.root, self.split, chosen)
         return scenes, {item.token: item.reason for item in skipped}
 
@@ -119,6 +120,7 @@ class EntryUnit:
     """One entry of a two-stage mapping, with all planners' trajectories.
 
     scenes: holds the entry's tokens, or `skipped` says why not.  plans: token -> trajectories.
+    inputs: changes when the files do that the scenes are read from.
     """
 
     name: str
@@ -127,9 +129,10 @@ class EntryUnit:
     skipped: Mapping[str, str]
     plans: Mapping[str, Sequence[Plan]]
     traffic: Traffic
+    inputs: str = ""
 
     def stamp(self) -> Any:
-        return self.entry.tokens
+        return [*self.entry.tokens, self.inputs]
 
     def score(self) -> Part:
         results: dict[str, dict[str, SceneResult]] = {}  # planner -> token -> result
@@ -195,8 +198,8 @@ def _read(path: str) -> tuple[Trajectories, dict[str, list[int]]]:
 
 
 @lru_cache(maxsize=2)
-def _filter(tokens: frozenset[str]) -> Any:
-    return every_frame(sorted(tokens))
+def _filter(tokens: frozenset[str], num_future_frames: int) -> Any:
+    return every_frame(tokens, num_future_frames)
 
 
 # -- running them ------------------------------------------------------------------------------------------------------

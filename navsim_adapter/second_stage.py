@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.errors import InputError
-from navsim_adapter.logs import Fields, Frame, command_name, read_annotations
+from navsim_adapter.logs import Fields, Frame, command_name, map_of, read_annotations
 from navsim_adapter.objects import recorded_objects
 from navsim_adapter.scenes import Moment, Scene
 from navsim_adapter.unpickle import Record, read_pickle
@@ -62,7 +62,7 @@ def _frame(fields: Fields, metadata: Fields) -> Frame:
         token=fields.text("token"),
         time_us=fields.whole("timestamp"),
         log_name=metadata.text("log_name"),
-        map_name=metadata.text("map_name"),
+        map_name=map_of(metadata.text("map_name")),
         roadblock_ids=fields.texts("roadblock_ids"),
         ego_pose=ego.array("ego_pose", (3,), np.float64),
         velocity=ego.array("ego_velocity", (2,), np.float32),

@@ -25,10 +25,14 @@ MAPPING_FILE = "mapping.json"
 
 @dataclass(frozen=True)
 class Summary:
-    """One planner's means. figures: (3, 10) for STAGES and COLUMNS, NaN where a scene has no score."""
+    """One planner's means. figures: (3, 10) for STAGES and COLUMNS, NaN where a scene has no score.
+
+    entries: of the mapping, those that the planner has rows of; the means are over these.
+    """
 
     name: str
     figures: np.ndarray
+    entries: int
 
 
 def find_mapping(folder: str | Path) -> tuple[Path, list[Entry]]:
@@ -75,15 +79,17 @@ def summarise(entries: Sequence[Entry], table: ScoreTable) -> list[Summary]:
     rows: dict[str, dict[str, int]] = {}
     for row, (token, name) in enumerate(zip(table.tokens, table.names)):
         rows.setdefault(name, {})[token] = row
-    return [Summary(name, _means(entries, table.figures, own)) for name, own in rows.items()]
+    found = []
+    for name, own in rows.items():
+        driven = [entry for entry in entries if entry.first.now in own or entry.first.previous in own]
+        found.append(Summary(name, _means(driven, table.figures, own), len(driven)))
+    return found
 
 
 def _means(entries: Sequence[Entry], figures: np.ndarray, rows: Mapping[str, int]) -> np.ndarray:
     """(3, 10): stage one, stage two, and the mean of the groups' products (spec 7.3)."""
     one, two = [], []
     for entry in entries:
-        if entry.first.now not in rows and entry.first.previous not in rows:
-            continue
         if any(token not in rows for token in entry.tokens):
             return np.full((len(STAGES), len(COLUMNS)), np.nan)
         for kind in ("now", "previous"):  # each half of the pair is a group of its own

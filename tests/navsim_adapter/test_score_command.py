@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -329,6 +330,36 @@ def test_parts_of_other_inputs_are_not_taken_up(
     assert scored_logs == list(LOGS)
     assert score(data, out, "--metric", "epdms") == 0
     assert scored_logs == [*LOGS, *LOGS]
+
+
+def test_parts_of_changed_logs_or_maps_are_not_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored_logs: list[str]
+) -> None:
+    monkeypatch.setattr(score_units.Parts, "clear", lambda self: None)
+    write_maps(tmp_path)
+    for log in LOGS[:2]:
+        write_log(tmp_path, log)
+    table = write_table(tmp_path / "t.npz", TOKENS[:4])
+    assert score(tmp_path, tmp_path / "s.csv", table=table) == 0
+    log = tmp_path / "navsim_logs" / "mini" / "log-1.pkl"
+    os.utime(log, ns=(0, 0))
+    assert score(tmp_path, tmp_path / "s.csv", table=table) == 0
+    assert scored_logs == ["log-0", "log-1", "log-1"]
+    os.utime(next((tmp_path / "maps").glob("*/*/map.gpkg")), ns=(0, 0))
+    assert score(tmp_path, tmp_path / "s.csv", table=table) == 0
+    assert scored_logs[3:] == ["log-0", "log-1"]
+
+
+def test_epdms_needs_eight_frames_after_and_pdms_ten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, frames in (("long", 14), ("short", 12)):
+        write_maps(tmp_path / place)
+        write_log(tmp_path / place, "log-0", frames=frames)
+    table = write_table(tmp_path / "t.npz", [f"0{3:015d}"])
+    for place in ("long", "short"):
+        assert score(tmp_path / place, tmp_path / f"{place}.csv", "--metric", "epdms", table=table) == 0
+    assert rows_of(tmp_path / "short.csv") == rows_of(tmp_path / "long.csv")
+    assert score(tmp_path / "short", tmp_path / "p.csv", table=table) == 2
+    assert "needs 3 frames before, 10 after (8 for EPDMS)" in capsys.readouterr().err
 
 
 def test_two_writers_leave_one_whole_result(data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from navsim_adapter.errors import InputError
 from navsim_adapter.official_table import write_official
+from navsim_adapter.score_result import Facts, Result, report
 from navsim_adapter.score_table import ScoreTable, read_table, write_table
 from navsim_adapter.two_stage import COLUMNS, STAGES, Entry, Pair, SceneResult, combine
 from navsim_adapter.two_stage_table import FIGURES, entry_figures, find_mapping, summarise, write_summaries
@@ -69,6 +70,18 @@ def test_a_missing_result_leaves_the_entry_and_the_summary_without_score(tmp_pat
     write_official(tmp_path / "o.csv", table, "epdms", summaries)
     official = list(csv.DictReader((tmp_path / "o.csv").open()))
     assert [row["valid"] for row in official] == ["False"] * 6 + ["True"] * 4 + ["False"] * 3
+
+
+def test_a_planner_that_drove_some_entries_only_is_reported() -> None:
+    whole, some = _table(_results(), "whole"), _table(_results(), "some")
+    own = [row for row, token in enumerate(some.tokens) if token in ENTRIES[1].tokens]
+    names = [*whole.names, *(some.names[row] for row in own)]
+    labels = {"token": [*whole.tokens, *ENTRIES[1].tokens], "name": names}
+    table = ScoreTable(labels, FIGURES, np.concatenate([whole.figures, some.figures[own]]))
+    assert [(each.name, each.entries) for each in summarise(ENTRIES, table)] == [("whole", 2), ("some", 1)]
+    facts = Facts("epdms-v2.2", "log-replay", {}, "", len(names), dict(enumerate(ENTRIES)))
+    [line] = report(Result(facts, table))
+    assert line.startswith("summary: some has trajectories for 1 of 2 entries")
 
 
 def test_the_official_table_has_a_block_of_columns_for_each_stage(tmp_path: Path) -> None:

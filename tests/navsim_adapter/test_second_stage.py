@@ -115,6 +115,11 @@ def test_a_second_stage_scene_becomes_a_cache(nuplan: ModuleType, tmp_path: Path
     assert np.flatnonzero(cache.light_red[0]).tolist() == list(range(5, 15))
 
 
+def test_las_vegas_has_the_name_of_its_map(nuplan: ModuleType, tmp_path: Path) -> None:
+    metadata = {"log_name": "log-0", "map_name": "las_vegas", "num_history_frames": 4, "scene_token": "x"}
+    assert read_second_stage(_write(tmp_path, nuplan, scene_metadata=metadata)).now.map_name == "us-nv-las-vegas-strip"
+
+
 def test_tokens_choose_and_an_empty_folder_is_refused(nuplan: ModuleType, tmp_path: Path) -> None:
     _write(tmp_path, nuplan)
     assert [scene.token for scene in find_second_stage(tmp_path)] == [TOKEN]
