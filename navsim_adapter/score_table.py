@@ -16,8 +16,8 @@ import numpy as np
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import atomic_path
 from navsim_adapter.foreign import check_archive
+from navsim_adapter.scoring.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL
 
-FARTHEST = 1e6  # m and rad: beyond it a pose is garbage and the simulation would overflow
 ROW = "row"  # column of a shard's table: where the row stands in the whole one
 LABELS = ("token", "name", "frame_type")
 DEFAULT_INTERVAL = 0.5
@@ -91,23 +91,27 @@ def read_trajectories(path: str | Path, *, any_numbers: bool = False) -> Traject
     poses = _split_poses(path, content, count)
     interval = np.asarray(content.get("interval", np.full(count, DEFAULT_INTERVAL)), np.float64)
     table = Trajectories(tokens, names, poses, interval)
-    if not (all(map(len, poses)) and (interval > 0).all() and np.isfinite(interval).all()):
-        row = next(row for row in range(count) if not (len(poses[row]) and 0 < interval[row] < np.inf))
-        raise InputError(
-            f"{path}: trajectory {names[row]!r} of scene {tokens[row]}: has {len(poses[row])} poses at interval "
-            f"{interval[row]}; both must be positive"
-        )
-    if not any_numbers:
-        check_poses(table, f"{path}: ")
+    (check_sampling if any_numbers else check_poses)(table, f"{path}: ")
     _refuse_repeats(path, tokens, names)
     return table
 
 
-def check_poses(table: Trajectories, where: str = "") -> None:
-    """Raises InputError naming the first trajectory with poses that are no places: NaN, infinite or absurdly far.
+def check_sampling(table: Trajectories, where: str = "") -> None:
+    """Raises InputError naming the first trajectory without poses or with an interval that cannot be simulated.
 
     where: what to begin the message with.
     """
+    for token, name, own, interval in zip(table.tokens, table.names, table.poses, table.interval):
+        if not (len(own) and SHORTEST_INTERVAL <= interval <= LONGEST_INTERVAL):
+            raise InputError(
+                f"{where}trajectory {name!r} of scene {token}: has {len(own)} poses at interval {interval}; give at "
+                f"least one, and seconds from {SHORTEST_INTERVAL:g} to {LONGEST_INTERVAL:g}"
+            )
+
+
+def check_poses(table: Trajectories, where: str = "") -> None:
+    """`check_sampling`, and an InputError for poses that are no places: NaN, infinite or absurdly far."""
+    check_sampling(table, where)
     if not len(table) or (np.abs(np.concatenate(table.poses)) <= FARTHEST).all():  # False for NaN
         return
     for token, name, own in zip(table.tokens, table.names, table.poses):

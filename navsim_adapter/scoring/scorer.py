@@ -22,7 +22,7 @@ from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
 from navsim_adapter.scoring import engine, two_frame
 from navsim_adapter.scoring.scene_index import Metric, SceneIndex, build_index, run
-from navsim_adapter.scoring.vehicle import STATES
+from navsim_adapter.scoring.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL, STATES
 
 VERSIONS = {"pdms": "pdms-v1.1", "epdms": "epdms-v2.2"}
 SUB_SCORES: dict[str, dict[str, int]] = {
@@ -47,7 +47,6 @@ SUB_SCORES: dict[str, dict[str, int]] = {
     },
 }
 _DIAGNOSTICS = dict(zip(engine.DIAGNOSTICS, range(engine.UNFILTERED_SCORE + 1, engine.COLUMNS)))
-_FARTHEST = 1e6  # m and rad: beyond it a pose is garbage and the simulation would overflow
 _KEPT_SCENES = 256  # indexes kept in memory, about half a megabyte each
 
 
@@ -254,10 +253,10 @@ def _checked(tokens: Sequence[str], trajectories: np.ndarray, interval: float) -
             f"{where}trajectories: shape {np.shape(trajectories)} for {len(tokens)} tokens; "
             "expected (scenes, candidates, poses, 3): x, y, heading"
         )
-    if not 0.0 < interval < np.inf:
-        raise InputError(f"interval: must be a positive number of seconds, got {interval}")
-    if not np.abs(poses).max(initial=0.0) <= _FARTHEST:  # also true of NaN
-        scene, candidate, step = (int(at[0]) for at in np.nonzero(~(np.abs(poses) <= _FARTHEST).all(axis=3)))
+    if not SHORTEST_INTERVAL <= interval <= LONGEST_INTERVAL:
+        raise InputError(f"interval: must be {SHORTEST_INTERVAL} to {LONGEST_INTERVAL} seconds, got {interval}")
+    if not np.abs(poses).max(initial=0.0) <= FARTHEST:  # also true of NaN
+        scene, candidate, step = (int(at[0]) for at in np.nonzero(~(np.abs(poses) <= FARTHEST).all(axis=3)))
         raise InputError(
             f"scene {tokens[scene]}: trajectory {candidate} has NaN, infinite or absurd poses at step {step} "
             f"({poses[scene, candidate, step].tolist()}); repair it or leave it out"

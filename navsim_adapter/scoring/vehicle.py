@@ -1,4 +1,5 @@
-"""The ego vehicle and the time grid every sub-score uses (spec 2.6 and the conventions before section 1)."""
+"""The ego vehicle, the time grid every sub-score uses (spec 2.6 and the conventions before section 1), and what plans
+can be simulated."""
 
 from __future__ import annotations
 
@@ -13,3 +14,7 @@ RADIUS = hypot(HALF_LENGTH, HALF_WIDTH)  # of the circle around the footprint
 STEPS = 40  # simulated steps; states are k = 0..40
 STATES = STEPS + 1
 INTERVAL = 0.1
+
+FARTHEST = 1e6  # m and rad: beyond it a pose is garbage and the simulation would overflow
+SHORTEST_INTERVAL = 1e-3  # s between poses; official times are whole microseconds, and two of them must differ
+LONGEST_INTERVAL = 60.0

@@ -114,7 +114,9 @@ BAD_TABLES: list[tuple[dict[str, Any], str]] = [
     ({"name": np.array(["x", "x", "x", "y"])}, "scene a has two trajectories named 'x'"),
     ({"token": np.array([], "U1")}, "token has shape"),
     ({"size": np.array([2, 2, 2, 2]), "poses": np.zeros((9, 3))}, r"must be \(sum of size = 8, 3\)"),
-    ({"interval": np.array([0.5, 0.5, 0, 0.5])}, "at interval 0.0; both must be positive"),
+    ({"interval": np.array([0.5, 0.5, 0, 0.5])}, "at interval 0.0; give at least one, and seconds from 0.001 to 60"),
+    ({"interval": np.array([0.5, 1e-6, 0.5, 0.5])}, "'x' of scene b: has 8 poses at interval 1e-06; "),
+    ({"interval": np.array([0.5, 0.5, 500, 0.5])}, "'y' of scene a: has 8 poses at interval 500.0; "),
     ({"token": np.array(["a", None, "a", "b"], object)}, "cannot be read as .npz"),
 ]
 

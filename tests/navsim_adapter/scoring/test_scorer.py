@@ -109,7 +109,7 @@ def test_an_unknown_scene_is_refused(scorer: Scorer) -> None:
         scorer.score(["nowhere"], np.zeros((1, 1, 8, 3)))
 
 
-@pytest.mark.parametrize("interval", [0.0, -0.5, np.nan, np.inf])
+@pytest.mark.parametrize("interval", [0.0, -0.5, 1e-6, 500.0, np.nan, np.inf])
 def test_an_impossible_interval_is_refused(root: Path, scorer: Scorer, interval: float) -> None:
     with pytest.raises(InputError, match="interval"):
         scorer.score(sorted(scenes_of(root))[:1], np.zeros((1, 1, 8, 3)), interval)
