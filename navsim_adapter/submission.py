@@ -50,17 +50,27 @@ class Plan:
 Plans = Mapping[str, Plan]  # by token
 
 
-def write_submission(path: str | Path, team: Team, first: Plans, second: Plans | None = None) -> None:
+Tokens = Collection[str] | None  # that a stage must have, all of them and no others; None is not checked
+
+
+def write_submission(
+    path: str | Path,
+    team: Team,
+    first: Plans,
+    second: Plans | None = None,
+    expected: tuple[Tokens, Tokens] = (None, None),
+) -> None:
     """Write a v1 submission, or with `second` (plans of the second-stage scenes) a two-stage v2 one.
 
-    Raises InputError for the first thing that is wrong with it; then no file is written.
+    expected: what each stage must have.
+    Raises InputError for the first thing that is wrong with it; then nothing is written.
     """
     samplings: dict[tuple[int, float], _TrajectorySampling] = {}
     content = {name: _listed(value) for name, value in _team_fields(team).items()}
     stages = zip(TWO_STAGES, (first, second)) if second is not None else zip(ONE_STAGE, (first,))
     for name, plans in stages:
         content[name] = [{token: _official(plan, samplings) for token, plan in (plans or {}).items()}]
-    wrong = problems(_readable(content))
+    wrong = problems(_readable(content), *expected)
     if wrong:
         raise InputError(f"{path}: {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     stream = io.BytesIO()
@@ -79,19 +89,15 @@ def read_submission(path: str | Path) -> dict[str, Any]:
     return _readable(content)
 
 
-def check_submission(
-    path: str | Path, first: Collection[str] | None = None, second: Collection[str] | None = None
-) -> list[str]:
+def check_submission(path: str | Path, first: Tokens = None, second: Tokens = None) -> list[str]:
     """Everything wrong with a submission file, one line each; empty if the official scorer will take it.
 
-    first, second: the tokens that each stage must have, all of them and no others; None is not checked.
+    first, second: what each stage must have.
     """
     return problems(read_submission(path), first, second)
 
 
-def problems(
-    content: Mapping[str, Any], first: Collection[str] | None = None, second: Collection[str] | None = None
-) -> list[str]:
+def problems(content: Mapping[str, Any], first: Tokens = None, second: Tokens = None) -> list[str]:
     """As `check_submission`, for content as `read_submission` returns it."""
     stages = TWO_STAGES if any(name in content for name in TWO_STAGES) else ONE_STAGE
     found = [line for name in _team_names() for line in _team_problem(name, content.get(name))]
@@ -124,7 +130,7 @@ def _team_problem(name: str, value: Any) -> list[str]:
     return []
 
 
-def _stage_problems(stage: str, value: Any, wanted: Collection[str] | None) -> list[str]:
+def _stage_problems(stage: str, value: Any, wanted: Tokens) -> list[str]:
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], dict):
         count = f"{len(value)} elements" if isinstance(value, list) else "no list"
         return [f"{stage}: must be a list of one dict token -> trajectory, found {count}; give one seed a file"]

@@ -11,7 +11,7 @@ import yaml
 
 from navsim_adapter.errors import InputError
 from navsim_adapter.score_table import read_trajectories
-from navsim_adapter.submission import Plan, Team, check_submission, write_submission
+from navsim_adapter.submission import Plan, Team, Tokens, check_submission, write_submission
 
 _SYNTHETIC_TOKEN = 17  # characters of a second-stage token; others have 16 (spec 1.2)
 
@@ -36,18 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write, then check; every problem is a line, and the file stays only if there is none."""
-    first, second = expected_tokens(options.expect) if options.expect else (None, None)
+    """Write what has no problem, or say what is wrong with a file, a line each."""
+    expected = expected_tokens(options.expect) if options.expect else (None, None)
     path = Path(options.file)
-    if not options.check:
-        _write(path, options)
-    found = check_submission(path, first, second)
-    if found:
-        if not options.check:
-            path.unlink()
-        for line in found[1:]:
-            print(f"{path}: {line}")
-        raise InputError(f"{path}: {found[0]}")
+    if options.check:
+        _check(path, expected)
+    else:
+        _write(path, options, expected)
     print(f"{path}: complete and readable" + ("" if options.expect else "; give --expect to check that no scene lacks"))
 
 
@@ -97,13 +92,21 @@ def _from_split(place: Path, content: Any) -> tuple[set[str], set[str] | None]:
     return first, second
 
 
-def _write(path: Path, options: argparse.Namespace) -> None:
+def _check(path: Path, expected: tuple[Tokens, Tokens]) -> None:
+    found = check_submission(path, *expected)
+    if found:
+        for line in found[1:]:
+            print(f"{path}: {line}")
+        raise InputError(f"{path}: {found[0]}")
+
+
+def _write(path: Path, options: argparse.Namespace, expected: tuple[Tokens, Tokens]) -> None:
     if not options.trajectories:
         raise InputError(f"{path}: --trajectories is missing; name the table to submit, or --check to look at a file")
     team = Team(options.team_name, options.authors, options.email, options.institution, options.country)
     first = _plans(options.trajectories, options.name)
     second = options.second_stage_trajectories
-    write_submission(path, team, first, _plans(second, options.name) if second else None)
+    write_submission(path, team, first, _plans(second, options.name) if second else None, expected)
 
 
 def _plans(table: str, name: str | None) -> dict[str, Plan]:

@@ -62,6 +62,17 @@ def test_an_incomplete_submission_is_not_left_behind(tmp_path: Path, mapping: Pa
     assert not file.exists()
 
 
+def test_a_refused_submission_leaves_the_earlier_one(tmp_path: Path, mapping: Path) -> None:
+    file, first = tmp_path / "s.pkl", table(tmp_path / "1.npz", NOW, BEFORE)
+    stages = ["--trajectories", first, "--second-stage-trajectories", table(tmp_path / "2.npz", LATER, LATER_BEFORE)]
+    command(file, *stages, "--expect", mapping, *TEAM)
+    before = file.read_bytes()
+    table(first, NOW)
+    with pytest.raises(InputError, match="1 of 2 scenes have no trajectory"):
+        command(file, *stages, "--expect", mapping, *TEAM)
+    assert file.read_bytes() == before
+
+
 def test_a_check_leaves_the_file_alone(tmp_path: Path, mapping: Path) -> None:
     file = tmp_path / "s.pkl"
     command(file, "--trajectories", table(tmp_path / "1.npz", NOW, BEFORE), *TEAM)
