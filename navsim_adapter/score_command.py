@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     check_traffic(metric, traffic)
     score = _map(options)
     job = _job(options, metric, traffic)
-    check_layout(options.out, options.format, job.labels["name"], options.shard is not None)
+    check_layout(options.out, options.format, job.labels["name"], job.facts)
     parts = Parts(options.out, job.facts.inputs)
     with Progress("entries" if options.two_stage else "logs") as progress:
         result = job.run(parts, score, progress.show)

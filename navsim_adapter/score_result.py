@@ -70,14 +70,19 @@ def summary_path(out: str | Path) -> Path:
     return out.with_name(f"{out.stem}_summary.csv")
 
 
-def check_layout(out: str | Path, layout: Layout, names: Sequence[str], is_shard: bool) -> None:
+def check_layout(out: str | Path, layout: Layout, names: Sequence[str], facts: Facts) -> None:
     """Raises InputError, before anything is scored, where the result could not be written so."""
     if Path(out).is_dir():
         raise InputError(f"{out}: is a folder; name a file for --out")
-    if layout == "official" and is_shard:
+    if layout == "official" and facts.shard is not None:
         raise InputError("--format official: needs all rows; write shards as rows and give it to navsim-adapter merge")
     if layout == "official":
-        official_paths(Path(out), list(dict.fromkeys(names)))
+        tables = official_paths(Path(out), list(dict.fromkeys(names)))
+        if facts.entries is not None and summary_path(out) in tables:
+            raise InputError(
+                f"{summary_path(out)}: would be the run's summary and the table of the planner 'summary'; rename the "
+                "planner, or leave --format official out"
+            )
 
 
 def write_result(out: str | Path, result: Result, layout: Layout = "rows") -> list[Path]:

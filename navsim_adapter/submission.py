@@ -48,8 +48,6 @@ class Plan:
 
 
 Plans = Mapping[str, Plan]  # by token
-
-
 Tokens = Collection[str] | None  # that a stage must have, all of them and no others; None is not checked
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from navsim_adapter.errors import InputError
 from navsim_adapter.official_table import write_official
-from navsim_adapter.score_result import Facts, Result, report
+from navsim_adapter.score_result import Facts, Result, check_layout, report
 from navsim_adapter.score_table import ScoreTable, read_table, write_table
 from navsim_adapter.two_stage import COLUMNS, STAGES, Entry, Pair, SceneResult, combine
 from navsim_adapter.two_stage_table import FIGURES, entry_figures, find_mapping, summarise, write_summaries
@@ -98,6 +98,17 @@ def test_the_official_table_has_a_block_of_columns_for_each_stage(tmp_path: Path
     np.testing.assert_array_equal(
         [float(cell) for cell in lines[-1][12:]], [*summary.figures[1, :-1], summary.figures[2, -1]]
     )
+
+
+def test_a_planner_whose_official_table_would_be_the_summary_is_refused(tmp_path: Path) -> None:
+    def check(is_two_stage: bool, *names: str) -> None:
+        entries = dict(enumerate(ENTRIES)) if is_two_stage else None
+        check_layout(tmp_path / "s.csv", "official", names, Facts("epdms-v2.2", "idm", {}, "", 1, entries))
+
+    with pytest.raises(InputError, match=r"s_summary\.csv: would be the run's summary and .* rename the planner"):
+        check(True, "planner", "summary")
+    check(True, "summary")
+    check(False, "planner", "summary")
 
 
 def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
