@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> None:
     check_traffic(metric, traffic)
     score = _map(options)
     job = _job(options, metric, traffic)
-    check_layout(options.out, options.format, job.labels["name"], job.facts)
+    inputs = (options.trajectories, options.second_stage_trajectories, job.facts.source.get("mapping"))
+    check_layout(options.out, options.format, job.labels["name"], job.facts, inputs)
     parts = Parts(options.out, job.facts.inputs)
     with Progress("entries" if options.two_stage else "logs") as progress:
         result = job.run(parts, score, progress.show)

@@ -16,6 +16,7 @@ from navsim_adapter import __version__
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import read_json, sha256, write_json
 from navsim_adapter.official_table import official_paths, write_official
+from navsim_adapter.option_checks import spare_inputs
 from navsim_adapter.score_table import ScoreTable, write_table
 from navsim_adapter.two_stage import Entry, Pair
 from navsim_adapter.two_stage_table import Summary, summarise, write_summaries
@@ -70,19 +71,25 @@ def summary_path(out: str | Path) -> Path:
     return out.with_name(f"{out.stem}_summary.csv")
 
 
-def check_layout(out: str | Path, layout: Layout, names: Sequence[str], facts: Facts) -> None:
-    """Raises InputError, before anything is scored, where the result could not be written so."""
+def check_layout(
+    out: str | Path, layout: Layout, names: Sequence[str], facts: Facts, inputs: Sequence[str | Path | None] = ()
+) -> None:
+    """Raises InputError, before anything is scored, where the result could not be written so.
+
+    inputs: files that the command reads.
+    """
     if Path(out).is_dir():
         raise InputError(f"{out}: is a folder; name a file for --out")
     if layout == "official" and facts.shard is not None:
         raise InputError("--format official: needs all rows; write shards as rows and give it to navsim-adapter merge")
-    if layout == "official":
-        tables = official_paths(Path(out), list(dict.fromkeys(names)))
-        if facts.entries is not None and summary_path(out) in tables:
-            raise InputError(
-                f"{summary_path(out)}: would be the run's summary and the table of the planner 'summary'; rename the "
-                "planner, or leave --format official out"
-            )
+    tables = official_paths(Path(out), list(dict.fromkeys(names))) if layout == "official" else [Path(out)]
+    summaries = [summary_path(out)] if facts.entries is not None and facts.shard is None else []
+    if set(tables) & set(summaries):
+        raise InputError(
+            f"{summary_path(out)}: would be the run's summary and the table of the planner 'summary'; rename the "
+            "planner, or leave --format official out"
+        )
+    spare_inputs([*tables, *summaries, sidecar(out)], inputs)
 
 
 def write_result(out: str | Path, result: Result, layout: Layout = "rows") -> list[Path]:

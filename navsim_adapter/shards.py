@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     layout: Layout = options.format
     result = merge(options.shards)
-    check_layout(options.out, layout, result.table.names, result.facts)
+    check_layout(options.out, layout, result.table.names, result.facts, options.shards)
     files = write_result(options.out, result, layout)
     for line in report(result):
         print(line)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from navsim_adapter.errors import InputError
+from navsim_adapter.option_checks import spare_inputs
 from navsim_adapter.score_table import read_trajectories
 from navsim_adapter.submission import Plan, Team, Tokens, check_submission, write_submission
 
@@ -103,6 +104,7 @@ def _check(path: Path, expected: tuple[Tokens, Tokens]) -> None:
 def _write(path: Path, options: argparse.Namespace, expected: tuple[Tokens, Tokens]) -> None:
     if not options.trajectories:
         raise InputError(f"{path}: --trajectories is missing; name the table to submit, or --check to look at a file")
+    spare_inputs([path], [options.trajectories, options.second_stage_trajectories, options.expect])
     team = Team(options.team_name, options.authors, options.email, options.institution, options.country)
     first = _plans(options.trajectories, options.name)
     second = options.second_stage_trajectories

@@ -53,7 +53,7 @@ def run(*arguments: Any) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def score(data: Path, out: Path, *more: Any, table: Path | None = None) -> int:
+def score(data: Path, out: Path | str, *more: Any, table: Path | None = None) -> int:
     table = table or data / "t.npz"
     return run("score", "--data", data, "--split", "mini", "--trajectories", table, "--out", out, *more)
 
@@ -265,6 +265,20 @@ def _copy(path: Path, other: Path) -> Path:
     facts["files"] = {other.name: facts["files"][path.name]}
     Path(f"{other}.json").write_text(json.dumps(facts))
     return other
+
+
+def test_an_input_is_never_the_output(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, shards = write_table(tmp_path / "t.npz"), [tmp_path / f"{index}.csv" for index in (1, 2)]
+    before = table.read_bytes()
+    assert score(data, f"{tmp_path}/../{tmp_path.name}/t.npz", table=table) == 2
+    assert "is an input of this command and would be overwritten" in capsys.readouterr().err
+    assert table.read_bytes() == before
+    for index, path in enumerate(shards, 1):
+        assert score(data, path, "--shard", f"{index}/2") == 0
+    before = shards[0].read_bytes()
+    assert run("merge", shards[0], *shards) == 2
+    assert f"{shards[0]}: is an input of this command" in capsys.readouterr().err
+    assert shards[0].read_bytes() == before
 
 
 def test_a_token_in_no_shard_is_found_when_merging(

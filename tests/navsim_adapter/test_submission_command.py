@@ -73,6 +73,14 @@ def test_a_refused_submission_leaves_the_earlier_one(tmp_path: Path, mapping: Pa
     assert file.read_bytes() == before
 
 
+def test_a_table_is_not_overwritten_by_its_submission(tmp_path: Path) -> None:
+    first = table(tmp_path / "1.npz", NOW)
+    before = first.read_bytes()
+    with pytest.raises(InputError, match="is an input of this command"):
+        command(first, "--trajectories", first, *TEAM)
+    assert first.read_bytes() == before
+
+
 def test_a_check_leaves_the_file_alone(tmp_path: Path, mapping: Path) -> None:
     file = tmp_path / "s.pkl"
     command(file, "--trajectories", table(tmp_path / "1.npz", NOW, BEFORE), *TEAM)
