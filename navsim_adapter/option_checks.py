@@ -14,3 +14,9 @@ def spare_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | No
     for path in outputs:
         if Path(path).resolve() in read:
             raise InputError(f"{path}: is an input of this command and would be overwritten; name another output")
+
+
+def at_least(option: str, value: float, least: float) -> None:
+    """NaN is refused too."""
+    if not value >= least:
+        raise InputError(f"{option}: must be at least {least}, got {value}")

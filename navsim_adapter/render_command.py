@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
-import numpy as np
-
-from navsim_adapter.cache.scene_cache import PDMS, SceneCache
+from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_bytes
+from navsim_adapter.option_checks import at_least
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Plan, picture, seen_by
+from navsim_adapter.score_table import Trajectories, read_trajectories
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,21 +21,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", nargs="*", default=None, help="scenes to draw (default: the first --limit ones)")
     parser.add_argument("--limit", type=int, default=20, help="how many scenes without --tokens (default 20)")
     parser.add_argument(
-        "--trajectories", type=Path, default=None, help=".npz with token, name, poses (n, 8, 3): drawn beside the human"
+        "--trajectories", type=Path, default=None, help=".npz with token, name, poses (M, T, 3): drawn beside the human"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for one PNG per scene")
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw the chosen scenes, one `<token>.png` each."""
+    at_least("--limit", args.limit, 1)
     scenes: Mapping[str, SceneCache] = open_cache(args.cache)
     tokens = list(args.tokens) if args.tokens else list(scenes)[: args.limit]
     unknown = [token for token in tokens if token not in scenes]
     if unknown:
         raise InputError(f"{args.cache}: no scene {unknown[0]} among {len(scenes)}; check --tokens")
-    plans = read_trajectories(args.trajectories) if args.trajectories else {}
+    plans = {}
+    if args.trajectories:
+        table = read_trajectories(args.trajectories)
+        if not set(tokens) & set(table.tokens):
+            raise InputError(
+                f"{args.trajectories}: none of its trajectories is of the {len(tokens)} scenes to draw (first: "
+                f"{table.tokens[0]}); name its scenes with --tokens, or the cache that holds them"
+            )
+        plans = plans_of(table)
     for token in tokens:
-        scene = seen_by(scenes[token], PDMS)
+        scene = scenes[token]
+        scene = seen_by(scene, PDMS if scene.versions & PDMS else EPDMS)
         write_bytes(args.out / f"{token}.png", picture(scene, scene_plans(scene, plans.get(token, []))))
     print(f"{len(tokens)} pictures in {args.out}")
     return 0
@@ -48,22 +57,11 @@ def scene_plans(cache: SceneCache, others: Sequence[Plan]) -> list[Plan]:
     return [*human, *others]
 
 
-def read_trajectories(path: Path) -> dict[str, list[Plan]]:
-    """token -> plans of an .npz with `token` (n,), `name` (n,), `poses` (n, T, 3); the human is left to the cache."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            tokens, names, poses = file["token"], file["name"], file["poses"]
-    except (OSError, KeyError, ValueError, BadZipFile) as problem:
-        raise InputError(f"{path}: cannot be read ({problem}); expected an .npz with token, name, poses") from problem
-    if poses.ndim != 3 or poses.shape[-1] != 3 or not (len(tokens) == len(names) == len(poses)):
-        raise InputError(f"{path}: poses: expected (n, T, 3) for {len(tokens)} tokens, found {poses.shape}")
-    if not np.isfinite(poses).all():
-        bad = int(np.argmax(~np.isfinite(poses).all(axis=(1, 2))))
-        raise InputError(f"{path}: scene {tokens[bad]}, {names[bad]}: poses hold NaN or infinity; remove the row")
+def plans_of(table: Trajectories) -> dict[str, list[Plan]]:
+    """Token -> the plans of its rows; the human is left to the cache."""
     plans: dict[str, list[Plan]] = {}
-    for token, name, path_poses in zip(tokens, names, poses):
-        if str(name) == "human":
-            continue
-        drawn = plans.setdefault(str(token), [])
-        drawn.append(Plan(str(name), path_poses, CHOSEN if not drawn else REFERENCE))
+    for token, name, poses in zip(table.tokens, table.names, table.poses):
+        if name != "human":
+            drawn = plans.setdefault(token, [])
+            drawn.append(Plan(name, poses, CHOSEN if not drawn else REFERENCE))
     return plans

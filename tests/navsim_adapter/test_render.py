@@ -6,8 +6,10 @@ import argparse
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ from navsim_adapter.render import (
     seen_by,
     to_ego,
 )
-from navsim_adapter.render_command import add_arguments, read_trajectories, run
+from navsim_adapter.render_command import add_arguments, run
 
 EGO = np.array([500.0, -300.0, 2.1])
 SIZE, DPI = (4.0, 4.0), 100
@@ -160,11 +162,12 @@ def test_only_the_rows_of_one_metric_version_are_seen() -> None:
     np.testing.assert_array_equal(seen_by(scene, EPDMS).object_pose, scene.object_pose[1:])
 
 
-def _cache_folder(folder: Path) -> Path:
+def _cache_folder(folder: Path, change: Callable[[SceneCache], SceneCache] = lambda scene: scene) -> Path:
     from navsim_adapter.cache.log_file import write_log
     from navsim_adapter.cache.store import log_path, write_index
 
-    write_log(log_path(folder, "log"), [_scene("a" * 16), _scene("b" * 16)], {"command": "cache"})
+    scenes = [change(_scene("a" * 16)), change(_scene("b" * 16))]
+    write_log(log_path(folder, "log"), scenes, {"command": "cache"})
     write_index(folder, {"log": ["a" * 16, "b" * 16]})
     finish(folder, {"command": "cache"})
     return folder
@@ -192,22 +195,35 @@ def test_command_names_an_unknown_token(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_trajectories_are_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "plans.npz"
-    poses = np.zeros((1, 8, 3))
-    poses[0, 4, 1] = np.nan
-    np.savez(path, token=["t"], name=["n"], poses=poses)
-    with pytest.raises(InputError, match="scene t, n: poses hold NaN"):
-        read_trajectories(path)
-    np.savez(path, token=["t"], name=["n"], poses=np.zeros((1, 8, 2)))
-    with pytest.raises(InputError, match=r"expected \(n, T, 3\)"):
-        read_trajectories(path)
-    np.savez(path, token=["t"])
-    with pytest.raises(InputError, match="cannot be read"):
-        read_trajectories(path)
-    path.write_bytes(b"PK\x03\x04 not really")
-    with pytest.raises(InputError, match="cannot be read"):
-        read_trajectories(path)
+def test_traffic_is_drawn_of_the_version_that_a_scene_has(tmp_path: Path) -> None:
+    every = np.array([EPDMS], np.uint8)
+    cache = _cache_folder(tmp_path / "cache", lambda scene: replace(scene, versions=EPDMS, object_versions=every))
+    assert _run("--cache", cache, "--tokens", "a" * 16, "--out", tmp_path / "out") == 0
+    image = Image.open(tmp_path / "out" / ("a" * 16 + ".png")).convert("RGB")
+    wanted = tuple(int(OBJECT_COLORS[ObjectType.VEHICLE][i : i + 2], 16) for i in (1, 3, 5))
+    assert wanted in {color for _, color in image.getcolors(maxcolors=1 << 20) or []}
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(tmp_path: Path, limit: int) -> None:
+    with pytest.raises(InputError, match=f"--limit: must be at least 1, got {limit}"):
+        _run("--cache", _cache_folder(tmp_path / "cache"), "--limit", str(limit), "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"token": ["c" * 16], "name": ["n"], "poses": np.zeros((1, 8, 3))}, "none of its trajectories is of the 2"),
+        ({"token": ["a" * 16], "name": ["n"], "poses": np.array([["x"]])}, "poses are <U1, expected numbers"),
+        ({"token": ["a" * 16], "name": ["n"], "poses": np.full((1, 8, 3), np.nan)}, "poses contain NaN"),
+    ],
+)
+def test_trajectories_that_cannot_be_drawn_are_refused(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "t.npz", **content)
+    cache, out = _cache_folder(tmp_path / "cache"), tmp_path / "out"
+    with pytest.raises(InputError, match=rf"t\.npz: .*{message}"):
+        _run("--cache", cache, "--trajectories", tmp_path / "t.npz", "--out", out)
+    assert not out.exists()
 
 
 def test_matplotlib_is_not_imported_before_something_is_drawn() -> None:
