@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dipole_vla.doctor import Unwell
 from dipole_vla.preemption import EXIT_CODE, Preempted, listen
 from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.exits import nobody_reads, one_line
 
 USAGE = """usage: dipole-vla COMMAND [options]      (dipole-vla COMMAND --help shows the options)
 
@@ -36,8 +37,8 @@ options everywhere: --debug (tracebacks), --allow-import PACKAGE (let a recipe n
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; 0 done, 2 the user's input is wrong (one line on stderr), 1 doctor found something, 75 preempted,
-    130 interrupted."""
+    """Entry point; 0 done, 2 the input is wrong or the system refuses a file (one line on stderr), 1 doctor found
+    something, 75 preempted, 130 interrupted, 141 nobody reads the output."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -51,10 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         run(words[0], words[1:])
-    except InputError as problem:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return nobody_reads()
+    except (InputError, OSError) as problem:
         if debug:
             raise
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {one_line(problem)}", file=sys.stderr)
         return 2
     except Preempted as word:
         print(word, file=sys.stderr)

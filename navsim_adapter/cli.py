@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from navsim_adapter import __version__
 from navsim_adapter.errors import InputError
+from navsim_adapter.exits import nobody_reads, one_line
 from navsim_adapter.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,15 +31,18 @@ class Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; an InputError becomes one line on stderr and exit status 2."""
+    """Run one command; an InputError, or what the system refuses, becomes one line on stderr and exit status 2."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser(words[0] if words else "").parse_args(words)
     try:
         COMMANDS[options.command].run(options)
-    except InputError as problem:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return nobody_reads()
+    except (InputError, OSError) as problem:
         if options.debug:
             traceback.print_exc()
-        print(f"navsim-adapter {options.command}: {' '.join(str(problem).split())}", file=sys.stderr)
+        print(f"navsim-adapter {options.command}: {one_line(problem)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("navsim-adapter: interrupted; the same command goes on from here", file=sys.stderr)

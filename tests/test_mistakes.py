@@ -169,6 +169,12 @@ def test_an_output_folder_of_another_recipe_is_refused(loop, capsys) -> None:
     refused(arguments, capsys, "critic", "made with", "choose another --out")
 
 
+def test_an_output_below_a_file_is_refused(tmp_path, capsys) -> None:
+    (tmp_path / "afile").touch()
+    out = tmp_path / "afile" / "out"
+    refused(["init", "--family", "dp_vla", "--size", "tiny", "--out", out], capsys, "afile", "not a directory")
+
+
 def test_a_training_without_steps_is_refused(loop, tmp_path, capsys) -> None:
     arguments = fit(shipped_recipes() / "critic.yaml", loop, tmp_path / "out", "--trainer.max_steps", "-1")
     refused(arguments, capsys, "trainer.max_steps", "> 0")

@@ -73,6 +73,30 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not list((data / "c").rglob("*.cache")) if (data / "c").exists() else True
 
 
+@pytest.mark.parametrize("out", ["afile", "afile/below"])
+@pytest.mark.parametrize("command", ["cache", "convert", "synth"])
+def test_what_the_system_refuses_is_one_line_with_its_path(
+    data: Path, capsys: pytest.CaptureFixture[str], command: str, out: str
+) -> None:
+    (data / "afile").write_text("kept")
+    source = [] if command == "synth" else ["--data", data, "--split", "mini"]
+    assert _run(command, *source, "--out", data / out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"navsim-adapter {command}: {data / 'afile'}")
+    assert error.count("\n") == 1
+    assert (data / "afile").read_text() == "kept"
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(data: Path) -> None:
+    assert _run("cache", "--data", data, "--split", "mini", "--out", data / "c", "--workers", 1) == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "navsim_adapter.cli", "inspect", str(data / "c")]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_debug_shows_the_traceback(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("inspect", data, "--debug") == 2
     assert "Traceback" in capsys.readouterr().err
