@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from navsim_adapter import __version__
 from navsim_adapter.errors import InputError
 from navsim_adapter.exits import nobody_reads, one_line
+from navsim_adapter.option_checks import check_range
 from navsim_adapter.progress import Progress
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def _cache_arguments(parser: argparse.ArgumentParser) -> None:
 def _cache(options: argparse.Namespace) -> None:
     from navsim_adapter.cache.folder import build_cache
 
+    check_range("--workers", options.workers, 1)
     if options.two_stage:
         _cache_second_stage(options)
         return
@@ -163,6 +165,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 def _import(options: argparse.Namespace) -> None:
     from navsim_adapter.cache.official_folder import import_official
 
+    check_range("--workers", options.workers, 1)
     with Progress("logs") as progress:
         content = import_official(
             options.tree, options.out, options.other, options.maps, options.workers, progress.show
@@ -213,8 +216,7 @@ def _selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]
             file=sys.stderr,
         )
     if options.max_scenes is not None:
-        if options.max_scenes < 1:
-            raise InputError(f"--max-scenes: must be at least 1, got {options.max_scenes}")
+        check_range("--max-scenes", options.max_scenes, 1)
         chosen = replace(chosen, max_scenes=options.max_scenes)
     return root_of(options), split, chosen
 

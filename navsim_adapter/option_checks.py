@@ -16,7 +16,8 @@ def spare_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | No
             raise InputError(f"{path}: is an input of this command and would be overwritten; name another output")
 
 
-def at_least(option: str, value: float, least: float) -> None:
-    """NaN is refused too."""
-    if not value >= least:
-        raise InputError(f"{option}: must be at least {least}, got {value}")
+def check_range(option: str, value: float, least: float, most: float | None = None) -> None:
+    """A number must be in its range; NaN is in none."""
+    if not value >= least or (most is not None and value > most):
+        bounds = f"at least {least}" if most is None else f"{least} to {most}"
+        raise InputError(f"{option}: must be {bounds}, got {value}")

@@ -10,7 +10,7 @@ from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_bytes
-from navsim_adapter.option_checks import at_least
+from navsim_adapter.option_checks import check_range
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Plan, picture, seen_by
 from navsim_adapter.score_table import Trajectories, read_trajectories
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw the chosen scenes, one `<token>.png` each."""
-    at_least("--limit", args.limit, 1)
+    check_range("--limit", args.limit, 1)
     scenes: Mapping[str, SceneCache] = open_cache(args.cache)
     tokens = list(args.tokens) if args.tokens else list(scenes)[: args.limit]
     unknown = [token for token in tokens if token not in scenes]

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from navsim_adapter.errors import InputError
+from navsim_adapter.option_checks import check_range
 
 if TYPE_CHECKING:
     from navsim_adapter.row_scores import Traffic
@@ -82,8 +83,7 @@ def _check_stages(options: argparse.Namespace) -> None:
 
 
 def _map(options: argparse.Namespace) -> Map:
-    if options.threads < 1:
-        raise InputError(f"--threads: must be at least 1, got {options.threads}")
+    check_range("--threads", options.threads, 1)
     if options.ray:
         from navsim_adapter.ray_scoring import run_on_ray
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 
+from navsim_adapter.errors import InputError
+from navsim_adapter.option_checks import check_range
 from navsim_adapter.progress import Progress
 from navsim_adapter.synthetic.synthesize import DEFAULT_SCENES, LAPSES, SCENES_PER_LOG, synthesize
 
+MOST_LAPSES = 100.0
 SPLITS = {"train": "trainval", "validation": "mini", "test": "test"}  # option -> folder under navsim_logs
 
 
@@ -22,7 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    for option in ("seed", *SPLITS):
+        check_range(f"--{option}", getattr(args, option), 0)
+    check_range("--lapses", args.lapses, 0, MOST_LAPSES)
+    check_range("--workers", args.workers, 1)
     splits = {split: getattr(args, option) for option, split in SPLITS.items() if getattr(args, option) > 0}
+    if not splits:
+        raise InputError(f"--{', --'.join(SPLITS)}: all are 0; ask for one scene at least")
     with Progress("logs") as progress:
         made = synthesize(args.out, args.seed, splits, SCENES_PER_LOG, args.lapses, args.workers, progress.show)
     counts = ", ".join(f"{split} {scenes}" for split, scenes in splits.items())

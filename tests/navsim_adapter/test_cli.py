@@ -49,6 +49,7 @@ def test_the_root_may_come_from_the_environment(data: Path, monkeypatch: pytest.
     [
         ("nothing", ["--split", "minni"], "no such split (did you mean 'mini'?)"),
         ("nothing", ["--split", "mini", "--max-scenes", "0"], "--max-scenes: must be at least 1"),
+        ("nothing", ["--split", "mini", "--workers", "0"], "--workers: must be at least 1, got 0"),
         ("nothing", ["--split", "mini", "--filter", "none.yaml"], "none.yaml: scene filter cannot be read"),
         ("no maps", ["--split", "mini"], "map index not found; put the nuPlan maps there or set NUPLAN_MAPS_ROOT"),
         ("cut log", ["--split", "mini"], "log-0.pkl: not a readable pickle"),
@@ -85,6 +86,26 @@ def test_what_the_system_refuses_is_one_line_with_its_path(
     assert error.startswith(f"navsim-adapter {command}: {data / 'afile'}")
     assert error.count("\n") == 1
     assert (data / "afile").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--lapses", "nan", "--lapses: must be 0 to 100.0, got nan"),
+        ("--lapses", "-3", "--lapses: must be 0 to 100.0, got -3.0"),
+        ("--lapses", "inf", "--lapses: must be 0 to 100.0, got inf"),
+        ("--seed", "-3", "--seed: must be at least 0, got -3"),
+        ("--train", "-5", "--train: must be at least 0, got -5"),
+        ("--workers", "0", "--workers: must be at least 1, got 0"),
+        ("--train", "0", "--train, --validation, --test: all are 0; ask for one scene at least"),
+    ],
+)
+def test_synth_checks_its_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
+) -> None:
+    assert _run("synth", "--out", tmp_path / "w", "--validation", 0, "--test", 0, option, value) == 2
+    assert capsys.readouterr().err == f"navsim-adapter synth: {message}\n"
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly(data: Path) -> None:
