@@ -171,8 +171,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: has no array {missing[0]} (found {', '.join(content) or 'none'}); add it")
     if content["token"].ndim != 1 or not len(content["token"]):
         raise InputError(f"{path}: token has shape {content['token'].shape}, expected (M,) with M > 0")
-    if content["poses"].dtype.kind not in "fiu":
-        raise InputError(f"{path}: poses are {content['poses'].dtype}, expected numbers")
+    for name, kinds in (("poses", "fiu"), ("interval", "fiu"), ("size", "iu")):
+        if name in content and content[name].dtype.kind not in kinds:
+            wanted = "numbers" if "f" in kinds else "whole numbers"
+            raise InputError(f"{path}: {name} holds {content[name].dtype}, expected {wanted}; convert the array")
     return content
 
 

@@ -87,12 +87,16 @@ class TwoStageScores:
 
 def read_mapping(path: str | Path) -> list[Entry]:
     """Entries from a JSON list or from the devkit's split YAML (key ``reactive_all_mapping``)."""
-    text = Path(path).read_text()
     try:
+        text = Path(path).read_text()
         content = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
         rows = content[MAPPING_KEY] if isinstance(content, dict) else content
-        return [Entry(Pair(now, before), tuple(Pair(*pair) for pair in pairs)) for now, before, pairs in rows]
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as problem:
+        entries = [Entry(Pair(now, before), tuple(Pair(*pair) for pair in pairs)) for now, before, pairs in rows]
+        other = next((token for entry in entries for token in entry.tokens if not isinstance(token, str)), None)
+        if other is not None:
+            raise TypeError(f"token {other!r} is no text")
+        return entries
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as problem:
         reason = " ".join(str(problem).split())[:120]
         raise InputError(f"{path}: no list of [now, previous, pairs] ({reason}); pass a two-stage mapping") from problem
 

@@ -214,7 +214,7 @@ def test_a_limit_below_one_is_refused(tmp_path: Path, limit: int) -> None:
     ("content", "message"),
     [
         ({"token": ["c" * 16], "name": ["n"], "poses": np.zeros((1, 8, 3))}, "none of its trajectories is of the 2"),
-        ({"token": ["a" * 16], "name": ["n"], "poses": np.array([["x"]])}, "poses are <U1, expected numbers"),
+        ({"token": ["a" * 16], "name": ["n"], "poses": np.array([["x"]])}, "poses holds <U1, expected numbers"),
         ({"token": ["a" * 16], "name": ["n"], "poses": np.full((1, 8, 3), np.nan)}, "poses contain NaN"),
     ],
 )

@@ -102,8 +102,14 @@ def test_mappings_come_from_json_or_the_split_file(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[["n", "p", [["n2", "p2"]]]]')
     (tmp_path / "b.yaml").write_text("_target_: x\nreactive_all_mapping:\n- [n, p, [[n2, p2]]]\n")
     assert two_stage.read_mapping(tmp_path / "a.json") == two_stage.read_mapping(tmp_path / "b.yaml")
-    (tmp_path / "c.json").write_text('[["n", "p"]]')
-    with pytest.raises(InputError, match=r"c\.json: no list of"):
+
+
+@pytest.mark.parametrize(
+    "content", [b'[["n", "p"]]', b'[[["n"], "p", []]]', b'[["n", 7, []]]', b"\x93NUMPY\x01\xff", b"[" * 9999]
+)
+def test_what_is_no_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"c\.json: no list of .* pass a two-stage mapping"):
         two_stage.read_mapping(tmp_path / "c.json")
 
 
