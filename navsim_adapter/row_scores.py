@@ -187,15 +187,23 @@ def _score_in_traffic(
 
 
 def _unfit(scenes: Mapping[str, SceneCache], tokens: Sequence[str], metric: Metric) -> dict[str, str]:
-    """Token -> why the scene cannot be scored by this metric: its recorded future is too short."""
-    needed, unfit = {"pdms": PDMS, "epdms": EPDMS}[metric], {}
+    """Token -> why the scene's cache does not serve this metric."""
+    needed, other = (PDMS, VERSIONS["epdms"]) if metric == "pdms" else (EPDMS, VERSIONS["pdms"])
+    unfit = {}
     for token in dict.fromkeys(tokens):
         try:
-            versions = scenes[token].versions
+            scene = scenes[token]
         except KeyError:
             raise InputError(f"scene {token}: not among the scenes to score; leave the token out") from None
-        if not versions & needed:
-            unfit[token] = f"scene {token}: was cached without enough future for {VERSIONS[metric]}; cache it with more"
+        if not scene.versions & needed:
+            if scene.is_synthetic:
+                why = f"a rendered scene has {other} alone; choose that metric"
+            else:
+                why = (
+                    f"its cache serves {other} alone; import the devkit's other version with --other, or cache it with "
+                    "more recorded future"
+                )
+            unfit[token] = f"scene {token}: {why}"
     return unfit
 
 

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from navsim_adapter.progress import Progress
     from navsim_adapter.row_scores import check_traffic
-    from navsim_adapter.score_result import check_layout, report, write_result
+    from navsim_adapter.score_result import check_layout, report, require_scores, write_result
     from navsim_adapter.score_units import Parts
 
     _check_stages(options)
@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
     shard = f" of shard {options.shard}" if options.shard else ""
     how = f"{result.facts.metric}, {traffic}"
     print(f"{scored} of {rows} trajectories{shard} scored with {metric} in {files[0]} ({how})")
+    require_scores(files[0], result)
 
 
 def _check_stages(options: argparse.Namespace) -> None:

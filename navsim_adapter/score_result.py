@@ -129,6 +129,12 @@ def read_result(out: str | Path) -> Result:
     return Result(facts, table, listed)
 
 
+def require_scores(out: str | Path, result: Result) -> None:
+    """Raises InputError for a written result in which nothing has a score. A shard may well have none."""
+    if result.facts.shard is None and not result.table.is_scored.any():
+        raise InputError(f"{out}: written, but none of its {len(result.table)} rows has a score; see the reasons above")
+
+
 def report(result: Result) -> list[str]:
     """A line for each thing that has no score, naming planners where only some of a scene's are concerned."""
     lines = []

@@ -16,7 +16,16 @@ from typing import TypeVar
 import numpy as np
 
 from navsim_adapter.errors import InputError
-from navsim_adapter.score_result import LAYOUTS, Layout, Result, check_layout, read_result, report, write_result
+from navsim_adapter.score_result import (
+    LAYOUTS,
+    Layout,
+    Result,
+    check_layout,
+    read_result,
+    report,
+    require_scores,
+    write_result,
+)
 from navsim_adapter.score_table import ScoreTable
 
 T = TypeVar("T")
@@ -116,3 +125,4 @@ def run(options: argparse.Namespace) -> None:
         print(line)
     scored, rows = int(result.table.is_scored.sum()), len(result.table)
     print(f"{scored} of {rows} rows scored with {result.facts.metric} in {files[0]}")
+    require_scores(files[0], result)

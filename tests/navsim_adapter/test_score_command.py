@@ -173,9 +173,24 @@ def test_a_failing_traffic_costs_its_own_row(
     assert empty == [(TOKENS[1], "slow"), (TOKENS[1], "stop")]
 
     monkeypatch.setitem(row_scores.POLICIES, "idm", lambda scene, states: _fail())
-    assert score(data, tmp_path / "s.csv", "--metric", "epdms", "--traffic", "idm") == 0
-    assert "with the human, whom the penalty filter needs" in capsys.readouterr().err
+    assert score(data, tmp_path / "s.csv", "--metric", "epdms", "--traffic", "idm") == 2
+    error = capsys.readouterr().err
+    assert "with the human, whom the penalty filter needs" in error
+    assert f"{tmp_path / 's.csv'}: written, but none of its 24 rows has a score" in error
     assert all(row["score"] == "" for row in rows_of(tmp_path / "s.csv"))
+
+
+def test_an_import_of_one_version_says_so_where_the_other_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = Path(__file__).parents[1] / "data" / "official_cache" / "v2"
+    token = next(tree.rglob("metric_cache.pkl")).parent.name
+    table, out = write_table(tmp_path / "t.npz", [token]), tmp_path / "s.csv"
+    assert run("import", tree, "--out", tmp_path / "c", "--workers", 1) == 0
+    assert run("score", "--cache", tmp_path / "c", "--metric", "pdms", "--trajectories", table, "--out", out) == 2
+    reason = f"scene {token}: its cache serves epdms-v2.2 alone; import the devkit's other version with --other"
+    assert f"not scored: {reason}" in capsys.readouterr().err
+    assert [row["score"] for row in rows_of(out)] == [""] * 4
 
 
 def _fail() -> Any:
