@@ -18,9 +18,9 @@ from navsim_adapter import __version__
 from navsim_adapter.cache.folder import build_scenes, skipped_in
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.cache.second_stage import build_second_stage, second_stage_files
-from navsim_adapter.cache.store import open_cache
+from navsim_adapter.cache.store import open_cache, read_scenes
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import MANIFEST, file_stamps, read_json, sha256
+from navsim_adapter.files import MANIFEST, file_stamps, sha256
 from navsim_adapter.maps import map_files
 from navsim_adapter.objects import FUTURE_FRAMES
 from navsim_adapter.root import DataRoot
@@ -56,7 +56,7 @@ class Source:
             assert self.root is not None
             return {"split": self.split, "data_root": str(self.root.path.resolve()), "cache": None}
         open_cache(self.cache)  # says what is wrong with it
-        content = read_json(Path(self.cache) / "scenes.json")
+        content = read_scenes(self.cache)
         return {"split": content["split"], "data_root": content["data_root"], "cache": str(Path(self.cache).resolve())}
 
     def stamp(self) -> Any:

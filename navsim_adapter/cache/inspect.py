@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from navsim_adapter.cache.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
-from navsim_adapter.cache.store import LOGS, SUFFIX, open_cache
+from navsim_adapter.cache.store import LOGS, SUFFIX, open_cache, read_scenes
 from navsim_adapter.errors import InputError, did_you_mean
 from navsim_adapter.files import MANIFEST, read_json, verify
 
@@ -17,7 +17,7 @@ def describe_cache(folder: str | Path) -> list[str]:
     """Lines on a whole folder."""
     folder = Path(folder)
     cache = open_cache(folder)
-    content = read_json(folder / "scenes.json")
+    content = read_scenes(folder)
     made_by = read_json(folder / MANIFEST).get("made_by", {})
     size = sum(path.stat().st_size for path in (folder / LOGS).glob("*" + SUFFIX))
     per_scene = size / max(len(cache), 1) / 1000

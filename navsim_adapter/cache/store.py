@@ -72,8 +72,15 @@ def finish_cache(
 
 
 def read_scenes(folder: str | Path) -> dict[str, Any]:
-    """What `scenes.json` says of a finished cache folder."""
-    return dict(read_json(Path(folder) / SCENES))
+    """What `scenes.json` says of a finished cache folder: split, data root, skipped scenes and more."""
+    content = read_json(Path(folder) / SCENES)
+    try:
+        _ = content["split"], content["data_root"], [(item["token"], item["reason"]) for item in content["skipped"]]
+    except (KeyError, TypeError) as problem:
+        raise InputError(
+            f"{Path(folder) / SCENES}: lacks its split, data_root or skipped scenes; make the cache again"
+        ) from problem
+    return dict(content)
 
 
 def open_cache(folder: str | Path) -> CacheFolder:

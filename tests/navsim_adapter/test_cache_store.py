@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from navsim_adapter.cache import folder, log_file, store
-from navsim_adapter.cache.folder import build_cache, build_scenes
+from navsim_adapter.cache.folder import build_cache, build_scenes, skipped_in
 from navsim_adapter.cache.inspect import describe_cache, describe_scene, verify_cache
 from navsim_adapter.cache.log_file import LogFile, read_facts, read_scene, write_log
 from navsim_adapter.cache.scene_cache import Polygons, SceneCache
@@ -24,6 +24,7 @@ from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish
 from navsim_adapter.root import DataRoot
 from navsim_adapter.scenes import SceneFilter
+from navsim_adapter.score_job import Source
 from tests.navsim_adapter.tiny import write_log as write_log_pickle
 from tests.navsim_adapter.tiny import write_maps
 
@@ -203,6 +204,14 @@ def test_an_unfinished_folder_is_refused(cache: Path, tmp_path: Path) -> None:
     (cache / "manifest.json").unlink()
     with pytest.raises(InputError, match="cache is not finished"):
         open_cache(cache)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"split": "mini", "data_root": "d", "skipped": [1]}'])
+def test_an_emptied_list_of_scenes_is_refused(cache: Path, content: str) -> None:
+    (cache / "scenes.json").write_text(content)
+    for use in (describe_cache, skipped_in, lambda folder: Source(cache=str(folder)).describe()):
+        with pytest.raises(InputError, match=r"scenes\.json: lacks its split"):
+            use(cache)
 
 
 def test_a_damaged_index_is_refused(cache: Path) -> None:
