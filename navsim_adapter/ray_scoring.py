@@ -11,8 +11,6 @@ from collections.abc import Generator, Sequence
 from navsim_adapter.errors import InputError
 from navsim_adapter.score_units import Map, Part, Unit, score_unit
 
-LOCAL = "local"
-
 
 def run_on_ray(address: str) -> Map:
     """Score on the cluster at `address`; "auto" is the running one, "local" starts one on this machine.

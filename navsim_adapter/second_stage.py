@@ -22,15 +22,6 @@ FOLDER = "synthetic_scene_pickles"
 _RED = 2  # nuPlan's TrafficLightStatusType.RED
 
 
-def find_second_stage(folder: str | Path, tokens: frozenset[str] | None = None) -> list[Scene]:
-    """Scenes of a two-stage folder in order of their files, those of `tokens` only if given."""
-    files = sorted((Path(folder) / FOLDER).glob("*.pkl"))
-    if not files:
-        raise InputError(f"{Path(folder) / FOLDER}: no second-stage scenes (*.pkl); check the two-stage folder")
-    scenes = [read_second_stage(path) for path in files]
-    return [scene for scene in scenes if tokens is None or scene.token in tokens]
-
-
 def read_second_stage(path: str | Path, split: str = "second-stage") -> Scene:
     """One scene; its token is that of its current frame. Raises InputError naming file, frame and field."""
     content = read_pickle(path)

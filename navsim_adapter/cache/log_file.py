@@ -72,10 +72,6 @@ def read_facts(path: str | Path) -> LogFacts:
     return LogFile(Path(path)).facts
 
 
-def read_scene(path: str | Path, row: int) -> SceneCache:
-    return LogFile(Path(path)).scene(row)
-
-
 def check_format(path: Path, version: int) -> None:
     """Raise InputError for a file of another format."""
     if version != FORMAT:

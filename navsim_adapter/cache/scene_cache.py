@@ -99,11 +99,6 @@ class SceneCache:
     versions: int = PDMS | EPDMS  # metrics that the scene has enough recorded future for (5 s, 4 s)
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)  # precomputed arrays of the scorer, by name
 
-    @property
-    def object_present(self) -> np.ndarray:
-        """(M, 51) bool."""
-        return ~np.isnan(self.object_pose[..., 0])
-
 
 def _gather(start: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Members of the chosen groups, one after the other, and the start of each group among them."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from navsim_adapter.synthetic.geometry import connect, end_pose, headings, offset, tangents, wrap
+from navsim_adapter.synthetic.geometry import connect, end_pose, offset, tangents, wrap
 
 Array = np.ndarray
 Turn = Literal["straight", "left", "right"]
@@ -239,7 +239,3 @@ class Network:
             crosswalk.corners = crosswalk.corners @ matrix + origin
         for park in self.car_parks:
             park.ring, park.heading = park.ring @ matrix + origin, float(wrap(park.heading + rotation))
-
-
-def block_heading(block: Block, at_end: bool) -> float:
-    return float(headings(block.lanes[0].baseline)[-1 if at_end else 0])

@@ -179,7 +179,7 @@ def _check_objects(
     rows = np.flatnonzero(cache.object_versions & bit)
     kept = boxes["box_step"] < steps
     step, token, coords = (boxes[name][kept] for name in ("box_step", "box_token", "box_coords"))
-    present = cache.object_present
+    present = ~np.isnan(cache.object_pose[..., 0])
     mine = [(k, row) for k in np.unique(step) for row in rows if present[row, k]]  # crowds keep a few steps only
     assert [cache.object_tokens[row] for _, row in mine] == token.tolist()
     assert [k for k, _ in mine] == step.tolist()

@@ -17,7 +17,7 @@ import pytest
 from navsim_adapter.cache import folder, log_file, store
 from navsim_adapter.cache.folder import build_cache, build_scenes, skipped_in
 from navsim_adapter.cache.inspect import describe_cache, describe_scene, verify_cache
-from navsim_adapter.cache.log_file import LogFile, read_facts, read_scene, write_log
+from navsim_adapter.cache.log_file import LogFile, read_facts, write_log
 from navsim_adapter.cache.scene_cache import Polygons, SceneCache
 from navsim_adapter.cache.store import CacheFolder, log_path, open_cache, write_index
 from navsim_adapter.errors import InputError
@@ -55,7 +55,7 @@ def test_scenes_come_back_bit_for_bit(scenes: list[SceneCache], tmp_path: Path) 
     bare = replace(scenes[2], area_ids=(), areas=_no_polygons(), area_type=np.empty(0, np.int8))
     write_log(tmp_path / "x.cache", [rich, plain, bare], {"by": "test"})
     for row, scene in enumerate((rich, plain, bare)):
-        _same(read_scene(tmp_path / "x.cache", row), scene)
+        _same(LogFile(tmp_path / "x.cache").scene(row), scene)
     facts = read_facts(tmp_path / "x.cache")
     assert facts.made_by == {"by": "test"}
     assert [scene[0] for scene in facts.scenes] == [scene.token for scene in (rich, plain, bare)]
@@ -73,7 +73,7 @@ def test_arrays_are_aligned_and_shared_content_is_kept_once(scenes: list[SceneCa
 def test_what_is_read_does_not_depend_on_the_file(scenes: list[SceneCache], tmp_path: Path) -> None:
     path = tmp_path / "x.cache"
     write_log(path, scenes[:1], {})
-    scene = read_scene(path, 0)
+    scene = LogFile(path).scene(0)
     path.write_bytes(b"gone")
     _same(scene, scenes[0])
 
@@ -164,7 +164,7 @@ def test_every_flipped_byte_is_noticed_or_harmless(scenes: list[SceneCache], tmp
         path.write_bytes(damaged)
         try:
             for row, scene in enumerate(scenes[:2]):
-                _same(read_scene(path, row), scene)  # alignment gaps hold nothing
+                _same(LogFile(path).scene(row), scene)  # alignment gaps hold nothing
         except InputError:
             noticed += 1
     assert noticed > 100
@@ -176,7 +176,7 @@ def test_cut_files_are_refused(scenes: list[SceneCache], tmp_path: Path, size: i
     write_log(path, scenes[:1], {})
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(InputError, match=r"x\.cache: "):
-        read_scene(path, 0)
+        LogFile(path).scene(0)
 
 
 def test_other_formats_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ import pytest
 
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.scene_cache import EPDMS
+from navsim_adapter.cache.second_stage import build_second_stage, second_stage_files
 from navsim_adapter.errors import InputError
 from navsim_adapter.maps import load_map
-from navsim_adapter.second_stage import FOLDER, find_second_stage, read_second_stage
+from navsim_adapter.second_stage import FOLDER, read_second_stage
 from tests.navsim_adapter.tiny import CITY, ORIGIN, TRACKS, frame, write_maps
 from tests.shared import SHARED, needs_shared
 
@@ -122,10 +123,11 @@ def test_las_vegas_has_the_name_of_its_map(nuplan: ModuleType, tmp_path: Path) -
 
 def test_tokens_choose_and_an_empty_folder_is_refused(nuplan: ModuleType, tmp_path: Path) -> None:
     _write(tmp_path, nuplan)
-    assert [scene.token for scene in find_second_stage(tmp_path)] == [TOKEN]
-    assert find_second_stage(tmp_path, frozenset({"other"})) == []
+    maps = write_maps(tmp_path)
+    assert list(build_second_stage(tmp_path, maps)[0]) == [TOKEN]
+    assert build_second_stage(tmp_path, maps, frozenset({"other"})) == ({}, [])
     with pytest.raises(InputError, match=r"no second-stage scenes \(\*\.pkl\)"):
-        find_second_stage(tmp_path / "empty")
+        build_second_stage(tmp_path / "empty", maps)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +158,9 @@ def test_every_scene_of_the_developer_set_can_be_cached() -> None:
     folder = SHARED / "navsim_dev" / "two_stage"
     mapping = json.loads((folder / "mapping.json").read_text())
     wanted = {token for entry in mapping for pair in entry[2] for token in pair}
-    scenes = find_second_stage(folder)
+    scenes = [read_second_stage(path) for path in second_stage_files(folder)]
     assert {scene.token for scene in scenes} == wanted
     for scene in scenes:
         cache = build_scene(scene, load_map(str(SHARED / "navsim_dev" / "maps"), scene.now.map_name))
         assert len(cache.token) == 17
-        assert cache.object_present[:, 40].any()
+        assert not np.isnan(cache.object_pose[:, 40, 0]).all()

@@ -117,8 +117,9 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.slow
 def test_from_pickles_to_summaries() -> None:
     from navsim_adapter.cache.build import build_scene
+    from navsim_adapter.cache.second_stage import second_stage_files
     from navsim_adapter.scoring import engine
-    from navsim_adapter.second_stage import find_second_stage
+    from navsim_adapter.second_stage import read_second_stage
     from navsim_adapter.traffic.idm import idm
     from navsim_adapter.traffic.scene import traffic_scene
     from navsim_adapter.traffic.score import score_in_traffic
@@ -126,7 +127,7 @@ def test_from_pickles_to_summaries() -> None:
 
     assert SHARED
     root = SHARED / "navsim_dev"
-    second = {scene.token: scene for scene in find_second_stage(root / "two_stage")}
+    second = {scene.token: scene for scene in map(read_second_stage, second_stage_files(root / "two_stage"))}
     plans = {}
     for folder in (root, root / "two_stage"):
         with np.load(folder / "trajectories.npz") as content:
