@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
     from navsim_adapter.score_units import Parts
 
     _check_stages(options)
+    _refuse_ignored(options)
     metric: Metric = options.metric or ("epdms" if options.two_stage else "pdms")
     traffic: Traffic = options.traffic or ("idm" if options.two_stage else "log-replay")
     check_traffic(metric, traffic)
@@ -81,6 +82,19 @@ def _check_stages(options: argparse.Namespace) -> None:
         raise InputError("--two-stage: needs --second-stage-trajectories; name the table for the rendered scenes")
     elif options.metric == "pdms":
         raise InputError("--metric pdms: the two-stage score is EPDMS; leave --two-stage or --metric out")
+
+
+def _refuse_ignored(options: argparse.Namespace) -> None:
+    """An option without effect is refused: who gave it believes that it has one."""
+    if options.cache and options.split:
+        raise InputError("--split: the cache holds the scenes; leave --split or --cache out")
+    reads_maps = options.two_stage and not options.second_stage_cache
+    if options.cache and options.data and not reads_maps:
+        raise InputError("--data: everything is read from caches; leave --data or --cache out")
+    if options.two_stage and options.threads != 1:
+        raise InputError("--threads: has no effect in two stages; use --workers")
+    if options.ray and options.workers != 1 and not options.two_stage:  # two stages build their scenes here
+        raise InputError("--workers: the cluster decides how many there are; leave --workers or --ray out")
 
 
 def _map(options: argparse.Namespace) -> Map:

@@ -199,26 +199,51 @@ def _fail() -> Any:
     raise InputError("scene: an assertion")
 
 
+TWO_STAGES = ["--two-stage", "f", "--second-stage-trajectories", "t"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--traffic", "log-replay", "--mapping", "m"], "--mapping: belongs to a two-stage run; add --two-stage"),
         (["--two-stage", "f"], "--two-stage: needs --second-stage-trajectories"),
-        (["--two-stage", "f", "--second-stage-trajectories", "t", "--metric", "pdms"], "the two-stage score is EPDMS"),
-        (["--two-stage", "f", "--second-stage-trajectories", "t"], "f: no such file or folder"),
+        ([*TWO_STAGES, "--metric", "pdms"], "the two-stage score is EPDMS"),
+        (TWO_STAGES, "f: no such file or folder"),
         (["--threads", "0"], "--threads: must be at least 1, got 0"),
         (["--workers", "0"], "--workers: must be at least 1, got 0"),
         (["--shard", "4/3"], "--shard: must be i/n with 1 <= i <= n"),
         (["--shard", "one"], "--shard: must be i/n"),
         (["--shard", "1/3", "--format", "official"], "--format official: needs all rows"),
         (["--split", "minni"], "no such split (did you mean 'mini'?)"),
-        (["--cache", "nowhere"], "nowhere: no such folder"),
+        (["--cache", "c"], "--split: the cache holds the scenes; leave --split or --cache out"),
+        ([*TWO_STAGES, "--threads", "2"], "--threads: has no effect in two stages; use --workers"),
+        (["--ray", "auto", "--workers", "2"], "--workers: the cluster decides how many there are"),
     ],
 )
 def test_mistakes_are_one_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert score(data, tmp_path / "s.csv", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nowhere: no such folder"),
+        (["--data", "d"], "--data: everything is read from caches; leave --data or --cache out"),
+        (["--data", "d", *TWO_STAGES, "--second-stage-cache", "s"], "--data: everything is read from caches"),
+        (["--data", "d", *TWO_STAGES], "d: has no folder navsim_logs"),
+    ],
+)
+def test_mistakes_beside_a_cache_are_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    source = ("--cache", "nowhere", "--trajectories", data / "t.npz")
+    assert run("score", *source, "--out", tmp_path / "s.csv", *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
