@@ -20,7 +20,7 @@ _noted: list[str] = []
 
 
 class Preempted(Exception):
-    """The run stopped at its scheduler's word, with a checkpoint on disk."""
+    """The run stopped before its last step, with a checkpoint on disk: at its scheduler's word, or out of time."""
 
 
 def listen() -> None:

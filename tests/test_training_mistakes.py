@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent / "dipole_vla"))  # `small_data` lies with the tests of the package
 
+from lightning.pytorch.callbacks import timer
 from small_data import write_inputs
 
 from dipole_vla.cli import main
+from dipole_vla.preemption import EXIT_CODE
 from dipole_vla.training import DipoleModule
+from tests.dipole_vla.checkpoints import same_state
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +115,30 @@ def test_loggers_are_a_matter_of_the_recipe(inputs, tmp_path, capsys) -> None:
     logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": str(tmp_path)}}
     assert main(fit(inputs, tmp_path / "out", logger=logger)) == 0
     assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_out_of_time_is_not_a_finished_one_and_goes_on(inputs, tmp_path, capsys, monkeypatch, accumulate) -> None:
+    """On a clock of one second a look, the time is over at the third step, or amid the second of two batches."""
+    limits = {"max_steps": 4, "accumulate_grad_batches": accumulate}
+    assert main(fit(inputs, tmp_path / "whole", **limits)) == 0
+    clock = itertools.count()
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    line = fit(inputs, tmp_path / "out", **limits, max_time="00:00:00:04")
+    capsys.readouterr()
+    assert main(line) == EXIT_CODE
+    step = 4 - accumulate
+    assert f"trainer.max_time is over, step {step} of 4 is saved; run the same command" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert main(line) == 0
+    last = Path("checkpoints") / "step=00000004.ckpt"
+    assert same_state(tmp_path / "out" / last, tmp_path / "whole" / last)
+
+
+@pytest.mark.parametrize(
+    "end", [{"fast_dev_run": True}, {"limit_train_batches": 3}, {"overfit_batches": 1}, {"max_epochs": 1}]
+)
+def test_a_run_is_counted_in_steps_and_in_nothing_else(inputs, tmp_path, capsys, end) -> None:
+    (key,) = end
+    refused(fit(inputs, tmp_path / "out", **end), capsys, f"trainer.{key}", "--trainer.max_steps N and another --out")
+    assert not (tmp_path / "out").exists()

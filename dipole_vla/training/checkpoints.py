@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be torn, and when they are taken: every so many steps, at the last, and before a preemption.
+"""Checkpoints that cannot be torn, and when they are taken: every so many steps, at the last, and before a stop.
 
 One file, the same for every strategy and every number of ranks: what trains in float32, the optimiser's state by
 parameter, the schedule, the loops. It is a zip of plain tensors: read without running code, checked by its CRCs.
@@ -53,16 +53,21 @@ class Checkpoints(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
-        if step == self._last:
-            return  # gradients are still being accumulated
+        if step == self._last:  # gradients are still being accumulated
+            trainer.should_stop = False  # `max_time` asks again after every batch; here nothing whole can be saved
+            return
         self._last = step
         self.notice = self._agreed(trainer)
-        if self.notice or step % self.every == 0 or step == trainer.max_steps:
+        if self.notice or trainer.should_stop or step % self.every == 0 or step == trainer.max_steps:
             trainer.save_checkpoint(self.folder / f"step={step:08d}.ckpt")
             if trainer.is_global_zero:
                 self._prune()
         if self.notice:
             trainer.should_stop = True
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """`trainer.max_time` counts from each start: a resumed run would else have none left."""
+        checkpoint["callbacks"].pop("Timer", None)
 
     def _agreed(self, trainer: L.Trainer) -> str | None:
         """The notice that any rank has had; all ranks ask at the same step and hear the same."""

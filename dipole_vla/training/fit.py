@@ -31,6 +31,14 @@ from navsim_adapter.files import begin, finish, is_complete, only_writer, stamp,
 
 INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
 CHECKPOINTS, LOGS = "checkpoints", "logs"
+OTHER_ENDS: dict[str, tuple[Any, ...]] = {  # the trainer's other counts of a run's end, and when they mean nothing
+    "fast_dev_run": (False,),
+    "limit_train_batches": (None,),
+    "overfit_batches": (0.0,),
+    "max_epochs": (None, -1),
+    "min_epochs": (None,),
+    "min_steps": (None,),
+}
 
 
 class AlreadyComplete(Exception):
@@ -85,6 +93,13 @@ class FitCLI(LightningCLI):
         ):
             if value <= 0:
                 raise InputError(f"{key}: must be > 0, got {value}; training is counted in steps")
+        for key, meaningless in OTHER_ENDS.items():
+            value = self.config.trainer[key]
+            if value not in meaningless:
+                raise InputError(
+                    f"trainer.{key}: {value} is not supported, a run ends at trainer.max_steps; for a short one give "
+                    "--trainer.max_steps N and another --out"
+                )
         if _rank():
             if is_complete(self.out, self.made_by):
                 raise AlreadyComplete(self.out)
@@ -133,6 +148,10 @@ def _train(cli: FitCLI, checkpoint: Path | None) -> None:
     if keeper.notice and trainer.global_step < trainer.max_steps:
         what_next = requeue() if trainer.is_global_zero else "rank 0 asks for the next run"
         raise Preempted(f"{cli.out}: {keeper.notice} came, step {trainer.global_step} is saved; {what_next}")
+    if trainer.global_step < trainer.max_steps:
+        why = "trainer.max_time is over" if cli.config.trainer.max_time else "a callback ended the run"
+        step = f"step {trainer.global_step} of {trainer.max_steps}"
+        raise Preempted(f"{cli.out}: {why}, {step} is saved; run the same command to go on")
     if trainer.is_global_zero:
         module.export(cli.out, provenance(cli.recipe))
         finish(cli.out, cli.made_by, exclude=(CHECKPOINTS, LOGS))
