@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dipole_vla.splits import SeenByRL
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import read_json, verify_listed
 
@@ -114,6 +115,11 @@ class CandidateTable:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def seen(self) -> SeenByRL:
+        """What a training on these scores sees."""
+        return SeenByRL(frozenset({self.about["split"]}), frozenset(self.tokens), self.about["allow_eval_split"])
 
     @property
     def informative(self) -> np.ndarray:

@@ -30,10 +30,10 @@ from dipole_vla.policy.distilled import FOLDER as DISTILLED
 from dipole_vla.policy.distilled import AtOmega, DistilledPair
 from dipole_vla.policy.separate import Pair, load_pair
 from dipole_vla.solvers import solve
+from dipole_vla.splits import RL_TOKENS
 from navsim_adapter.errors import InputError
 
 POLICY = "policy.json"
-RL_TOKENS = "rl_tokens.json"
 _KEYS = ("format", "family", "backbone", "backbone_fingerprint", "guidance", "action", "provenance")
 
 Default = Literal["default"]
@@ -150,7 +150,7 @@ class GuidedPolicy:
 
     @property
     def rl_split(self) -> str | None:
-        """Split the adapters were trained on; None for the reference policy."""
+        """Split the adapters were trained on, several joined by commas; None for the reference policy."""
         return self.provenance.get("rl_split")
 
     @cached_property

@@ -16,6 +16,7 @@ from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
 from dipole_vla.progress import bar
+from dipole_vla.splits import RL_TOKENS
 from dipole_vla.training.base import FineTuning, split_decay, stored_context
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_json
@@ -113,10 +114,11 @@ class CriticModule(FineTuning):
         return self.backbone.features(context)
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
-        """Write the critic's folder."""
+        """Write the critic's folder: the networks, whose features they read, and what reinforcement learning saw."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert self.critic is not None
         self.critic.save_pretrained(folder)
-        write_json(
-            folder / "provenance.json",
-            {**provenance, "backbone": str(self.backbone_folder), "backbone_fingerprint": self.backbone.fingerprint()},
-        )
+        seen = data.dataset.candidates.seen
+        write_json(folder / RL_TOKENS, sorted(seen.tokens))
+        made = {"backbone": str(self.backbone_folder), "backbone_fingerprint": self.backbone.fingerprint()}
+        write_json(folder / "provenance.json", {**provenance, **made, **seen.provenance()})

@@ -26,7 +26,9 @@ from dipole_vla.objective import (
 from dipole_vla.paths import interpolate
 from dipole_vla.policy import AdapterPair, Context, Guidance, GuidedPolicy
 from dipole_vla.policy.adapters import SIGNS
+from dipole_vla.policy.guided import POLICY
 from dipole_vla.policy.separate import PairKind, make_pair
+from dipole_vla.splits import RL_TOKENS, SeenByRL
 from dipole_vla.training.base import FineTuning, float32_by_default, stored_context
 from dipole_vla.training.thrift import recompute_blocks, settled, shared_base
 from navsim_adapter.errors import InputError
@@ -88,8 +90,12 @@ class DipoleModule(FineTuning):
         self.backbone_folder, self.critic_folder = Path(backbone), critic
         self.backbone = load_backbone(backbone)
         self.pair = make_pair(pair, self.backbone, scope, rank, alpha, seed)
+        self.seen_before = SeenByRL(frozenset(), frozenset())
         if start is not None:
             self.pair.load(start)
+            self.seen_before |= _seen_by_policy(Path(start))
+        if critic is not None:
+            self.seen_before |= _seen_by_critic(Path(critic))
         self.copies = None if isinstance(self.pair, AdapterPair) else self.pair.copies  # for Lightning to see
         for role in SIGNS:
             for parameter in self.pair.parameters(role):
@@ -203,15 +209,15 @@ class DipoleModule(FineTuning):
         """Write the policy folder: adapters in plain PEFT layout, critic, and what reinforcement learning saw."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, DrivingData)
-        assert data.candidates is not None
         assert data.dataset is not None
-        about = read_json(Path(data.candidates) / "candidates.json")
+        assert data.dataset.candidates is not None
+        scored = data.dataset.candidates
+        seen = self.seen_before | scored.seen
         made = {
             **provenance,
-            "rl_split": about["split"],
-            "allow_eval_split": about["allow_eval_split"],
-            "advantage": about["advantage"],
-            "metric": about["metric"],
+            **seen.provenance(),
+            "advantage": scored.about["advantage"],
+            "metric": scored.about["metric"],
             "beta": self.beta,
             "routing": self.routing,
             "rule": self.rule,
@@ -219,10 +225,19 @@ class DipoleModule(FineTuning):
             "candidates": str(data.candidates),
             "backbone": str(self.backbone_folder),
         }
-        tokens = data.dataset.candidates.tokens if data.dataset.candidates else []
         policy = GuidedPolicy(self.backbone, self.pair, guidance=Guidance(rule=self.rule))
         with self.averaged():
-            policy.save_pretrained(folder, self.backbone_folder, self.critic_folder, tokens, made)
+            policy.save_pretrained(folder, self.backbone_folder, self.critic_folder, sorted(seen.tokens), made)
+
+
+def _seen_by_policy(folder: Path) -> SeenByRL:
+    return SeenByRL.recorded(read_json(folder / RL_TOKENS), read_json(folder / POLICY)["provenance"])
+
+
+def _seen_by_critic(folder: Path) -> SeenByRL:
+    """Nothing is known of a critic from before it kept this."""
+    tokens = folder / RL_TOKENS
+    return SeenByRL.recorded(read_json(tokens) if tokens.is_file() else (), read_json(folder / "provenance.json"))
 
 
 class _Contexts(dict[Role, Context]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -13,10 +14,12 @@ from small_backbone import make_observation
 from small_data import Kept, adapters, train, write_inputs
 
 from dipole_vla.data.stream import StepStream
+from dipole_vla.data.tables import CandidateTable
 from dipole_vla.objective import RULES, dichotomous_loss
 from dipole_vla.policy import GuidedPolicy
 from dipole_vla.policy.adapters import SIGNS
-from dipole_vla.training import DipoleModule, ImitationModule
+from dipole_vla.splits import refuse_evaluation
+from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
 from dipole_vla.training.ema import WeightMean
 from navsim_adapter.errors import InputError
 
@@ -254,3 +257,27 @@ def test_the_exponential_rule_blows_up_where_ours_does_not(inputs):
     assert (theirs["ess_positive"] < 0.7 * ours["ess_positive"]).all()
     assert (theirs["loss"] > 8 * ours["loss"]).all()
     assert (theirs["grad_norm_positive"] > 15 * ours["grad_norm_positive"]).all()
+
+
+def test_a_further_round_remembers_what_the_rounds_before_and_the_critic_saw(inputs, tmp_path):
+    """Each stage's record is rewritten to other scenes, as if it had been trained elsewhere."""
+    made = {
+        "policy": train(inputs, steps=1)[0],
+        "critic": train(inputs, 1, module=CriticModule(inputs / "backbone"))[0],
+    }
+    candidates = sorted(CandidateTable(inputs / "candidates").tokens)
+    for name, record in (("policy", "policy.json"), ("critic", "provenance.json")):
+        made[name].export(tmp_path / name, {})
+        assert json.loads((tmp_path / name / "rl_tokens.json").read_text()) == candidates
+        (tmp_path / name / "rl_tokens.json").write_text(json.dumps([f"of the {name}"]))
+        text = (tmp_path / name / record).read_text()
+        assert text.count('"rl_split": "trainval"') == 1
+        (tmp_path / name / record).write_text(text.replace("trainval", f"split of the {name}"))
+    further, _ = train(inputs, steps=1, start=tmp_path / "policy", critic=tmp_path / "critic")
+    further.export(tmp_path / "further", {})
+    policy = GuidedPolicy.from_pretrained(tmp_path / "further")
+    assert sorted(policy.rl_tokens) == ["of the critic", "of the policy", *candidates]
+    for split in ("trainval", "split of the policy", "split of the critic"):
+        with pytest.raises(InputError, match="were used for RL"):
+            refuse_evaluation(split, ["new"], policy.rl_split, policy.rl_tokens, allow_eval_split=False)
+    assert not refuse_evaluation("test", ["new"], policy.rl_split, policy.rl_tokens, allow_eval_split=False)
