@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dipole_vla.critic.one_step import OneStepCritic
+from dipole_vla.critic.one_step import fitted_critic
 from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable, open_table
 from dipole_vla.policy import load_policy
 from dipole_vla.progress import bar, skipped, wrote
 from dipole_vla.rollout import batches
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, finish, read_json, stamp, write_json
+from navsim_adapter.files import begin, finish, stamp, write_json
 
 
 def advantage(
@@ -41,16 +40,10 @@ def advantage(
     inputs = {"candidates": stamp(candidates), "critic": stamp(critic), "scenes": stamp(scenes)}
     made_by = {"command": "advantage", **inputs}
     actor = load_policy(backbone, device=device)
-    trained_on = read_json(Path(critic) / "provenance.json")["backbone_fingerprint"]
-    if trained_on != actor.fingerprint:
-        raise InputError(
-            f"{critic}: reads features of backbone {trained_on[:12]}…, {backbone} is {actor.fingerprint[:12]}…; "
-            "pass the matching one"
-        )
+    model, _ = fitted_critic(critic, backbone, actor.fingerprint, actor.noise_shape[0], actor.device)
     if not begin(out, made_by):
         return skipped("advantage", out)
     table, scored = SceneTable(scenes, sensors), CandidateTable(candidates)
-    model = OneStepCritic.from_pretrained(critic, actor.device)
     positions = [table.position[token] for token in scored.tokens]
     values: list[np.ndarray] = []
     with bar("advantage", len(positions)) as progress, torch.inference_mode():

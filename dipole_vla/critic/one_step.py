@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,34 @@ class OneStepCritic(nn.Module):
         critic = cls(checkpoint.record_from(CriticConfig, raw["config"], f"{path}: config"))
         checkpoint.load_strict(critic, Path(folder) / "model.safetensors", device)
         return critic.eval()
+
+
+def fitted_critic(
+    folder: str | Path, backbone: str | Path, fingerprint: str, horizon: int, device: str | torch.device = "cpu"
+) -> tuple[OneStepCritic, dict[str, Any]]:
+    """The critic that `dipole-vla fit` left in `folder`, and its provenance; InputError if it was fitted on the
+    features of another backbone, which are other numbers, or on plans of another length.
+
+    backbone: for the message.  fingerprint, horizon: the backbone's own.
+    """
+    made = Path(folder) / "provenance.json"
+    provenance = checkpoint.read_json(made) if made.is_file() else {}
+    if "backbone_fingerprint" not in provenance:
+        raise InputError(
+            f"{folder}: no critic (no provenance.json that names its backbone); pass the folder of its fit"
+        )
+    trained_on = provenance["backbone_fingerprint"]
+    if trained_on != fingerprint:
+        raise InputError(
+            f"{folder}: reads features of backbone {trained_on[:12]}…, {backbone} is {fingerprint[:12]}…; "
+            "pass the matching one"
+        )
+    critic = OneStepCritic.from_pretrained(folder, device)
+    if critic.config.horizon != horizon:
+        raise InputError(
+            f"{folder}: rates plans of {critic.config.horizon} poses, {backbone} makes {horizon}; fit another"
+        )
+    return critic, provenance
 
 
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:

@@ -58,6 +58,7 @@ class CriticModule(FineTuning):
         super().__init__(lr, warmup_steps, weight_decay, seed)
         self.backbone = load_backbone(backbone)
         self.backbone.freeze()
+        self.fingerprint = self.backbone.fingerprint()  # as on disk: a trainer may cast it, or divide it among ranks
         self.backbone_folder = Path(backbone)
         self.sizes: dict[str, Any] = {
             "hidden": hidden,
@@ -105,7 +106,7 @@ class CriticModule(FineTuning):
 
     def frozen_encoder(self, device: torch.device) -> Encoder:
         self.backbone.to(device)
-        return Encoder(self.backbone.encode, self.backbone.processor(), self.backbone.fingerprint(), device)
+        return Encoder(self.backbone.encode, self.backbone.processor(), self.fingerprint, device)
 
     @torch.inference_mode()
     def _features(self, batch: dict[str, Any]) -> Tensor:
@@ -120,5 +121,5 @@ class CriticModule(FineTuning):
         self.critic.save_pretrained(folder)
         seen = data.dataset.candidates.seen
         write_json(folder / RL_TOKENS, sorted(seen.tokens))
-        made = {"backbone": str(self.backbone_folder), "backbone_fingerprint": self.backbone.fingerprint()}
+        made = {"backbone": str(self.backbone_folder), "backbone_fingerprint": self.fingerprint}
         write_json(folder / "provenance.json", {**provenance, **made, **seen.provenance()})

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.backbones import load_backbone
+from dipole_vla.critic.one_step import fitted_critic
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
 from dipole_vla.guidance import Role
@@ -95,7 +96,8 @@ class DipoleModule(FineTuning):
             self.pair.load(start)
             self.seen_before |= _seen_by_policy(Path(start))
         if critic is not None:
-            self.seen_before |= _seen_by_critic(Path(critic))
+            _, made = fitted_critic(critic, backbone, self.pair.base_fingerprint, self.backbone.action.horizon)
+            self.seen_before |= _seen_by_critic(Path(critic), made)
         self.copies = None if isinstance(self.pair, AdapterPair) else self.pair.copies  # for Lightning to see
         for role in SIGNS:
             for parameter in self.pair.parameters(role):
@@ -234,10 +236,10 @@ def _seen_by_policy(folder: Path) -> SeenByRL:
     return SeenByRL.recorded(read_json(folder / RL_TOKENS), read_json(folder / POLICY)["provenance"])
 
 
-def _seen_by_critic(folder: Path) -> SeenByRL:
+def _seen_by_critic(folder: Path, provenance: Mapping[str, Any]) -> SeenByRL:
     """Nothing is known of a critic from before it kept this."""
     tokens = folder / RL_TOKENS
-    return SeenByRL.recorded(read_json(tokens) if tokens.is_file() else (), read_json(folder / "provenance.json"))
+    return SeenByRL.recorded(read_json(tokens) if tokens.is_file() else (), provenance)
 
 
 class _Contexts(dict[Role, Context]):

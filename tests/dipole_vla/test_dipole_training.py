@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_backbone import make_observation
+from small_backbone import make_backbone, make_observation
 from small_data import Kept, adapters, train, write_inputs
 
+from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable
 from dipole_vla.objective import RULES, dichotomous_loss
@@ -281,3 +282,19 @@ def test_a_further_round_remembers_what_the_rounds_before_and_the_critic_saw(inp
         with pytest.raises(InputError, match="were used for RL"):
             refuse_evaluation(split, ["new"], policy.rl_split, policy.rl_tokens, allow_eval_split=False)
     assert not refuse_evaluation("test", ["new"], policy.rl_split, policy.rl_tokens, allow_eval_split=False)
+
+
+def test_a_critic_that_reads_other_features_is_refused_before_the_first_step(inputs, tmp_path):
+    module = CriticModule(inputs / "backbone")
+    train(inputs, 1, module=module)
+    module.export(tmp_path / "critic", {})
+    DipoleModule(inputs / "backbone", critic=tmp_path / "critic", rank=2)
+    make_backbone(seed=1).save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match=r"critic: reads features of backbone .*other is .*; pass the matching one"):
+        DipoleModule(tmp_path / "other", critic=tmp_path / "critic", rank=2)
+    with pytest.raises(InputError, match="backbone: no critic"):
+        DipoleModule(inputs / "backbone", critic=inputs / "backbone", rank=2)
+    config = CriticConfig(module.critic.config.feature_dim, horizon=6)
+    OneStepCritic(config).save_pretrained(tmp_path / "critic")
+    with pytest.raises(InputError, match=r"plans of 6 poses, .*backbone makes 8"):
+        DipoleModule(inputs / "backbone", critic=tmp_path / "critic", rank=2)
