@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as L
 import torch
@@ -59,6 +59,18 @@ class FineTuning(L.LightningModule):
 
     def named_trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def named_exact(self) -> Iterable[tuple[str, Tensor]]:
+        """What keeps its float32 numbers under a trainer that casts the module to half precision."""
+        return ()
+
+    def to(self, *arguments: Any, **named: Any) -> Self:
+        """As ever, but for `named_exact`: to cast back what was rounded would change a start and a resumed run."""
+        kept = {name: tensor.data for name, tensor in self.named_exact()}
+        super().to(*arguments, **named)
+        for name, tensor in self.named_exact():
+            tensor.data = kept[name].to(tensor.device)
+        return self
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         """One step of the optimiser, then of the weights' mean: before any callback saves a checkpoint."""

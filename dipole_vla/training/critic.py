@@ -17,7 +17,7 @@ from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
 from dipole_vla.progress import bar
 from dipole_vla.splits import RL_TOKENS
-from dipole_vla.training.base import FineTuning, split_decay, stored_context
+from dipole_vla.training.base import FineTuning, float32_by_default, split_decay, stored_context
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_json
 
@@ -97,10 +97,14 @@ class CriticModule(FineTuning):
         assert self.critic is not None
         return split_decay(self.critic.named_parameters(), self.weight_decay)
 
+    def named_exact(self) -> list[tuple[str, Tensor]]:
+        return [] if self.critic is None else [*self.critic.named_parameters(), *self.critic.named_buffers()]
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         assert self.critic is not None
         features = torch.stack([self.features[token] for token in batch["token"]]).to(self.device)
-        loss, scalars = self.critic.loss(features, batch["poses"], batch["score"])
+        with float32_by_default():
+            loss, scalars = self.critic.loss(features, batch["poses"], batch["score"])
         self.log_dict({"loss": loss, **scalars})
         return self.checked(loss, batch)
 

@@ -117,11 +117,9 @@ class DipoleModule(FineTuning):
             for name, parameter in self.pair.named_parameters(role)
         ]
 
-    def configure_optimizers(self):
-        if isinstance(self.pair, AdapterPair):  # a half-precision trainer has cast them with the frozen weights
-            for _, parameter in self.named_trained():
-                parameter.data = parameter.data.float()
-        return super().configure_optimizers()
+    def named_exact(self) -> list[tuple[str, nn.Parameter]]:
+        """Adapters, which add to a frozen layer's output in its own precision; a full copy has that of the head."""
+        return list(self.pair.named_parameters()) if isinstance(self.pair, AdapterPair) else []
 
     def gradients(self) -> Mapping[str, Iterator[nn.Parameter]]:
         return {f"grad_norm_{role}": self.pair.parameters(role) for role in self.trained}

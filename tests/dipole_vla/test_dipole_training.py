@@ -9,6 +9,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from checkpoints import same
 from safetensors.torch import load_file
 from small_backbone import make_backbone, make_observation
 from small_data import Kept, adapters, train, write_inputs
@@ -107,6 +108,34 @@ def test_bfloat16_losses_are_those_of_float32_to_its_rounding(inputs, precision,
     assert all(parameter.dtype == torch.float32 for parameter in module.pair.parameters())
     base = next(p for p in module.backbone.parameters() if not p.requires_grad)
     assert base.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
+
+
+def test_half_precision_rounds_no_adapter_at_a_resume_or_a_start(inputs, tmp_path):
+    half = {"precision": "bf16-true"}
+    saver = _SaveAt(2, tmp_path)
+    whole, _ = train(inputs, steps=4, trainer={**half, "callbacks": [saver, kept := Kept()]})
+    resumed, rest = train(inputs, steps=4, trainer=half, resume=saver.path)
+    assert [row["loss"] for row in rest] == [row["loss"] for row in kept.rows[2:]]
+    for name, tensor in adapters(whole).items():
+        assert torch.equal(adapters(resumed)[name], tensor)
+        assert not torch.equal(tensor.bfloat16().float(), tensor)
+    whole.export(tmp_path / "policy", {})
+    started, _ = train(inputs, steps=1, lr=0.0, start=tmp_path / "policy", trainer=half)
+    for name, tensor in adapters(whole).items():
+        assert torch.equal(adapters(started)[name], tensor)
+
+
+def test_a_critic_trains_in_float32_on_a_backbone_in_half_precision(inputs, tmp_path):
+    losses, critics = [], []
+    for precision in ("32-true", "bf16-true"):
+        module = CriticModule(inputs / "backbone", expectile=0.7, warmup_steps=0)
+        _, rows = train(inputs, steps=3, module=module, trainer={"precision": precision})
+        losses.append([row["loss"] for row in rows])
+        critics.append(module.critic)
+    assert losses[0] == losses[1]
+    assert same(*(critic.state_dict() for critic in critics))
+    module.export(tmp_path / "critic", {})
+    DipoleModule(inputs / "backbone", critic=tmp_path / "critic", rank=2)  # its backbone is the one on disk
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
