@@ -142,3 +142,12 @@ def test_a_run_is_counted_in_steps_and_in_nothing_else(inputs, tmp_path, capsys,
     (key,) = end
     refused(fit(inputs, tmp_path / "out", **end), capsys, f"trainer.{key}", "--trainer.max_steps N and another --out")
     assert not (tmp_path / "out").exists()
+
+
+def test_another_clipping_is_another_run(inputs, tmp_path, capsys) -> None:
+    assert main(fit(inputs, tmp_path / "out", gradient_clip_val=1.0)) == 0
+    assert main(fit(inputs, tmp_path / "out", gradient_clip_val=1.0)) == 0
+    line = fit(inputs, tmp_path / "out", gradient_clip_val=0.1)
+    refused(line, capsys, "trainer.gradient_clip_val", "made with 1.0, now 0.1", "another --out")
+    line = fit(inputs, tmp_path / "out", gradient_clip_val=1.0, gradient_clip_algorithm="value")
+    refused(line, capsys, "trainer.gradient_clip_algorithm", "another --out")

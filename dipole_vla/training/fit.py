@@ -30,6 +30,7 @@ from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, finish, is_complete, only_writer, stamp, write_text
 
 INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
+TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 OTHER_ENDS: dict[str, tuple[Any, ...]] = {  # the trainer's other counts of a run's end, and when they mean nothing
     "fast_dev_run": (False,),
@@ -230,7 +231,5 @@ def _made_by(recipe: dict[str, Any]) -> dict[str, Any]:
         if arguments.get("start") is None:  # as in a run from before there was a choice
             arguments.pop("start", None)
         sections[section] = {"class": recipe[section]["class_path"], **arguments}
-    sections["trainer"] = {
-        key: recipe["trainer"].get(key) for key in ("max_steps", "precision", "accumulate_grad_batches")
-    }
+    sections["trainer"] = {key: recipe["trainer"].get(key) for key in TRAINER}
     return sections
