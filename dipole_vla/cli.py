@@ -91,11 +91,13 @@ def run(command: str, argv: Sequence[str]) -> None:
         told = _out_of_memory(problem)
         if told is None:
             raise
-        remedy = "data.batch_size or model.draws, set model.checkpointing" if command == "fit" else "batch_size"
-        raise InputError(
-            f"{command}: out of memory ({told}); lower {remedy}; what was saved so far is intact, the same command "
-            "goes on"
-        ) from problem
+        remedy = "lower batch_size, and the same command goes on"
+        if command == "fit":
+            remedy = (
+                "set model.checkpointing (of a pair) or lower data.workers, and the same command goes on; with a lower "
+                "data.batch_size or model.draws it is another run, in another --out"
+            )
+        raise InputError(f"{command}: out of memory ({told}); what was saved so far is intact; {remedy}") from problem
 
 
 def _out_of_memory(problem: BaseException) -> str | None:

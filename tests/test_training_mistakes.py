@@ -15,12 +15,13 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent / "dipole_vla"))  # `small_data` lies with the tests of the package
 
 from lightning.pytorch.callbacks import timer
+from safetensors.torch import load_file
 from small_data import write_inputs
 
 from dipole_vla.cli import main
 from dipole_vla.preemption import EXIT_CODE
 from dipole_vla.training import DipoleModule
-from tests.dipole_vla.checkpoints import same_state
+from tests.dipole_vla.checkpoints import same, same_state
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +80,14 @@ def test_out_of_memory_after_a_step_keeps_what_was_saved(inputs, tmp_path, capsy
     line = fit(inputs, tmp_path / "out")
     refused(line, capsys, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0", "the same command goes on")
     monkeypatch.setattr(DipoleModule, "training_step", step)
-    assert main(line) == 0
+    remedies = {"checkpointing": True}, {"workers": 1, "keep_in_memory": True}
+    assert main(fit(inputs, tmp_path / "out", *remedies)) == 0
+    assert "resuming from" in capsys.readouterr().out
     assert (tmp_path / "out" / "policy.json").is_file()
+    assert main(fit(inputs, tmp_path / "whole")) == 0
+    for sign in ("positive", "negative"):
+        one, two = (load_file(tmp_path / out / sign / "adapter_model.safetensors") for out in ("out", "whole"))
+        assert same(one, two)
 
 
 def test_a_corrupt_picture_found_by_a_loader_process(tmp_path, capsys) -> None:

@@ -30,6 +30,7 @@ from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, finish, is_complete, only_writer, stamp, write_text
 
 INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
+NO_NUMBER = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing")  # beyond rounding; may change midway
 TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 OTHER_ENDS: dict[str, tuple[Any, ...]] = {  # the trainer's other counts of a run's end, and when they mean nothing
@@ -226,8 +227,8 @@ def _made_by(recipe: dict[str, Any]) -> dict[str, Any]:
         for key in INPUTS:
             if arguments.get(key):
                 arguments[key] = stamp(arguments[key])
-        arguments.pop("sensors", None)
-        arguments.pop("contexts", None)
+        for key in NO_NUMBER:
+            arguments.pop(key, None)
         if arguments.get("start") is None:  # as in a run from before there was a choice
             arguments.pop("start", None)
         sections[section] = {"class": recipe[section]["class_path"], **arguments}
