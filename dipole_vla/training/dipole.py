@@ -16,6 +16,7 @@ from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
 from dipole_vla.guidance import Role
 from dipole_vla.objective import (
+    RULES,
     Denoise,
     DenoiseRouted,
     Routing,
@@ -106,6 +107,20 @@ class DipoleModule(FineTuning):
             recompute_blocks(self.pair)
         self.beta, self.draws, self.scope, self.checkpointing = beta, draws, scope, checkpointing
         self.routing: Routing = routing
+        self.base_drove = True  # whether mu is the frozen backbone; the candidates tell
+
+    def setup(self, stage: str) -> None:
+        """Refuse candidates that the base did not drive to a rule that tilts the base."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, DrivingData) or data.dataset is None or data.dataset.candidates is None:
+            return
+        omega = data.dataset.candidates.about.get("omega")
+        self.base_drove = omega is None
+        if RULES[self.rule].negative_role is None and not self.base_drove:
+            raise InputError(
+                f"{data.candidates}: was driven with omega {omega:g}, but model.rule {self.rule} trains no negative: "
+                "the base has its place, and did not drive; collect with omega null, or use the dichotomous rule"
+            )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [parameter for _, parameter in self.named_trained()]}]
@@ -203,7 +218,10 @@ class DipoleModule(FineTuning):
         if "negative" not in outputs:
             return {"sign_distance": sign_distance(outputs["positive"], outputs[None])}
         signs = outputs["positive"], outputs["negative"]
-        return {"sign_distance": sign_distance(*signs), "base_distance": base_distance(*signs, outputs[None])}
+        distances = {"sign_distance": sign_distance(*signs)}
+        if self.base_drove:  # else the base is no mixture of the two
+            distances["base_distance"] = base_distance(*signs, outputs[None])
+        return distances
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the policy folder: adapters in plain PEFT layout, critic, and what reinforcement learning saw."""

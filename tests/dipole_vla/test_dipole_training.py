@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -12,7 +13,7 @@ import torch
 from checkpoints import same
 from safetensors.torch import load_file
 from small_backbone import make_backbone, make_observation
-from small_data import Kept, adapters, train, write_inputs
+from small_data import Kept, adapters, train, write_inputs, write_manifest
 
 from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.data.stream import StepStream
@@ -327,3 +328,19 @@ def test_a_critic_that_reads_other_features_is_refused_before_the_first_step(inp
     OneStepCritic(config).save_pretrained(tmp_path / "critic")
     with pytest.raises(InputError, match=r"plans of 6 poses, .*backbone makes 8"):
         DipoleModule(inputs / "backbone", critic=tmp_path / "critic", rank=2)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_a_guided_policy_drove_needs_a_negative_of_its_own(inputs, tmp_path, rule):
+    """mu is what drove. Whoever has the frozen base in its formulas would tilt a policy that did not."""
+    shutil.copytree(inputs, tmp_path / "inputs")
+    about = tmp_path / "inputs" / "candidates" / "candidates.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "omega": 1.0}))
+    write_manifest(about.parent)
+    if RULES[rule].trained == ("positive", "negative"):
+        _, rows = train(tmp_path / "inputs", steps=1, rule=rule)
+        assert "sign_distance" in rows[0]
+        assert "base_distance" not in rows[0]
+    else:
+        with pytest.raises(InputError, match=rf"candidates: was driven with omega 1, but model\.rule {rule}"):
+            train(tmp_path / "inputs", steps=1, rule=rule)
