@@ -164,6 +164,12 @@ def test_an_unfinished_input_is_refused(loop, tmp_path, capsys) -> None:
     refused(arguments, capsys, "candidates", "not finished")
 
 
+def test_a_size_of_another_type_is_refused_before_the_folder_is_begun(tmp_path, capsys) -> None:
+    line = ["init", "--family", "dp_vla", "--out", tmp_path / "out", "--sizes"]
+    refused([*line, "{depth: two}"], capsys, "sizes.depth", "must be int", "'two'")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_folder_of_another_recipe_is_refused(loop, capsys) -> None:
     arguments = fit(shipped_recipes() / "critic.yaml", loop, loop / "critic", "--model.hidden", "32")
     refused(arguments, capsys, "critic", "made with", "choose another --out")
@@ -177,7 +183,7 @@ def test_an_output_below_a_file_is_refused(tmp_path, capsys) -> None:
 
 def test_a_training_without_steps_is_refused(loop, tmp_path, capsys) -> None:
     arguments = fit(shipped_recipes() / "critic.yaml", loop, tmp_path / "out", "--trainer.max_steps", "-1")
-    refused(arguments, capsys, "trainer.max_steps", "> 0")
+    refused(arguments, capsys, "trainer.max_steps", ">= 1")
 
 
 def test_the_installed_program_prints_one_line_and_exits_with_2() -> None:

@@ -158,3 +158,31 @@ def test_another_clipping_is_another_run(inputs, tmp_path, capsys) -> None:
     refused(line, capsys, "trainer.gradient_clip_val", "made with 1.0, now 0.1", "another --out")
     line = fit(inputs, tmp_path / "out", gradient_clip_val=1.0, gradient_clip_algorithm="value")
     refused(line, capsys, "trainer.gradient_clip_algorithm", "another --out")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("model", "draws", 0, "must be >= 1, got 0"),
+        ("model", "lr", -1.0, "must be >= 0, got -1.0"),
+        ("model", "warmup_steps", -5, "must be >= 0, got -5"),
+        ("model", "beta", float("nan"), "must be a finite number, got nan"),
+        ("data", "batch_size", 0, "must be >= 1, got 0"),
+        ("data", "workers", -1, "must be >= 0, got -1"),
+        ("trainer", "accumulate_grad_batches", 0, "must be >= 1, got 0"),
+        ("trainer", "devices", 0, "not a valid input using cpu accelerator"),
+        pytest.param(
+            "trainer", "accelerator", "gpu", "No supported gpu backend",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_one_line_and_begins_nothing(
+    inputs, tmp_path, capsys, section, key, value, words
+) -> None:
+    wrong = {key: value}
+    line = fit(inputs, tmp_path / "out", *({} if section != name else wrong for name in ("model", "data")))
+    if section == "trainer":
+        line = fit(inputs, tmp_path / "out", **wrong)
+    refused(line, capsys, section, key, words)
+    assert not (tmp_path / "out").exists()

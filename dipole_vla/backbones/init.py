@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from dipole_vla.backbones import FAMILIES, backbone_class
 from dipole_vla.backbones.published import architecture
+from dipole_vla.checkpoint import record_from
 from dipole_vla.policy.backbone import Backbone
 from dipole_vla.progress import console, skipped, wrote
 from navsim_adapter.errors import InputError, did_you_mean
@@ -68,6 +70,7 @@ def _config(kind: type[Backbone], size: str, sizes: dict[str, Any]) -> Any:
             raise InputError(f"size: {size} is of family {chosen.family}, got family {kind.family}; correct one")
         sizes = {**chosen.sizes, **sizes}
     try:
-        return make(**sizes)
+        config = make(**sizes)
     except TypeError as problem:
         raise InputError(f"sizes: {problem}; known are the fields of {kind.config_class.__name__}") from problem
+    return record_from(kind.config_class, asdict(config), "sizes")  # whose fields are checked by type

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.backbones import load_backbone
+from dipole_vla.checks import at_least
 from dipole_vla.critic.one_step import fitted_critic
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
@@ -86,6 +87,7 @@ class DipoleModule(FineTuning):
             seed: adapter initialisation, noise, times and routes.
         """
         super().__init__(lr, warmup_steps, weight_decay, seed, ema_decay)
+        at_least(1, {"model.draws": draws})
         if not beta > 0:
             raise InputError(f"model.beta: must be > 0, got {beta}; larger values are closer to a hard split")
         self.rule, self.trained = rule, rule_named(rule, routing).trained

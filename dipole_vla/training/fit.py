@@ -7,6 +7,7 @@ Rank 0 alone opens, holds and fills the output folder.
 from __future__ import annotations
 
 import errno
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ import lightning.pytorch as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from dipole_vla.checks import at_least
 from dipole_vla.preemption import Preempted, requeue
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
@@ -48,7 +51,7 @@ class AlreadyComplete(Exception):
 
 
 class FitCLI(LightningCLI):
-    """LightningCLI with an output folder: opens it after parsing, before anything heavy is built.
+    """LightningCLI with an output folder.
 
     held: keeps the folder's lock.
     """
@@ -89,12 +92,9 @@ class FitCLI(LightningCLI):
         self.recipe = plain(self.parser, self.config)
         self.out: Path = self.config.out
         self.made_by = _made_by(self.recipe)
-        for key, value in (
-            ("trainer.max_steps", self.config.trainer.max_steps),
-            ("checkpoint_every", self.config.checkpoint_every),
-        ):
-            if value <= 0:
-                raise InputError(f"{key}: must be > 0, got {value}; training is counted in steps")
+        trainer = self.config.trainer
+        at_least(1, {f"trainer.{key}": trainer[key] for key in ("max_steps", "accumulate_grad_batches")})
+        at_least(1, {"checkpoint_every": self.config.checkpoint_every})
         for key, meaningless in OTHER_ENDS.items():
             value = self.config.trainer[key]
             if value not in meaningless:
@@ -102,14 +102,25 @@ class FitCLI(LightningCLI):
                     f"trainer.{key}: {value} is not supported, a run ends at trainer.max_steps; for a short one give "
                     "--trainer.max_steps N and another --out"
                 )
+        if is_complete(self.out, self.made_by):
+            raise AlreadyComplete(self.out)
+
+    def instantiate_classes(self) -> None:
+        """Build everything, then open the folder: a recipe with a wrong value has not begun one."""
+        super().instantiate_classes()
         if _rank():
-            if is_complete(self.out, self.made_by):
-                raise AlreadyComplete(self.out)
             return
         if not begin(self.out, self.made_by):
             raise AlreadyComplete(self.out)
         self.held.enter_context(only_writer(self.out))
         write_text(self.out / "recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
+
+    def instantiate_trainer(self, **options: Any) -> L.Trainer:
+        try:
+            return super().instantiate_trainer(**options)
+        except (MisconfigurationException, ValueError) as problem:
+            why = " ".join(str(problem).split())[:200]
+            raise InputError(f"trainer: {why}; correct accelerator, devices or what else it names") from problem
 
 
 def fit(argv: Sequence[str], checkpoint: Path | None = None) -> None:
@@ -233,4 +244,8 @@ def _made_by(recipe: dict[str, Any]) -> dict[str, Any]:
             arguments.pop("start", None)
         sections[section] = {"class": recipe[section]["class_path"], **arguments}
     sections["trainer"] = {key: recipe["trainer"].get(key) for key in TRAINER}
+    for section in ("model", "data", "trainer"):
+        for key, value in sections[section].items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{section}.{key}: must be a finite number, got {value}")
     return sections
