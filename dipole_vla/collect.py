@@ -20,7 +20,7 @@ from dipole_vla.policy import load_policy
 from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.rollout import batches, start_noise
-from dipole_vla.scoring import Scorer, columns
+from dipole_vla.scoring import Scorer, columns, identity
 from dipole_vla.splits import refuse_collection
 from navsim_adapter.files import begin, finish, only_writer, stamp, write_json
 
@@ -68,6 +68,7 @@ def collect(
         "command": "collect",
         "policy": stamp(policy),
         "scenes": stamp(scenes),
+        "scorer": identity(scorer),
         "candidates": candidates,
         "omega": omega,
         "with_human": with_human,

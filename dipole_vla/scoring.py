@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from navsim_adapter.files import stamp
+
 
 class Scores(Protocol):
     metric: str
@@ -20,6 +22,19 @@ class Scorer(Protocol):
 
         Declared as Any because recipes compare return types by identity, and a scorer has its own class of scores.
         """
+
+
+def identity(scorer: Scorer) -> dict[str, Any]:
+    """What decides a scorer's figures, for the record of what made a folder: its class, and metric and cache if any.
+
+    A cache counts by its content, so a copy of it is the same and one built again is another.
+    """
+    cache = getattr(getattr(scorer, "cache", None), "folder", None)
+    return {
+        "class": f"{type(scorer).__module__}.{type(scorer).__qualname__}",
+        "metric": getattr(scorer, "metric", None),
+        "cache": stamp(cache) if cache else None,
+    }
 
 
 def columns(scores: Scores) -> dict[str, np.ndarray]:

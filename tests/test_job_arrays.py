@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -54,6 +55,28 @@ def test_a_run_without_a_shard_makes_what_the_shards_left(loop: Path, tmp_path: 
         verify(folder)
     for name in ("rows.parquet", "plans.parquet"):
         pd.testing.assert_frame_equal(pd.read_parquet(out / name), pd.read_parquet(whole / name))
+
+
+@pytest.mark.parametrize("command", ["collect", "evaluate"])
+def test_figures_of_another_scorer_are_not_mixed_in(loop: Path, tmp_path: Path, capsys, command: str) -> None:
+    line = next(line for line in small_steps(loop) if line[1] == command)
+    out = tmp_path / "out"
+    assert shards(line, out, [1]) == [False]
+    scored = sorted((out / "parts").iterdir())
+    cache = Path(line[line.index("--scorer.cache") + 1])
+    rebuilt, moved = tmp_path / "rebuilt", tmp_path / "moved"
+    for copy in (rebuilt, moved):
+        shutil.copytree(cache, copy)
+    manifest = json.loads((rebuilt / MANIFEST).read_text())
+    (rebuilt / MANIFEST).write_text(json.dumps({**manifest, "made_by": {"command": "cache", "again": True}}))
+    for changed, key in ((["--scorer.metric", "epdms"], "metric"), (["--scorer.cache", str(rebuilt)], "cache")):
+        assert main([*line[1:], "--out", str(out), "--shard", f"2/{COUNT}", *changed]) == 2
+        assert f"scorer.{key}: this folder was made with" in capsys.readouterr().err
+    assert sorted((out / "parts").iterdir()) == scored
+    assert main([*line[1:], "--out", str(out), "--scorer.cache", str(moved)]) == 0  # the same cache elsewhere
+    verify(out)
+    assert main([*line[1:], "--out", str(out), "--scorer.metric", "epdms"]) == 2
+    assert "scorer.metric" in capsys.readouterr().err
 
 
 def test_a_shard_that_is_none_is_refused(loop: Path, tmp_path: Path, capsys) -> None:

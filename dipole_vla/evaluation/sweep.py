@@ -23,7 +23,7 @@ from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.rollout import batches, start_noise
-from dipole_vla.scoring import Scorer, columns
+from dipole_vla.scoring import Scorer, columns, identity
 from dipole_vla.splits import refuse_evaluation
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import atomic_path, begin, finish, only_writer, read_json, stamp, write_json
@@ -74,6 +74,7 @@ def evaluate(
         "command": "evaluate",
         "policy": stamp(policy),
         "scenes": stamp(scenes),
+        "scorer": identity(scorer),
         "omega": omegas,
         "candidates": counts,
         "choose_on": stamp(choose_on) if choose_on else None,

@@ -13,7 +13,7 @@ from dipole_vla.export.program import write_program
 from dipole_vla.policy import AdapterPair, GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
-from dipole_vla.scoring import Scorer
+from dipole_vla.scoring import Scorer, identity
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, finish, stamp
 
@@ -70,7 +70,8 @@ def export(
         if scenes is None:
             raise InputError("--scenes: is required to distil; give a folder written by `navsim-adapter convert`")
         training = Distillation(highest, rank, steps, batch_size, lr, held_out, seed)
-        made_by |= {"scenes": stamp(scenes), **training.__dict__, "scored": scorer is not None}
+        made_by |= {"scenes": stamp(scenes), **training.__dict__}
+        made_by["scorer"] = identity(scorer) if scorer is not None else None
     elif format == "torchscript":
         made_by |= {"candidates": candidates, "solver_steps": solver_steps, "seed": seed}
     actor = load_policy(policy, device=device)
