@@ -37,7 +37,7 @@ def test_summary_has_the_promised_fields(loop: Path) -> None:
     summary = json.loads((loop / "evaluation" / "summary.json").read_text())
     assert summary["metric"] == "pdms-v1.1"
     assert (summary["split"], summary["rl_split"], summary["rl_on_eval_split"]) == ("test", "trainval", False)
-    assert summary["chosen"]["on"] == "validation"
+    assert (summary["chosen"]["on"], summary["chosen"]["on_these_scenes"]) == ("mini", False)
     validation = json.loads((loop / "validation" / "summary.json").read_text())
     assert summary["chosen"]["omega"] == validation["chosen"]["omega"]
     rows = {(row["policy"], row["omega"], row["candidates"]) for row in summary["rows"]}

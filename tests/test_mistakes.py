@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dipole_vla.cli import main
 from dipole_vla.demo import shipped_recipes
+from dipole_vla.policy import load_policy
+from navsim_adapter.files import finish
 
 
 def refused(arguments: list, capsys: pytest.CaptureFixture[str], *words: str) -> None:
@@ -118,6 +121,44 @@ def test_evaluating_on_the_scenes_of_rl_is_refused_or_said_in_red(loop, tmp_path
     assert main(["report", str(tmp_path / "e"), "--out", str(tmp_path / "r")]) == 0
     page = (tmp_path / "r" / "index.html").read_text()
     assert "not a held-out result" in page or "RL ran on" in page
+
+
+@pytest.mark.parametrize(
+    ("scenes", "choose_on", "more", "words"),
+    [
+        ("test", "evaluation", (), ("holds 6 of these 6 scenes",)),
+        ("validation", "evaluation", (), ("reports what another evaluation chose",)),
+        ("test", "candidates", (), ("no evaluation", "dipole-vla evaluate")),
+        ("test", "nowhere", (), ("no such folder",)),
+        ("test", "validation", ("--scorer.metric", "epdms"), ("metric pdms", "epdms")),
+        ("test", "validation", ("--omega", "[7]"), ("not in this sweep", "add it to omega")),
+        ("test", "validation", ("--candidates", "[7]"), ("not in this sweep", "and candidates")),
+    ],
+)
+def test_omega_is_not_chosen_by_what_may_not_choose_it(
+    loop, tmp_path, capsys, monkeypatch, scenes, choose_on, more, words
+) -> None:
+    def never(*_):
+        raise AssertionError("scored before the choice was checked")
+
+    monkeypatch.setattr("dipole_vla.evaluation.sweep._evaluate_part", never)
+    arguments = evaluate(loop, tmp_path / "e", scenes, "--omega", "[-1, 0, 1]", "--candidates", "[1, 2]", *more)
+    arguments[arguments.index("--choose_on") + 1] = loop / choose_on
+    refused(arguments, capsys, choose_on, *words)
+    assert not (tmp_path / "e").exists()
+
+
+def test_omega_chosen_for_another_policy_is_refused(loop, tmp_path, capsys) -> None:
+    policy = load_policy(loop / "dipole", device="cpu")
+    with torch.no_grad():
+        next(iter(policy.pair.parameters())).add_(1)
+    policy.save_pretrained(tmp_path / "other", loop / "imitation")
+    finish(tmp_path / "other", {"command": "test"})
+    arguments = evaluate(loop, tmp_path / "e", "test", "--omega", "[-1, 0, 1]", "--candidates", "[1, 2]")
+    arguments[arguments.index("--policy") + 1] = tmp_path / "other"
+    arguments[arguments.index("--choose_on") + 1] = loop / "validation"
+    refused(arguments, capsys, "choose_on", "is of policy", "evaluate this one there")
+    assert not (tmp_path / "e").exists()
 
 
 def test_a_backbone_is_not_a_policy(loop, tmp_path, capsys) -> None:

@@ -26,16 +26,19 @@ def summarise(
     omegas: Sequence[float],
     counts: Sequence[int],
     facts: Mapping[str, Any],
-    validation: Mapping[str, Any] | None,
+    chosen: dict[str, Any] | None,
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Rows (one per token, policy, omega, N) and the summary; `validation` is the summary that chooses (omega, N)."""
+    """Rows (one per token, policy, omega, N) and the summary.
+
+    chosen: the (omega, N) to report, as `choice.choice_of` gives it; None marks the best of these very scenes.
+    """
     frame = plans.to_pandas()
     sub_scores = [name for name in frame.columns if name not in PLAN_COLUMNS and name != "score"]
     settings: list[Setting] = [("human", None, 1, "q")]
     settings += [("reference", None, n, "q") for n in counts]
     settings += [("dipole", omega, n, "q") for omega in omegas for n in counts]
     scenes = {setting: _per_scene(frame, setting, sub_scores) for setting in settings}
-    chosen = dict(validation["chosen"], on="validation") if validation else _best(scenes, facts["split"])
+    chosen = chosen or _best(scenes, facts["split"])
     oracle: Setting = ("oracle", chosen["omega"], max(counts), "score")
     scenes[oracle] = _per_scene(frame, oracle, sub_scores)
 
@@ -109,4 +112,4 @@ def _row(
 def _best(scenes: Mapping[Setting, pd.DataFrame], split: str) -> dict[str, Any]:
     dipole = {setting: table.score.mean() for setting, table in scenes.items() if setting[0] == "dipole"}
     _, omega, candidates, _ = max(dipole, key=lambda setting: dipole[setting])
-    return {"omega": omega, "candidates": candidates, "on": split}
+    return {"omega": omega, "candidates": candidates, "on": split, "on_these_scenes": True}

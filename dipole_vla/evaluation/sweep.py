@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from dipole_vla.data.tables import SceneTable
+from dipole_vla.evaluation.choice import choice_of
 from dipole_vla.evaluation.summary import summarise
 from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import GuidedPolicy, load_policy
@@ -26,7 +27,7 @@ from dipole_vla.rollout import batches, start_noise
 from dipole_vla.scoring import Scorer, columns, identity
 from dipole_vla.splits import refuse_evaluation
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path, begin, finish, only_writer, read_json, stamp, write_json
+from navsim_adapter.files import atomic_path, begin, finish, only_writer, stamp, write_json
 
 PART = 128  # scenes per resumable part
 
@@ -56,8 +57,8 @@ def evaluate(
         out: folder to write.
         omega: greed values to try.
         candidates: numbers of candidates N; the critic keeps the best.
-        choose_on: an evaluation of another split whose best (omega, N) is the one to report; without it the best
-            of this very evaluation is marked, and is then optimistic.
+        choose_on: an evaluation of other scenes whose best (omega, N) is the one to report; without it the best of
+            this very evaluation is marked, and is then optimistic.
         sensors: root of the camera paths; default is the one recorded in `scenes`.
         batch_size: scenes per forward pass.
         seed: start noise, shared by all policies.
@@ -70,7 +71,7 @@ def evaluate(
     if not omegas or not counts or counts[0] < 1:
         raise InputError(f"omega, candidates: need values and N >= 1, got {list(omega)} and {list(candidates)}")
     table = SceneTable(scenes, sensors)
-    made_by = {
+    made_by: dict[str, Any] = {
         "command": "evaluate",
         "policy": stamp(policy),
         "scenes": stamp(scenes),
@@ -84,6 +85,9 @@ def evaluate(
     if actor.pair is None:
         raise InputError(f"{policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`")
     leaks = refuse_evaluation(table.split, table.tokens, actor.rl_split or "", set(actor.rl_tokens), allow_eval_split)
+    chosen = None
+    if choose_on:
+        chosen = choice_of(Path(choose_on), table.tokens, actor.fingerprint, made_by["scorer"], omegas, counts)
     out = Path(out)
     if not begin(out, made_by):
         shutil.rmtree(out / FOLDER, ignore_errors=True)
@@ -105,8 +109,7 @@ def evaluate(
             "rl_on_eval_split": leaks,
             **_origin(policy, actor, scenes, table, recipe or {}),
         }
-        chosen_on = read_json(Path(choose_on) / "summary.json") if choose_on else None
-        rows, summary = summarise(plans, omegas, counts, facts, chosen_on)
+        rows, summary = summarise(plans, omegas, counts, facts, chosen)
         for name, content in (("plans.parquet", plans), ("rows.parquet", rows)):
             with atomic_path(out / name) as aside:
                 pq.write_table(content, aside)

@@ -120,9 +120,8 @@ def write_evaluation(
         | (provenance or {}),
         "inputs": {name: str(root / name) for name in ("scenes", "sensors", "cache", "candidates")},
     }
-    choice = {"chosen": CHOSEN} if chosen_on == "validation" else None
+    choice = {**CHOSEN, "on": chosen_on, "on_these_scenes": chosen_on == facts["split"]}
     rows, summary = summarise(plans, OMEGAS, COUNTS, facts, choice)
-    summary["chosen"] = {**CHOSEN, "on": chosen_on}
     folder = root / "evaluation"
     folder.mkdir(parents=True)
     pyarrow.parquet.write_table(plans, folder / "plans.parquet")

@@ -93,6 +93,15 @@ def test_choice_made_on_the_evaluated_scenes_is_called_optimistic(tmp_path: Path
     assert top["is_choice_biased"]
 
 
+def test_choice_made_on_other_scenes_names_their_split(tmp_path: Path) -> None:
+    evaluation = load_evaluation(write_evaluation(tmp_path, scenes=8, chosen_on="mini"))
+    top = headline(evaluation)
+    assert "other scenes (mini), before these" in top["choice"]
+    assert not top["is_choice_biased"]
+    evaluation.summary["chosen"]["on"] = evaluation.summary["split"]  # another part of the same split
+    assert not headline(evaluation)["is_choice_biased"]
+
+
 def test_score_table_marks_the_chosen_row_and_the_oracle(made: Path) -> None:
     rows = score_table(load_evaluation(made / "evaluation"))
     assert [(row.policy, row.omega, row.candidates) for row in rows if row.is_chosen] == [("dipole", "1", 4)]

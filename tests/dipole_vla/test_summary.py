@@ -57,7 +57,7 @@ def row(summary, policy, omega=None, candidates=1):
 
 
 def test_the_critic_keeps_and_only_the_oracle_looks_at_scores(sweep):
-    _, summary = summarise(sweep, [0.0, 1.0], [1, 2], FACTS, {"chosen": {"omega": 1.0, "candidates": 2}})
+    _, summary = summarise(sweep, [0.0, 1.0], [1, 2], FACTS, {"omega": 1.0, "candidates": 2})
     assert row(summary, "dipole", 0.0, 2)["score"] == pytest.approx(0.9)
     assert row(summary, "dipole", 1.0, 2)["score"] == pytest.approx(0.2), "the critic's mistake is reported as it is"
     assert row(summary, "oracle", 1.0, 2)["score"] == pytest.approx(0.7)
@@ -74,11 +74,11 @@ def test_every_drawn_candidate_counts_and_gains_are_paired_with_single_drives_of
     assert (first.score == 0.7).all(), "rows keep the first group: one plan per scene"
 
 
-def test_omega_and_n_are_chosen_on_validation_not_here(sweep):
+def test_omega_and_n_are_those_given_or_the_best_here(sweep):
     _, here = summarise(sweep, [0.0, 1.0], [1, 2], FACTS, None)
-    assert here["chosen"] == {"omega": 0.0, "candidates": 2, "on": "test"}
-    _, there = summarise(sweep, [0.0, 1.0], [1, 2], FACTS, {"chosen": {"omega": 1.0, "candidates": 1, "on": "mini"}})
-    assert there["chosen"] == {"omega": 1.0, "candidates": 1, "on": "validation"}
+    assert here["chosen"] == {"omega": 0.0, "candidates": 2, "on": "test", "on_these_scenes": True}
+    given = {"omega": 1.0, "candidates": 1, "on": "mini", "on_these_scenes": False}
+    assert summarise(sweep, [0.0, 1.0], [1, 2], FACTS, given)[1]["chosen"] == given
 
 
 def test_one_row_per_token_policy_omega_and_n(sweep):

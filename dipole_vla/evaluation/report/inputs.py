@@ -219,6 +219,9 @@ def _check_summary(path: Path, summary: Any) -> None:
     for name in ("omega", "candidates"):
         if not isinstance(summary["chosen"].get(name), int | float):
             raise InputError(f"{path}: chosen.{name}: expected a number, found {summary['chosen'].get(name)}; {remedy}")
+    for name in ("on", "on_these_scenes"):
+        if name not in summary["chosen"]:
+            raise InputError(f"{path}: chosen.{name}: is missing; {remedy}")
     for number, row in enumerate(summary["rows"]):
         for name in ("policy", "candidates", "score", "ci95"):
             if row.get(name) is None:

@@ -144,7 +144,7 @@ def _made(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("metric", metric_title(summary["metric"])),
         ("evaluated split", f"{summary['split']} ({summary['scenes']} scenes)"),
         ("RL ran on split", str(summary.get("rl_split") or "not recorded")),
-        ("ω and N chosen on", str(summary["chosen"].get("on") or "not recorded")),
+        ("ω and N chosen on", str(summary["chosen"]["on"])),
         ("how G was formed", str(how or "not recorded")),
     ]
     made += [(name.replace("_", " "), str(facts.get(name) or "not recorded")) for name in FACTS]

@@ -85,7 +85,7 @@ def headline(evaluation: Evaluation) -> dict[str, Any]:
         verdict = "worse beyond chance: the interval of the gain excludes zero"
     else:
         verdict = "not distinguishable: the interval of the gain includes zero"
-    on = summary["chosen"].get("on")
+    on, is_biased = summary["chosen"]["on"], summary["chosen"]["on_these_scenes"]
     return {
         "metric": metric_title(summary["metric"]),
         "split": summary["split"],
@@ -100,10 +100,10 @@ def headline(evaluation: Evaluation) -> dict[str, Any]:
         "verdict": verdict,
         "sign": int(low > 0) - int(high < 0),
         "is_leaked": bool(summary.get("rl_on_eval_split")),
-        "choice": f"ω and N were chosen on {on}, before these scenes were looked at."
-        if on == "validation"
-        else f"ω and N were chosen on these very scenes ({on}): the gain is optimistic.",
-        "is_choice_biased": on != "validation",
+        "choice": f"ω and N were chosen on these very scenes ({on}): the gain is optimistic."
+        if is_biased
+        else f"ω and N were chosen on other scenes ({on}), before these were looked at.",
+        "is_choice_biased": is_biased,
         "shares": _shares(evaluation),
     }
 
