@@ -3,6 +3,8 @@
 Each step: a batch of scenes, one omega for each, a run of the guided sampler from fresh noise; at every state that run
 visits, the distilled network is regressed on the guided prediction, in the backbone's own parameterisation. No score
 and no human future is read. What the network is, is in `dipole_vla.policy.distilled`.
+
+Omegas here are the policy's; the network is asked at those between the roles that act (`_acting`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +37,8 @@ PROGRESS = "progress.safetensors"
 SAVE_EVERY = 50  # steps
 KEEP_BYTES = 2e9  # encoded scenes kept in memory, at most
 PLANS = 4  # per held-out scene, in the report
+
+T = TypeVar("T", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,16 @@ def distil(
     scorer: Scorer | None = None,
 ) -> dict[str, Any]:
     """Give `policy` its distilled network; returns the report's numbers. Goes on where an interrupted run stopped."""
-    distilled = DistilledPair(pair, training.highest, training.rank, RULES[policy.guidance.rule].negative_role)
+    negative = RULES[policy.guidance.rule].negative_role
+    distilled = DistilledPair(pair, _acting(policy, training.highest), training.rank, negative)
     table = SceneTable(scenes, sensors)
     inside, outside = held_out(table.tokens, training.held_out)
     encoded = _Encoded(policy, table)
     pair.backbone.requires_grad_(False)
     _train(policy, distilled, encoded, inside, training, out / PROGRESS)
     policy.distilled = None
-    omegas = sorted({0.5, 1.0, 2.0, training.highest, policy.guidance.omega} - {0.0, -1.0})
+    omegas = sorted({0.5, 1.0, 2.0, training.highest, policy.guidance.omega})
+    omegas = [omega for omega in omegas if _acting(policy, omega) not in (0.0, -1.0)]  # the roles themselves
     fidelity = [_fidelity(policy, distilled, encoded, outside, omega, training.seed) for omega in omegas]
     about: dict[str, Any] = {"training": training.__dict__, "held_out_scenes": len(outside), "fidelity": fidelity}
     if scorer is not None:
@@ -103,6 +109,7 @@ def guided_states(
     pair, backbone = policy.pair, policy.backbone
     assert isinstance(pair, AdapterPair)
     roles: tuple[Role, Role] = ("positive", RULES[policy.guidance.rule].negative_role)
+    omega = _acting(policy, omega)
     with torch.no_grad():
         prepared = pair.prepare_both(dict.fromkeys(roles, encoded), roles)
         alone = prepared.part(0, len(omega))
@@ -123,10 +130,15 @@ def guided_states(
             predict_guided,
         )
         spec = backbone.solver
-        spec = replace(spec, clamp=policy.guidance.clamp) if policy.guidance.clamp else spec
+        spec = replace(spec, clamp=policy.guidance.clamp, clamp_at="estimate") if policy.guidance.clamp else spec
         solve(spec, backbone.schedule, denoise, noise)
     x_t, t, wanted = (torch.stack(parts, 1).flatten(0, 1) for parts in zip(*visited))
     return x_t, t, wanted
+
+
+def _acting(policy: GuidedPolicy, omega: T) -> T:
+    """The policy's omega between the roles that act: twice as much where the negative is a mirror image."""
+    return omega * RULES[policy.guidance.rule].greed
 
 
 class _Encoded:
@@ -175,7 +187,7 @@ def _train(
             noise = torch.randn(how.batch_size, *policy.noise_shape, generator=generator).to(policy.device)
             context = encoded([positions[index] for index in chosen])
             x_t, t, wanted = guided_states(policy, context, omega, noise)
-            network = distilled.at(omega)
+            network = distilled.at(_acting(policy, omega))
             loss = per_sample_loss(network.denoise(network.prepare(context), x_t, t), wanted, mask).mean()
             value = loss.item()
             if not math.isfinite(value):
@@ -225,6 +237,7 @@ def _fidelity(
     merge = DistilledPair(distilled.pair, distilled.highest, 1, distilled.negative)  # without correction
     zero = DistilledPair(distilled.pair, distilled.highest, 1, distilled.negative)
     mask = policy.backbone.action.mask().to(policy.device)
+    acting = _acting(policy, omega)
     sums: dict[str, float] = {}
     for start in range(0, len(positions), 32):
         some = positions[start : start + 32]
@@ -234,7 +247,7 @@ def _fidelity(
         x_t, t, wanted = guided_states(policy, context, omegas, noise[:, 0])
         plans = {"guided": _plans(policy, None, context, omega, noise)}
         plans["positive"] = _plans(policy, None, context, 0.0, noise)
-        networks = {"distilled": (distilled, omega), "arithmetic": (merge, omega), "positive": (zero, 0.0)}
+        networks = {"distilled": (distilled, acting), "arithmetic": (merge, acting), "positive": (zero, 0.0)}
         for name, (network, at) in networks.items():
             with torch.no_grad():
                 fixed = network.at(at)

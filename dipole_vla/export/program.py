@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dipole_vla.objective import RULES
 from dipole_vla.plan_activations import SCENE, example_observation
 from dipole_vla.policy import GuidedPolicy
 from navsim_adapter.errors import InputError
@@ -45,7 +46,7 @@ def write_program(
     """Trace, write, read again, compare; InputError if the written loop gives other plans."""
     policy.backbone.requires_grad_(False)
     if policy.distilled is not None:
-        policy.distilled.fold(policy.guidance.omega)
+        policy.distilled.fold(policy.guidance.omega * RULES[policy.guidance.rule].greed)
     observation = {name: value.to(policy.device) for name, value in example_observation(policy.backbone, 1).items()}
     names = list(observation)
     loop = SamplingLoop(policy, names, candidates, steps).eval()

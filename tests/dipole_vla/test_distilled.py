@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_backbone import make_backbone, make_observation, spread_adapters
@@ -123,6 +125,32 @@ def test_guided_states_are_those_of_the_guided_sampler():
         signs = [policy.pair.denoise(context, x_t, t, role) for role in ("positive", "negative")]
     torch.testing.assert_close(wanted, guide(*signs, omega.repeat_interleave(11)), rtol=1e-4, atol=1e-4)
     assert torch.equal(x_t.unflatten(0, (SCENES, 11))[:, 0], noise_of()[:, 0])  # it starts from the noise given
+
+
+@pytest.mark.parametrize("rule", ["dichotomous", "indicator", "implicit"])
+def test_the_target_is_the_guided_policys_own_field(rule):
+    """What `sample` itself predicts at the states that it visits, whatever its rule and its clamp."""
+    policy, omega, seen = make_policy(rule=rule), torch.tensor([0.5, 1.0, 2.0]), []
+    policy.distilled, policy.guidance = None, Guidance(rule=rule, clamp=(-0.5, 0.5))
+    policy.backbone.solver = replace(policy.backbone.solver, clamp_at="end")
+    predict_guided = policy._predict_guided
+
+    def watched(*arguments):
+        predict = predict_guided(*arguments)
+        return lambda x_t, t: seen.append((x_t, predict(x_t, t))) or seen[-1][1]
+
+    policy._predict_guided = watched
+    policy.sample(make_observation(), omega, 1, noise_of(candidates=1))
+    context = policy.encode(make_observation()).encoded(None)
+    x_t, t, wanted = guided_states(policy, context, omega, noise_of(candidates=1)[:, 0])
+    states, field = (torch.stack(parts, 1).flatten(0, 1) for parts in zip(*seen))
+    torch.testing.assert_close(x_t, states, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(wanted, field, rtol=1e-4, atol=1e-4)
+    if rule == "implicit":  # (1 + omega) positive - omega (2 base - positive)
+        with torch.no_grad():
+            positive, base = (policy.pair.denoise(context, x_t, t, role) for role in ("positive", None))
+        by_hand = guide(positive, 2 * base - positive, omega.repeat_interleave(11))
+        torch.testing.assert_close(wanted, by_hand, rtol=1e-4, atol=1e-4)
 
 
 def test_training_brings_it_nearer_to_guidance_than_the_merge_is():

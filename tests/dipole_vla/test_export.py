@@ -28,6 +28,14 @@ def policy(tmp_path):
     return folder
 
 
+def of_rule(folder, rule):
+    """The policy folder as one trained by another weighting rule."""
+    record = json.loads((folder / "policy.json").read_text())
+    record["guidance"]["rule"] = rule
+    (folder / "policy.json").write_text(json.dumps(record))
+    finish(folder, {"command": "test"})
+
+
 def run(*words):
     return main(["export", *map(str, words)])
 
@@ -45,6 +53,22 @@ def test_peft_folders_load_by_peft_alone(policy, tmp_path):
             model.set_adapter(role)
             found = model.base_model.model.denoise(context, x_t, t)
             assert torch.equal(found, wanted.pair.denoise(context, x_t, t, role))
+
+
+@pytest.mark.parametrize(
+    ("rule", "formula"),
+    [
+        ("dichotomous", "(1 + omega) * positive - omega * negative,"),
+        ("indicator", "(1 + omega) * positive - omega * base,"),
+        ("implicit", "(1 + 2 * omega) * positive - 2 * omega * base,"),
+    ],
+)
+def test_the_peft_folder_states_the_rules_own_formula(policy, tmp_path, rule, formula):
+    of_rule(policy, rule)
+    assert run(policy, "--out", tmp_path / "peft") == 0
+    text = (tmp_path / "peft" / "README.md").read_text()
+    assert formula in text
+    assert ("leave `negative/` out" in text) is (rule != "dichotomous")
 
 
 LOAD = """
@@ -146,3 +170,16 @@ def test_distillation_resumes_to_the_same_network_and_evaluates(world, capsys):
     cache = ["--scorer", "navsim_adapter.scoring.scorer.Scorer", "--scorer.cache", str(loop / "cache" / "test")]
     evaluate = ["evaluate", "--policy", str(here / "whole"), "--scenes", str(loop / "scenes" / "test"), *cache]
     assert main([*evaluate, "--out", str(here / "eval"), "--omega", "[0, 1]", "--candidates", "[1]"]) == 0
+
+
+def test_a_mirrored_rule_is_distilled_at_the_coefficients_it_acts_with(world):
+    """Its omega counts twice, so does the range; the merge is right to first order, hence near at any omega."""
+    loop, here = world
+    of_rule(here / "policy", "implicit")
+    words = ["--scenes", loop / "scenes" / "train", "--steps", 1, "--batch-size", 2, "--highest", 3]
+    assert run(here / "policy", "--out", here / "x", "--format", "distilled", *words) == 0
+    assert load_policy(here / "x", device="cpu").distilled.highest == 6
+    report = json.loads((here / "x" / "export.json").read_text())
+    assert report["training"]["highest"] == 3
+    for row in report["fidelity"]:
+        assert row["arithmetic_loss"] < 0.2 * row["positive_loss"]  # a quarter where it is asked at omega itself
