@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.checkpoint import read_record
-from dipole_vla.objective import per_sample_loss
+from dipole_vla.guidance import Role
+from dipole_vla.objective import Rule, per_sample_loss, rule_named
 from dipole_vla.plan_activations import StepCost, example_observation, step_cost
-from dipole_vla.policy import Backbone
+from dipole_vla.policy import Backbone, Context
 from dipole_vla.policy.adapters import SIGNS, AdapterPair
 from dipole_vla.policy.separate import Pair, make_pair
 from dipole_vla.training.thrift import recompute_blocks, shared_base
@@ -63,6 +64,11 @@ class Numbers:
     optimiser: int
     activations: torch.dtype
     stage: int  # ZeRO stage; 0 without DeepSpeed
+
+    @property
+    def settles(self) -> bool:
+        """Whether one sign's backward pass comes before the other's forward pass (`training.thrift`)."""
+        return not self.stage and self.activations != torch.float16
 
     @classmethod
     def of(cls, trainer: dict[str, Any]) -> Numbers:
@@ -162,25 +168,24 @@ def planned(recipe: dict[str, Any], gpus: Gpus, measure: bool = False) -> dict[s
     model, data, trainer = recipe["model"]["init_args"], recipe["data"]["init_args"], recipe["trainer"]
     backbone = meta_backbone(model["backbone"])
     total, parts = _count(backbone), _parts(backbone)
-    pair = None
     if recipe["model"]["class_path"].endswith("CriticModule"):
         raise InputError("model: a critic is small; plan reads imitation and dipole recipes")
-    if "rank" in model:
-        pair = make_pair(model["pair"], backbone, model["scope"], model["rank"], model["alpha"])
-    trained = sum(p.numel() for p in (pair.parameters() if pair else backbone.parameters()))
+    pair = pair_of(model, backbone)
+    held = sum(p.numel() for p in pair.parameters()) if pair else total
+    trained = sum(p.numel() for p in pair.parameters() if p.requires_grad) if pair else total
     numbers, dataset = Numbers.of(trainer), _dataset(data)
-    per_gpu = data["batch_size"]
-    steps = trainer["max_steps"] * int(trainer.get("accumulate_grad_batches") or 1)
+    per_gpu, passes = data["batch_size"], int(trainer.get("accumulate_grad_batches") or 1)
+    per_step = per_gpu * gpus.count * passes
     cost, why = _cost(backbone, pair, model, per_gpu, dataset["candidates"], numbers)
-    memory = _memory(total, trained, numbers, gpus, cost, pair is not None)
-    seen = steps * per_gpu * gpus.count
+    memory = _memory(total, held, trained, numbers, gpus, cost, pair is not None)
+    seen = trainer["max_steps"] * per_step
     found: dict[str, Any] = {
         "model": {"family": backbone.family, "backbone": str(model["backbone"])},
         "parameters": {
             "total": total,
             "per_adapter": sum(p.numel() for p in pair.parameters("positive")) if pair else 0,
             "trainable": trained,
-            "with_adapters": total + (trained if pair else 0),
+            "with_adapters": total + (held if pair else 0),
             "adapter_share": sum(p.numel() for p in pair.parameters("positive")) / total if pair else 0.0,
             "by_part": parts,
         },
@@ -190,11 +195,11 @@ def planned(recipe: dict[str, Any], gpus: Gpus, measure: bool = False) -> dict[s
             "precision": trainer.get("precision") or "32-true",
             "zero_stage": numbers.stage,
             "steps": trainer["max_steps"],
-            "scenes_per_step": per_gpu * gpus.count,
+            "scenes_per_step": per_step,
             "dataset_scenes": dataset["scenes"],
             "candidates_per_scene": dataset["candidates"] if pair else 1,
             "passes_over_data": seen / dataset["scenes"] if dataset["scenes"] else None,
-            "flops_per_step_and_gpu": cost.flops if cost else None,
+            "flops_per_step_and_gpu": cost.flops * passes if cost else None,
         },
         "context_cache": {
             "bytes_per_scene": cost.context if cost else None,
@@ -204,8 +209,28 @@ def planned(recipe: dict[str, Any], gpus: Gpus, measure: bool = False) -> dict[s
         "notes": dataset["notes"] + ([f"activations not counted: {why}"] if why else []),
     }
     if measure:
-        found |= _timed(model, per_gpu, dataset["candidates"], trainer["max_steps"])
+        from dipole_vla.plan_measure import seconds_per_pass
+
+        stored = bool(data.get("contexts"))
+        seconds, device = seconds_per_pass(model, per_gpu, dataset["candidates"], numbers, stored)
+        found["hours"] = trainer["max_steps"] * passes * seconds / 3600
+        found["measured"] = {"seconds_per_step": passes * seconds, "device": device}
     return found
+
+
+def pair_of(model: dict[str, Any], backbone: Backbone) -> Pair | None:
+    """The pair of a dipole recipe, with gradients for what its rule trains; None for imitation."""
+    if "rank" not in model:
+        return None
+    pair = make_pair(model["pair"], backbone, model["scope"], model["rank"], model["alpha"])
+    for role in SIGNS:
+        for parameter in pair.parameters(role):
+            parameter.requires_grad_(role in _rule(model).trained)
+    return pair
+
+
+def _rule(model: dict[str, Any]) -> Rule:
+    return rule_named(model.get("rule", "dichotomous"), model.get("routing", "both"))
 
 
 def _count(model: nn.Module) -> int:
@@ -242,10 +267,10 @@ def _dataset(data: dict[str, Any]) -> dict[str, Any]:
 
 def training_step(
     backbone: Backbone, pair: Pair | None, model: dict[str, Any], scenes: int, group: int, settles: bool = True
-) -> Callable[[dict[str, Tensor]], None]:
-    """observation -> the forward and backward passes of the step that the recipe trains, on random actions.
+) -> Callable[..., None]:
+    """observation -> the forward and backward passes that the recipe trains with, on random actions.
 
-    settles: whether one sign's backward pass comes before the other's forward pass (`training.thrift`).
+    settles: see `Numbers.settles`. The step also takes the scenes' contexts by role, where they are read from disk.
     """
     per_scene = group * model.get("draws", 1)
     if model.get("routing") == "bernoulli":  # by chance about half of the rows go to each sign
@@ -254,17 +279,20 @@ def training_step(
         settles = settles and (not isinstance(pair, AdapterPair) or model.get("checkpointing", False))
     rows = scenes * per_scene
 
-    def step(observation: dict[str, Tensor]) -> None:
+    def step(observation: dict[str, Tensor], stored: Mapping[Role, Context] | None = None) -> None:
         device = next(backbone.parameters()).device
         x0 = torch.randn(rows, backbone.action.horizon, backbone.action.dim, device=device)
         t = torch.full((rows,), 0.5, device=device)
         if pair is None:
             per_sample_loss(backbone.denoise(backbone.encode(observation), x0, t), x0).mean().backward()
             return
-        losses = []
+        losses, rule = [], _rule(model)
         with shared_base(pair):
-            contexts = pair.encode(observation)
-            for role in SIGNS:
+            contexts = stored or pair.encode(observation, (*rule.trained, *([None] if rule.is_mirrored else [])))
+            if rule.is_mirrored:
+                with torch.no_grad():
+                    pair.denoise(contexts[None], x0, t, None)
+            for role in rule.trained:
                 losses.append(per_sample_loss(pair.denoise(contexts[role], x0, t, role), x0).mean())
                 if settles:
                     losses.pop().backward()
@@ -278,10 +306,9 @@ def _cost(
     backbone: Backbone, pair: Pair | None, model: dict[str, Any], scenes: int, group: int, numbers: Numbers
 ) -> tuple[StepCost | None, str | None]:
     """The counted step, or why it could not be counted: only the count is lost then, not the plan."""
-    settles = not numbers.stage and numbers.activations != torch.float16
     try:
         observation = example_observation(backbone, scenes)
-        step = training_step(backbone, pair, model, scenes, group, settles)
+        step = training_step(backbone, pair, model, scenes, group, numbers.settles)
         cost = step_cost(backbone, step, observation, numbers.activations)
         if pair and model.get("checkpointing"):  # block inputs, and one block's activations at a time
             whole, blocks = cost.saved, recompute_blocks(pair)
@@ -293,16 +320,19 @@ def _cost(
 
 
 def _memory(
-    total: int, trained: int, numbers: Numbers, gpus: Gpus, cost: StepCost | None, has_pair: bool
+    total: int, held: int, trained: int, numbers: Numbers, gpus: Gpus, cost: StepCost | None, has_pair: bool
 ) -> dict[str, Any]:
-    """Bytes on each GPU by part. ZeRO 1 splits the optimiser, 2 the gradients too, 3 the weights too."""
+    """Bytes on each GPU by part; `held` counts the sign that a rule does not train too.
+
+    ZeRO 1 splits the optimiser, 2 the gradients too, 3 the weights too.
+    """
 
     def split(size: float, from_stage: int) -> int:
         return math.ceil(size / (gpus.count if numbers.stage >= from_stage else 1))
 
     parts = {
         "weights": split((total if has_pair else total - trained) * numbers.weights, 3),
-        "adapters" if has_pair else "trained_weights": split(trained * numbers.trained, 3),
+        "adapters" if has_pair else "trained_weights": split(held * numbers.trained, 3),
         "gradients": split(trained * numbers.trained, 2),
         "optimiser": split(trained * numbers.optimiser, 1),
         "activations": cost.saved if cost else None,
@@ -310,14 +340,6 @@ def _memory(
         "reserve": int(RESERVE),
     }
     return {**parts, "total": sum(size or 0 for size in parts.values())}
-
-
-def _timed(model: dict[str, Any], scenes: int, group: int, steps: int) -> dict[str, Any]:
-    """Hours by a few real steps on this machine, with random weights where the folder is not there."""
-    from dipole_vla.plan_measure import seconds_per_step
-
-    seconds, device = seconds_per_step(model, scenes, group)
-    return {"hours": steps * seconds / 3600, "measured": {"seconds_per_step": seconds, "device": device}}
 
 
 def told(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Seconds per training step, timed on this machine: the only source of hours in `dipole-vla plan`."""
+"""Seconds of one batch through a training, timed on this machine: the only source of hours in `dipole-vla plan`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,46 @@ from typing import Any
 
 import torch
 
-from dipole_vla.plan import meta_backbone, training_step
+from dipole_vla.plan import Numbers, meta_backbone, pair_of, training_step
 from dipole_vla.plan_activations import example_observation
 from dipole_vla.policy import Backbone
-from dipole_vla.policy.separate import make_pair
+from dipole_vla.policy.adapters import SIGNS, AdapterPair
+from dipole_vla.training.thrift import recompute_blocks
 
 STEPS = 3  # timed, after one that warms up
 
 
-def seconds_per_step(model: dict[str, Any], scenes: int, group: int) -> tuple[float, str]:
-    """Median of a few steps of one device with its own batch, and the device's name."""
+def seconds_per_pass(
+    model: dict[str, Any], scenes: int, group: int, numbers: Numbers, stored: bool
+) -> tuple[float, str]:
+    """Median over a few batches of one device, in the recipe's precision, and the device's name.
+
+    stored: the frozen encoder's answers are read from disk, so it does not run.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = _built(model["backbone"], device)
-    pair = None
-    if "rank" in model:
-        pair = make_pair(model["pair"], backbone, model["scope"], model["rank"], model["alpha"])
+    kind = numbers.activations if numbers.weights == 2 else torch.float32
+    backbone = _built(model["backbone"], device).to(kind)
+    pair = pair_of(model, backbone)
+    trained = [parameter for parameter in (pair or backbone).parameters() if parameter.requires_grad]
+    if isinstance(pair, AdapterPair) and numbers.trained == 4:
+        kind = torch.float32  # as `training.dipole` keeps its adapters
+    for parameter in trained:
+        parameter.data = parameter.data.to(kind)
+    if pair and model.get("checkpointing"):
+        recompute_blocks(pair)
     observation = {name: value.to(device) for name, value in example_observation(backbone, scenes).items()}
-    step = training_step(backbone, pair, model, scenes, group)
-    optimiser = torch.optim.AdamW(list(pair.parameters() if pair else backbone.parameters()), lr=1e-9)
+    with torch.no_grad():
+        contexts = pair.encode(observation, (*SIGNS, None)) if pair and stored else None
+    step = training_step(backbone, pair, model, scenes, group, numbers.settles)
+    is_mixed = numbers.weights == 4 and numbers.activations != torch.float32
+    optimiser = torch.optim.AdamW(trained, lr=1e-9)
     times = []
     for _ in range(1 + STEPS):
         _wait(device)
         start = time.perf_counter()
         optimiser.zero_grad()
-        step(observation)
+        with torch.autocast(device.type, numbers.activations, enabled=is_mixed):
+            step(observation, contexts)
         optimiser.step()
         _wait(device)
         times.append(time.perf_counter() - start)

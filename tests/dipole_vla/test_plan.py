@@ -11,10 +11,12 @@ from small_backbone import make_backbone, make_observation
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from dipole_vla import plan_measure
 from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
 from dipole_vla.plan import Gpus, Numbers, meta_backbone, planned, told, training_step
 from dipole_vla.plan_activations import example_observation, step_cost
 from dipole_vla.policy import AdapterPair
+from dipole_vla.training import DipoleModule
 from navsim_adapter.errors import InputError
 
 
@@ -151,6 +153,80 @@ def test_zero_divides_what_it_shards(folder):
     third = planned(recipe(folder, precision="bf16-true", strategy="deepspeed_stage_3"), Gpus.parse("4x80"))["memory"]
     assert third["weights"] == -(-plain["weights"] // 4)
     assert third["optimiser"] < plain["optimiser"]
+
+
+@pytest.mark.parametrize("rule", ["dichotomous", "positive_only", "implicit"])
+def test_what_trains_is_what_the_training_itself_trains(folder, rule):
+    found = planned(recipe(folder, rule=rule), Gpus.parse("1x80"))
+    module = DipoleModule(folder, rank=4, rule=rule)
+    trained = sum(parameter.numel() for _, parameter in module.named_trained())
+    assert found["parameters"]["trainable"] == trained
+    assert found["memory"]["optimiser"] == 8 * trained
+    assert found["memory"]["adapters"] == 4 * sum(p.numel() for p in module.pair.parameters())
+
+
+def test_a_rule_with_one_adapter_runs_one_head_and_a_mirrored_one_the_bases_too(folder):
+    """Head passes by rule: forward and backward of two signs; of one; of one, and the base's forward alone."""
+    found = {
+        rule: planned(recipe(folder, rule=rule), Gpus.parse("1x80"))["run"]["flops_per_step_and_gpu"]
+        for rule in ("dichotomous", "positive_only", "implicit")
+    }
+    trained, forward = (found[rule] - found["positive_only"] for rule in ("dichotomous", "implicit"))
+    assert 0 < forward < trained < 3 * forward  # gradients of inputs and of the small adapters, not of frozen weights
+
+
+def test_bernoulli_with_one_adapter_is_refused_as_fit_refuses_it(folder):
+    with pytest.raises(InputError, match="bernoulli needs two policies"):
+        planned(recipe(folder, routing="bernoulli", rule="positive_only"), Gpus.parse("1x80"))
+
+
+def test_a_step_is_as_many_batches_as_it_accumulates(folder, monkeypatch):
+    asked = recipe(folder)
+    once = planned(asked, Gpus.parse("2x80"))["run"]
+    asked["trainer"]["accumulate_grad_batches"] = 8
+    monkeypatch.setattr(plan_measure, "seconds_per_pass", lambda *_: (0.5, "a clock"))
+    found = planned(asked, Gpus.parse("2x80"), measure=True)
+    assert found["run"]["scenes_per_step"] == 8 * once["scenes_per_step"]
+    assert found["run"]["flops_per_step_and_gpu"] == 8 * once["flops_per_step_and_gpu"]
+    assert found["measured"]["seconds_per_step"] == 8 * 0.5
+    assert found["hours"] == pytest.approx(100 * 8 * 0.5 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("precision", "strategy", "pair", "frozen", "trained", "is_mixed"),
+    [
+        ("32-true", "auto", "lora", torch.float32, torch.float32, False),
+        ("bf16-mixed", "auto", "lora", torch.float32, torch.float32, True),
+        ("bf16-true", "auto", "lora", torch.bfloat16, torch.float32, False),
+        ("bf16-true", "auto", "separate", torch.bfloat16, torch.bfloat16, False),
+        ("bf16-mixed", "deepspeed_stage_2", "lora", torch.bfloat16, torch.bfloat16, False),
+    ],
+)
+def test_what_is_timed_is_what_the_recipe_trains(
+    folder, monkeypatch, precision, strategy, pair, frozen, trained, is_mixed
+):
+    facts, encoded, encode, make_step = [], [], DPVLA.encode, plan_measure.training_step
+
+    def watched(backbone, pair, *arguments):
+        step = make_step(backbone, pair, *arguments)
+
+        def look(observation, contexts):
+            kinds = {p.dtype for p in pair.parameters() if p.requires_grad}
+            facts.append((next(backbone.encoder.parameters()).dtype, kinds, torch.is_autocast_enabled("cpu")))
+            step(observation, contexts)
+
+        return look
+
+    monkeypatch.setattr(plan_measure, "STEPS", 1)
+    monkeypatch.setattr(plan_measure, "training_step", watched)
+    monkeypatch.setattr(DPVLA, "encode", lambda self, shown: encoded.append(shown) or encode(self, shown))
+    model = recipe(folder, pair=pair, checkpointing=True)["model"]["init_args"]
+    numbers = Numbers.of({"precision": precision, "strategy": strategy})
+    for stored in (False, True):
+        facts.clear(), encoded.clear()
+        plan_measure.seconds_per_pass(model, 1, 2, numbers, stored)
+        assert facts == [(frozen, {trained}, is_mixed)] * 2
+        assert len(encoded) == (1 if stored else 2)  # once ahead, or once in each of two passes
 
 
 def test_mistakes_are_told_in_one_line(folder):
