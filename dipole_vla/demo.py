@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dipole_vla.evaluation.report.metrics import sub_score
@@ -38,11 +39,11 @@ def demo(
     recipes = recipes or shipped_recipes()
     started = time.monotonic()
     for line in steps(out, seed, recipes, rounds, omega):
-        console.print(f"\n[bold]$ {shlex.join(line)}[/bold]")
+        console.print(f"\n$ {shlex.join(line)}", style="bold", markup=False)
         run_step(line)
     for folder in [out, *(out / f"round-{number}" for number in range(1, rounds + 1))]:
         print_summary(folder / "evaluation")
-        console.print(f"report: [bold]{folder / 'report' / 'index.html'}[/bold]\n")
+        console.print(f"report: [bold]{escape(str(folder / 'report' / 'index.html'))}[/bold]\n")
     console.print(f"{time.monotonic() - started:.0f} s")
 
 

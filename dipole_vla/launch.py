@@ -117,14 +117,15 @@ def launch(
     path = out or folder.with_name(folder.name + ".sbatch")
     write_text(path, text)
     if dry_run:
-        console.print(f"{path}: written, not submitted")
+        console.print(f"{path}: written, not submitted", markup=False, soft_wrap=True)
         return
     if shutil.which("sbatch") is None:
         raise InputError(f"{path}: written, but sbatch is not on PATH; submit it from a login node of the cluster")
     answer = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
     if answer.returncode:
         raise InputError(f"sbatch {path}: {' '.join(answer.stderr.split())}")
-    console.print(f"{answer.stdout.strip()}; script {path}, log {_log(folder, chosen)}")
+    said = f"{answer.stdout.strip()}; script {path}, log {_log(folder, chosen)}"
+    console.print(said, markup=False, soft_wrap=True)
 
 
 def script(

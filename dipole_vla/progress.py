@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from navsim_adapter.progress import Lines
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 
 
 @contextmanager
@@ -47,8 +48,8 @@ class Bar:
 
 
 def wrote(what: str, folder: Path) -> None:
-    console.print(f"[green]✓[/green] {what}: {folder}")
+    console.print(f"[green]✓[/green] {what}: {escape(str(folder))}", soft_wrap=True)
 
 
 def skipped(what: str, folder: Path) -> None:
-    console.print(f"[dim]• {what}: already complete in {folder}[/dim]")
+    console.print(f"• {what}: already complete in {folder}", style="dim", markup=False, soft_wrap=True)

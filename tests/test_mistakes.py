@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dipole_vla.cli import main
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.policy import load_policy
 from navsim_adapter.files import finish
+from tests.small_loop import small_steps
 
 
 def refused(arguments: list, capsys: pytest.CaptureFixture[str], *words: str) -> None:
@@ -121,6 +123,14 @@ def test_evaluating_on_the_scenes_of_rl_is_refused_or_said_in_red(loop, tmp_path
     assert main(["report", str(tmp_path / "e"), "--out", str(tmp_path / "r")]) == 0
     page = (tmp_path / "r" / "index.html").read_text()
     assert "not a held-out result" in page or "RL ran on" in page
+
+
+def test_folders_are_reported_by_the_name_they_have(tmp_path, capsys) -> None:
+    out = tmp_path / "mit Leer ä[b]:smile:"
+    line = [*next(line for line in small_steps(tmp_path) if line[1] == "init")[1:], "--out", str(out)]
+    for said in ("init", "already complete in"):
+        assert main(line) == 0
+        assert re.search(rf"{said}:? {re.escape(str(out))}$", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize(

@@ -150,11 +150,11 @@ def import_checkpoint(family: str, source: Path, out: Path, rl_split: str | None
         provenance = {"imported_from": source.name, "rl_split": rl_split}
         folder = out / "policy" if imported.base is None else out
         _save_policy(imported, imported.pair, folder, imported.base or out, provenance)
-        console.print(f"guided policy (rank {imported.pair.rank}): {folder}")
+        console.print(f"guided policy (rank {imported.pair.rank}): {folder}", markup=False)
     finish(out, made_by)
     console.print(f"{family}: {total / 1e6:.2f} M parameters, every key of the source accounted for")
     for note in imported.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
     wrote("import", out)
 
 

@@ -201,7 +201,7 @@ def _announce(folder: Path, shape: Shape) -> None:
             f"{folder}: contexts need {size}, {_human(free)} are free; choose another disk, dtype bfloat16, or train "
             "without data.contexts"
         )
-    console.print(f"contexts: {size} to {folder} ({_human(free)} free)")
+    console.print(f"contexts: {size} to {folder} ({_human(free)} free)", markup=False)
 
 
 def _write_shards(

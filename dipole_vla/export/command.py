@@ -93,7 +93,7 @@ def export(
         _save_distilled(actor, Path(policy), out, recipe or {})
     write_json(out / REPORT, {"format": format, "policy": str(policy), **about, "provenance": provenance(recipe or {})})
     for line in _lines(about):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
     finish(out, made_by)
     wrote(f"export {format}", out)
 
