@@ -161,7 +161,7 @@ def script(
         "nodes": nodes if is_fit else 1,
         "tasks": max(gpus, 1) if is_fit else 1,
         "time": time,
-        "log": _log(folder, command),
+        "log": _as_sbatch_reads(_log(folder, command)),
         "signal": "USR1" if is_fit else "B:USR1",
         "grace": grace,
         "more": "\n".join(lines),
@@ -209,6 +209,12 @@ def _check(nodes: int, gpus: int, time: str, array: int, cpus: int, grace: int) 
 
 def _log(folder: Path, command: Command) -> Path:
     return folder.with_name(f"{folder.name}-%j.log" if command == "fit" else f"{folder.name}-%A_%a.log")
+
+def _as_sbatch_reads(path: Path) -> str:
+    """In a script's directives quotes hold words together, a backslash takes the next character as it is."""
+    escaped = re.sub(r'(["\\])', r"\\\1", str(path))
+    return f'"{escaped}"' if re.search(r"""[\s"'\\#]""", str(path)) else str(path)
+
 
 
 def _written_by() -> list[str]:

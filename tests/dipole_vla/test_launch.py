@@ -91,6 +91,16 @@ def test_a_signal_that_nobody_heeds_requeues_the_job(
     assert ("scontrol requeue 7" in calls) is requeued
 
 
+@pytest.mark.parametrize("name", ["plain", "my runs", "it's", 'say "hi"', "a#1"])
+def test_the_log_is_named_as_sbatch_reads_it(name: str, tmp_path: Path) -> None:
+    """sbatch groups by quotes, takes what follows a backslash as it is, and ends a line at a # outside quotes."""
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({"out": str(tmp_path / name / "dipole"), "trainer": {}}))
+    text = written(["--config", str(recipe)], tmp_path)
+    line = next(line for line in text.splitlines() if line.startswith("#SBATCH --output"))
+    assert shlex.split(line.removeprefix("#SBATCH"), comments=True) == [f"--output={tmp_path / name / 'dipole-%j.log'}"]
+
+
 def test_the_script_is_submitted_as_it_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "sbatch").write_text('#!/bin/sh\ncp "$1" submitted\necho Submitted batch job 7\n')
     (tmp_path / "sbatch").chmod(0o755)
