@@ -125,6 +125,13 @@ def test_evaluating_on_the_scenes_of_rl_is_refused_or_said_in_red(loop, tmp_path
     assert "not a held-out result" in page or "RL ran on" in page
 
 
+@pytest.mark.parametrize("family", ["dp_vla", "pi0", "recogdrive", "xvla"])
+def test_a_file_of_something_else_is_not_imported(tmp_path, capsys, family) -> None:
+    (tmp_path / "notes.txt").write_text("synth log 0 trainval\n")
+    refused(["import", tmp_path / "notes.txt", "--family", family, "--out", tmp_path / "out"], capsys, "notes.txt")
+    assert not (tmp_path / "out").exists()
+
+
 def test_folders_are_reported_by_the_name_they_have(tmp_path, capsys) -> None:
     out = tmp_path / "mit Leer ä[b]:smile:"
     line = [*next(line for line in small_steps(tmp_path) if line[1] == "init")[1:], "--out", str(out)]
