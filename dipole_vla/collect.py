@@ -15,6 +15,7 @@ import torch
 
 from dipole_vla.critic.returns import group_relative
 from dipole_vla.data.tables import SceneTable
+from dipole_vla.options import at_least, finite
 from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import load_policy
 from dipole_vla.progress import skipped, wrote
@@ -61,6 +62,8 @@ def collect(
         shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
         recipe: filled by the command line with the resolved recipe.
     """
+    at_least(1, candidates=candidates, batch_size=batch_size)
+    finite(omega=omega)
     out = Path(out)
     table = SceneTable(scenes, sensors)
     refuse_collection(table.split, allow_eval_split)

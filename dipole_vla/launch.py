@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
+from dipole_vla.options import at_least
 from dipole_vla.progress import console
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_text
@@ -198,11 +199,9 @@ def _command_of(config: Path, recipe: dict[str, Any]) -> Command:
 
 
 def _check(nodes: int, gpus: int, time: str, array: int, cpus: int, grace: int) -> None:
-    for name, value, least in (
-        ("nodes", nodes, 1), ("gpus", gpus, 0), ("array", array, 1), ("cpus", cpus, 1), ("grace", grace, 10),
-    ):  # fmt: skip
-        if value < least:
-            raise InputError(f"--{name}: must be >= {least}, got {value}")
+    at_least(1, nodes=nodes, array=array, cpus=cpus)
+    at_least(0, gpus=gpus)
+    at_least(10, grace=grace)
     if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", time):
         raise InputError(f"--time: {time!r} is no Slurm time; write it as 4:00:00 or 1-12:00:00")
 
@@ -210,11 +209,11 @@ def _check(nodes: int, gpus: int, time: str, array: int, cpus: int, grace: int) 
 def _log(folder: Path, command: Command) -> Path:
     return folder.with_name(f"{folder.name}-%j.log" if command == "fit" else f"{folder.name}-%A_%a.log")
 
+
 def _as_sbatch_reads(path: Path) -> str:
     """In a script's directives quotes hold words together, a backslash takes the next character as it is."""
     escaped = re.sub(r'(["\\])', r"\\\1", str(path))
     return f'"{escaped}"' if re.search(r"""[\s"'\\#]""", str(path)) else str(path)
-
 
 
 def _written_by() -> list[str]:

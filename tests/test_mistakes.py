@@ -125,6 +125,49 @@ def test_evaluating_on_the_scenes_of_rl_is_refused_or_said_in_red(loop, tmp_path
     assert "not a held-out result" in page or "RL ran on" in page
 
 
+@pytest.mark.parametrize(
+    ("command", "more", "words"),
+    [
+        ("collect", ("--candidates", "0"), ("--candidates", ">= 1", "0")),
+        ("collect", ("--batch_size", "0"), ("--batch_size", ">= 1", "0")),
+        ("collect", ("--omega", ".nan"), ("--omega", "finite", "nan")),
+        ("evaluate", ("--batch_size", "-1"), ("--batch_size", ">= 1", "-1")),
+        ("evaluate", ("--omega", "[0, .inf]"), ("--omega", "finite", "inf")),
+        ("contexts", ("--batch_size", "0"), ("--batch_size", ">= 1", "0")),
+        ("export", ("--omega", ".inf"), ("--omega", "finite", "inf")),
+        ("export", ("--candidates", "0"), ("--candidates", ">= 1", "0")),
+        ("export", ("--rank", "0"), ("--rank", ">= 1", "0")),
+        ("export", ("--highest", "-1"), ("--highest", "> 0", "-1")),
+        ("report", ("--scenes", "-3"), ("--scenes", ">= 0", "-3")),
+        ("advantage", ("--batch_size", "0"), ("--batch_size", ">= 1", "0")),
+        ("advantage", (), ("scenes/test", "split 'test' lacks 12 of the 12 scenes", "collected on")),
+        ("consolidate", (), ("adapter_model.safetensors", "step=N.ckpt", "checkpoints")),
+    ],
+)
+def test_options_that_cannot_be_are_told_before_anything_is_written(
+    loop, tmp_path, capsys, command, more, words
+) -> None:
+    refused([*line_of(command, loop), "--out", tmp_path / "out", *more], capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def line_of(command: str, loop: Path) -> list:
+    """A command on the small world, without --out."""
+    train, test = ["--scenes", loop / "scenes/train"], ["--scenes", loop / "scenes/test"]
+    base = ["--backbone", loop / "imitation"]
+    drives = ["--config", shipped_recipes() / f"{command}.yaml", "--policy"]
+    given = {
+        "collect": [*drives, loop / "imitation", *train, "--scorer.cache", loop / "cache/train"],
+        "evaluate": [*drives, loop / "dipole", *test, "--scorer.cache", loop / "cache/test", "--choose_on", "null"],
+        "contexts": [*base, *train],
+        "export": [loop / "dipole", "--format", "distilled", *train],
+        "report": [loop / "evaluation"],
+        "advantage": ["--candidates", loop / "candidates", "--critic", loop / "critic", *base, *test],
+        "consolidate": [loop / "dipole", "--checkpoint", loop / "dipole/positive/adapter_model.safetensors"],
+    }
+    return [command, *given[command]]
+
+
 @pytest.mark.parametrize("family", ["dp_vla", "pi0", "recogdrive", "xvla"])
 def test_a_file_of_something_else_is_not_imported(tmp_path, capsys, family) -> None:
     (tmp_path / "notes.txt").write_text("synth log 0 trainval\n")

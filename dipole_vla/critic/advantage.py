@@ -9,9 +9,11 @@ import torch
 
 from dipole_vla.critic.one_step import fitted_critic
 from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable, open_table
+from dipole_vla.options import at_least
 from dipole_vla.policy import load_policy
 from dipole_vla.progress import bar, skipped, wrote
 from dipole_vla.rollout import batches
+from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, finish, stamp, write_json
 
 
@@ -37,13 +39,20 @@ def advantage(
         batch_size: scenes per forward pass.
         device: auto, cpu, cuda.
     """
+    at_least(1, batch_size=batch_size)
     inputs = {"candidates": stamp(candidates), "critic": stamp(critic), "scenes": stamp(scenes)}
     made_by = {"command": "advantage", **inputs}
     actor = load_policy(backbone, device=device)
     model, _ = fitted_critic(critic, backbone, actor.fingerprint, actor.noise_shape[0], actor.device)
+    table, scored = SceneTable(scenes, sensors), CandidateTable(candidates)
+    missing = [token for token in scored.tokens if token not in table.position]
+    if missing:
+        raise InputError(
+            f"{scenes}: split {table.split!r} lacks {len(missing)} of the {len(scored)} scenes of {candidates}, first "
+            f"{missing[0]}; give the scenes they were collected on"
+        )
     if not begin(out, made_by):
         return skipped("advantage", out)
-    table, scored = SceneTable(scenes, sensors), CandidateTable(candidates)
     positions = [table.position[token] for token in scored.tokens]
     values: list[np.ndarray] = []
     with bar("advantage", len(positions)) as progress, torch.inference_mode():

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dipole_vla import backbones, checkpoint
 from dipole_vla.data.tables import SceneTable
+from dipole_vla.options import at_least
 from dipole_vla.policy.backbone import Context, Observation
 from dipole_vla.progress import bar, console, skipped, wrote
 from dipole_vla.rollout import batches
@@ -120,6 +121,7 @@ def contexts(
         batch_size: scenes per forward pass.
         device: auto, cpu, cuda.
     """
+    at_least(1, batch_size=batch_size)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = backbones.load_backbone(backbone, device)

@@ -25,6 +25,7 @@ from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.statistics import LogBootstrap
 from dipole_vla.guidance import Role, guide, guided_denoiser
 from dipole_vla.objective import RULES, per_sample_loss
+from dipole_vla.options import at_least
 from dipole_vla.policy import AdapterPair, Context, GuidedPolicy
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.progress import bar
@@ -55,9 +56,11 @@ class Distillation:
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
-            raise InputError(f"held_out: must be between 0 and 1, got {self.held_out}")
-        if self.steps < 1 or self.batch_size < 1 or not self.lr > 0:
-            raise InputError("steps, batch_size, lr: must be > 0")
+            raise InputError(f"--held_out: must be between 0 and 1, got {self.held_out}")
+        at_least(1, steps=self.steps, batch_size=self.batch_size, rank=self.rank)
+        for name, value in (("lr", self.lr), ("highest", self.highest)):
+            if not 0 < value < math.inf:
+                raise InputError(f"--{name}: must be > 0 and finite, got {value}")
 
 
 def distil(

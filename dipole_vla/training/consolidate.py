@@ -6,6 +6,7 @@ the last.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from dipole_vla.training.fit import CHECKPOINTS, fit, newest_checkpoint
@@ -26,7 +27,10 @@ def consolidate(run: Path, out: Path | None = None, checkpoint: Path | None = No
     chosen = checkpoint or newest_checkpoint(run / CHECKPOINTS)
     if chosen is None or not chosen.is_file():
         raise InputError(f"{chosen or run / CHECKPOINTS}: no whole checkpoint; the run has not saved one yet")
-    step = int(chosen.stem.partition("=")[2])
+    found = re.fullmatch(r"step=(\d+)\.ckpt", chosen.name)
+    if not found:
+        raise InputError(f"{chosen}: no checkpoint by its name; give a step=N.ckpt of {run / CHECKPOINTS}")
+    step = int(found[1])
     argv = ["--config", str(recipe), "--out", str(out or run.with_name(f"{run.name}-step-{step}"))]
     argv += ["--trainer.max_steps", str(step), "--trainer.strategy", "auto", "--trainer.precision", "32-true"]
     argv += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1"]
