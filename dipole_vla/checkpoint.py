@@ -97,6 +97,7 @@ def write_shards(path: Path, state: Mapping[str, Tensor], max_bytes: int = MAX_S
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; pass the folder that save_pretrained wrote")
+    _check_device(device)
     try:
         return load_file(path, device=str(device))
     except (SafetensorError, OSError) as problem:
@@ -131,6 +132,7 @@ def load_strict(model: nn.Module, path: Path, device: str | torch.device = "cpu"
     Everything is checked before the first tensor is read; then each is read, cast to the dtype the model declares
     and assigned, so neither the model nor a dtype is ever in memory twice.
     """
+    _check_device(device)
     places, wanted = _places(path), model.state_dict()
     check_names(_shapes(path, places), wanted, str(path))
     with torch.no_grad():
@@ -141,6 +143,15 @@ def load_strict(model: nn.Module, path: Path, device: str | torch.device = "cpu"
                     module = model.get_submodule(owner)
                     tensor = opened.get_tensor(name).to(wanted[name].dtype)
                     module.load_state_dict({leaf: tensor}, strict=False, assign=True)
+
+
+def _check_device(device: str | torch.device) -> None:
+    """InputError where torch cannot use `device`: a reader of weights would blame the file."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:  # the latter in a torch built without it
+        reason = str(problem).splitlines()[0][:120]
+        raise InputError(f"--device: {str(device)!r} cannot be used here ({reason}); give auto or cpu") from problem
 
 
 def _index_of(path: Path) -> Path:

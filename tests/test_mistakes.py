@@ -168,6 +168,14 @@ def line_of(command: str, loop: Path) -> list:
     return [command, *given[command]]
 
 
+@pytest.mark.parametrize("command", ["collect", "evaluate", "contexts", "export", "advantage"])
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there_is_not_blamed_on_a_file(loop, tmp_path, capsys, command, device) -> None:
+    line = [*line_of(command, loop), "--out", tmp_path / "out", "--device", device]
+    refused(line, capsys, f"--device: '{device}' cannot be used here", "auto or cpu")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("family", ["dp_vla", "pi0", "recogdrive", "xvla"])
 def test_a_file_of_something_else_is_not_imported(tmp_path, capsys, family) -> None:
     (tmp_path / "notes.txt").write_text("synth log 0 trainval\n")
