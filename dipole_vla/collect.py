@@ -15,7 +15,6 @@ import torch
 
 from dipole_vla.critic.returns import group_relative
 from dipole_vla.data.tables import SceneTable
-from dipole_vla.options import at_least, finite
 from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import load_policy
 from dipole_vla.progress import skipped, wrote
@@ -24,6 +23,7 @@ from dipole_vla.rollout import batches, start_noise
 from dipole_vla.scoring import Scorer, columns, identity
 from dipole_vla.splits import refuse_collection
 from navsim_adapter.files import begin, finish, only_writer, stamp, write_json
+from navsim_adapter.option_checks import check_range
 
 PART = 128  # scenes per resumable part
 
@@ -62,8 +62,9 @@ def collect(
         shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
         recipe: filled by the command line with the resolved recipe.
     """
-    at_least(1, candidates=candidates, batch_size=batch_size)
-    finite(omega=omega)
+    check_range("--candidates", candidates, 1)
+    check_range("--batch_size", batch_size, 1)
+    check_range("--omega", omega)
     out = Path(out)
     table = SceneTable(scenes, sensors)
     refuse_collection(table.split, allow_eval_split)

@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 import yaml
 
-from dipole_vla.options import at_least
 from dipole_vla.progress import console
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_text
 from navsim_adapter.foreign import check_yaml
+from navsim_adapter.option_checks import check_range
 
 Command = Literal["fit", "collect", "evaluate"]
 
@@ -199,9 +199,11 @@ def _command_of(config: Path, recipe: dict[str, Any]) -> Command:
 
 
 def _check(nodes: int, gpus: int, time: str, array: int, cpus: int, grace: int) -> None:
-    at_least(1, nodes=nodes, array=array, cpus=cpus)
-    at_least(0, gpus=gpus)
-    at_least(10, grace=grace)
+    check_range("--nodes", nodes, 1)
+    check_range("--array", array, 1)
+    check_range("--cpus", cpus, 1)
+    check_range("--gpus", gpus, 0)
+    check_range("--grace", grace, 10)
     if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", time):
         raise InputError(f"--time: {time!r} is no Slurm time; write it as 4:00:00 or 1-12:00:00")
 

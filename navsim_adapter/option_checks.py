@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,8 +17,11 @@ def spare_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | No
             raise InputError(f"{path}: is an input of this command and would be overwritten; name another output")
 
 
-def check_range(option: str, value: float, least: float, most: float | None = None) -> None:
-    """A number must be in its range; NaN is in none."""
-    if not value >= least or (most is not None and value > most):
-        bounds = f"at least {least}" if most is None else f"{least} to {most}"
-        raise InputError(f"{option}: must be {bounds}, got {value}")
+def check_range(option: str, value: float | None, least: float = -math.inf, most: float = math.inf) -> None:
+    """A number must be finite and in its range. None is one that was not given."""
+    if value is None or (math.isfinite(value) and least <= value <= most):
+        return
+    bounds = "a finite number" if least == -math.inf else f"at least {least}"
+    if most < math.inf:
+        bounds = f"{least} to {most}"
+    raise InputError(f"{option}: must be {bounds}, got {value}")

@@ -128,18 +128,18 @@ def test_evaluating_on_the_scenes_of_rl_is_refused_or_said_in_red(loop, tmp_path
 @pytest.mark.parametrize(
     ("command", "more", "words"),
     [
-        ("collect", ("--candidates", "0"), ("--candidates", ">= 1", "0")),
-        ("collect", ("--batch_size", "0"), ("--batch_size", ">= 1", "0")),
+        ("collect", ("--candidates", "0"), ("--candidates", "at least 1", "0")),
+        ("collect", ("--batch_size", "0"), ("--batch_size", "at least 1", "0")),
         ("collect", ("--omega", ".nan"), ("--omega", "finite", "nan")),
-        ("evaluate", ("--batch_size", "-1"), ("--batch_size", ">= 1", "-1")),
+        ("evaluate", ("--batch_size", "-1"), ("--batch_size", "at least 1", "-1")),
         ("evaluate", ("--omega", "[0, .inf]"), ("--omega", "finite", "inf")),
-        ("contexts", ("--batch_size", "0"), ("--batch_size", ">= 1", "0")),
+        ("contexts", ("--batch_size", "0"), ("--batch_size", "at least 1", "0")),
         ("export", ("--omega", ".inf"), ("--omega", "finite", "inf")),
-        ("export", ("--candidates", "0"), ("--candidates", ">= 1", "0")),
-        ("export", ("--rank", "0"), ("--rank", ">= 1", "0")),
+        ("export", ("--candidates", "0"), ("--candidates", "at least 1", "0")),
+        ("export", ("--rank", "0"), ("--rank", "at least 1", "0")),
         ("export", ("--highest", "-1"), ("--highest", "> 0", "-1")),
-        ("report", ("--scenes", "-3"), ("--scenes", ">= 0", "-3")),
-        ("advantage", ("--batch_size", "0"), ("--batch_size", ">= 1", "0")),
+        ("report", ("--scenes", "-3"), ("--scenes", "at least 0", "-3")),
+        ("advantage", ("--batch_size", "0"), ("--batch_size", "at least 1", "0")),
         ("advantage", (), ("scenes/test", "split 'test' lacks 12 of the 12 scenes", "collected on")),
         ("consolidate", (), ("adapter_model.safetensors", "step=N.ckpt", "checkpoints")),
     ],
@@ -292,7 +292,7 @@ def test_an_output_below_a_file_is_refused(tmp_path, capsys) -> None:
 
 def test_a_training_without_steps_is_refused(loop, tmp_path, capsys) -> None:
     arguments = fit(shipped_recipes() / "critic.yaml", loop, tmp_path / "out", "--trainer.max_steps", "-1")
-    refused(arguments, capsys, "trainer.max_steps", ">= 1")
+    refused(arguments, capsys, "trainer.max_steps", "at least 1")
 
 
 def test_the_installed_program_prints_one_line_and_exits_with_2() -> None:

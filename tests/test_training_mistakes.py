@@ -163,13 +163,13 @@ def test_another_clipping_is_another_run(inputs, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("section", "key", "value", "words"),
     [
-        ("model", "draws", 0, "must be >= 1, got 0"),
-        ("model", "lr", -1.0, "must be >= 0, got -1.0"),
-        ("model", "warmup_steps", -5, "must be >= 0, got -5"),
+        ("model", "draws", 0, "must be at least 1, got 0"),
+        ("model", "lr", -1.0, "must be at least 0, got -1.0"),
+        ("model", "warmup_steps", -5, "must be at least 0, got -5"),
         ("model", "beta", float("nan"), "must be a finite number, got nan"),
-        ("data", "batch_size", 0, "must be >= 1, got 0"),
-        ("data", "workers", -1, "must be >= 0, got -1"),
-        ("trainer", "accumulate_grad_batches", 0, "must be >= 1, got 0"),
+        ("data", "batch_size", 0, "must be at least 1, got 0"),
+        ("data", "workers", -1, "must be at least 0, got -1"),
+        ("trainer", "accumulate_grad_batches", 0, "must be at least 1, got 0"),
         ("trainer", "devices", 0, "not a valid input using cpu accelerator"),
         pytest.param(
             "trainer", "accelerator", "gpu", "No supported gpu backend",

@@ -9,12 +9,12 @@ import torch
 
 from dipole_vla.critic.one_step import fitted_critic
 from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable, open_table
-from dipole_vla.options import at_least
 from dipole_vla.policy import load_policy
 from dipole_vla.progress import bar, skipped, wrote
 from dipole_vla.rollout import batches
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, finish, stamp, write_json
+from navsim_adapter.option_checks import check_range
 
 
 def advantage(
@@ -39,7 +39,7 @@ def advantage(
         batch_size: scenes per forward pass.
         device: auto, cpu, cuda.
     """
-    at_least(1, batch_size=batch_size)
+    check_range("--batch_size", batch_size, 1)
     inputs = {"candidates": stamp(candidates), "critic": stamp(critic), "scenes": stamp(scenes)}
     made_by = {"command": "advantage", **inputs}
     actor = load_policy(backbone, device=device)

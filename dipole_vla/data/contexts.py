@@ -21,12 +21,12 @@ from torch import Tensor
 
 from dipole_vla import backbones, checkpoint
 from dipole_vla.data.tables import SceneTable
-from dipole_vla.options import at_least
 from dipole_vla.policy.backbone import Context, Observation
 from dipole_vla.progress import bar, console, skipped, wrote
 from dipole_vla.rollout import batches
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, finish, is_complete, read_json, stamp, verify_listed, write_json
+from navsim_adapter.option_checks import check_range
 
 ContextDtype = Literal["model", "float32", "bfloat16"]
 
@@ -121,7 +121,7 @@ def contexts(
         batch_size: scenes per forward pass.
         device: auto, cpu, cuda.
     """
-    at_least(1, batch_size=batch_size)
+    check_range("--batch_size", batch_size, 1)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = backbones.load_backbone(backbone, device)

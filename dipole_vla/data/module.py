@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from dipole_vla.checks import at_least
 from dipole_vla.data.contexts import ContextDtype, ContextStore, Encoder, Ranks, make_contexts
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable
 from navsim_adapter.errors import InputError
+from navsim_adapter.option_checks import check_range
 
 EXACT = ("poses", "score", "advantage")  # float32 whatever the network's precision
 
@@ -53,8 +53,8 @@ class DrivingData(L.LightningDataModule):
             seed: order of the data.
         """
         super().__init__()
-        at_least(1, {"data.batch_size": batch_size})
-        at_least(0, {"data.workers": workers})
+        check_range("data.batch_size", batch_size, 1)
+        check_range("data.workers", workers, 0)
         self.contexts, self.contexts_dtype = contexts, contexts_dtype
         self.scenes, self.candidates, self.sensors = scenes, candidates, sensors
         self.batch_size, self.workers, self.keep_in_memory, self.seed = batch_size, workers, keep_in_memory, seed

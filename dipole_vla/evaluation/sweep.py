@@ -19,7 +19,6 @@ import torch
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.choice import choice_of
 from dipole_vla.evaluation.summary import summarise
-from dipole_vla.options import at_least, finite
 from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import skipped, wrote
@@ -29,6 +28,7 @@ from dipole_vla.scoring import Scorer, columns, identity
 from dipole_vla.splits import refuse_evaluation
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import atomic_path, begin, finish, only_writer, stamp, write_json
+from navsim_adapter.option_checks import check_range
 
 PART = 128  # scenes per resumable part
 
@@ -71,9 +71,9 @@ def evaluate(
     omegas, counts = sorted({float(w) for w in omega}), sorted({int(n) for n in candidates})
     if not omegas or not counts or counts[0] < 1:
         raise InputError(f"omega, candidates: need values and N >= 1, got {list(omega)} and {list(candidates)}")
-    at_least(1, batch_size=batch_size)
+    check_range("--batch_size", batch_size, 1)
     for value in omegas:
-        finite(omega=value)
+        check_range("--omega", value)
     table = SceneTable(scenes, sensors)
     made_by: dict[str, Any] = {
         "command": "evaluate",

@@ -10,13 +10,13 @@ from dipole_vla.checkpoint import write_json
 from dipole_vla.export.distil import Distillation, distil
 from dipole_vla.export.peft import write_peft
 from dipole_vla.export.program import write_program
-from dipole_vla.options import at_least, finite
 from dipole_vla.policy import AdapterPair, GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, identity
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, finish, stamp
+from navsim_adapter.option_checks import check_range
 
 REPORT = "export.json"
 
@@ -66,8 +66,9 @@ def export(
     """
     if out is None:
         raise InputError("--out: is required; give the folder to write")
-    at_least(1, candidates=candidates, solver_steps=solver_steps)
-    finite(omega=omega)
+    check_range("--candidates", candidates, 1)
+    check_range("--solver_steps", solver_steps, 1)
+    check_range("--omega", omega)
     made_by: dict[str, Any] = {"command": "export", "format": format, "policy": stamp(policy), "omega": omega}
     if format == "distilled":
         if scenes is None:

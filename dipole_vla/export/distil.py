@@ -25,7 +25,6 @@ from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.statistics import LogBootstrap
 from dipole_vla.guidance import Role, guide, guided_denoiser
 from dipole_vla.objective import RULES, per_sample_loss
-from dipole_vla.options import at_least
 from dipole_vla.policy import AdapterPair, Context, GuidedPolicy
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.progress import bar
@@ -33,6 +32,7 @@ from dipole_vla.rollout import batches, start_noise
 from dipole_vla.scoring import Scorer
 from dipole_vla.solvers import solve
 from navsim_adapter.errors import InputError
+from navsim_adapter.option_checks import check_range
 
 PROGRESS = "progress.safetensors"
 SAVE_EVERY = 50  # steps
@@ -57,7 +57,9 @@ class Distillation:
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise InputError(f"--held_out: must be between 0 and 1, got {self.held_out}")
-        at_least(1, steps=self.steps, batch_size=self.batch_size, rank=self.rank)
+        check_range("--steps", self.steps, 1)
+        check_range("--batch_size", self.batch_size, 1)
+        check_range("--rank", self.rank, 1)
         for name, value in (("lr", self.lr), ("highest", self.highest)):
             if not 0 < value < math.inf:
                 raise InputError(f"--{name}: must be > 0 and finite, got {value}")

@@ -12,11 +12,11 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
-from dipole_vla.checks import at_least
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.policy import Backbone, Context
 from dipole_vla.training.ema import WeightMean
 from navsim_adapter.errors import InputError
+from navsim_adapter.option_checks import check_range
 
 
 class FineTuning(L.LightningModule):
@@ -29,7 +29,9 @@ class FineTuning(L.LightningModule):
 
     def __init__(self, lr: float, warmup_steps: int, weight_decay: float, seed: int, ema_decay: float = 0.0):
         super().__init__()
-        at_least(0, {"model.lr": lr, "model.warmup_steps": warmup_steps, "model.weight_decay": weight_decay})
+        check_range("model.lr", lr, 0)
+        check_range("model.warmup_steps", warmup_steps, 0)
+        check_range("model.weight_decay", weight_decay, 0)
         self.lr, self.warmup_steps, self.weight_decay, self.noise_seed = lr, warmup_steps, weight_decay, seed
         self.ema_decay = ema_decay
         self.mean: WeightMean | None = None  # made with the optimiser

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.backbones import load_backbone
-from dipole_vla.checks import at_least
 from dipole_vla.critic.one_step import fitted_critic
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
@@ -36,6 +35,7 @@ from dipole_vla.training.base import FineTuning, float32_by_default, stored_cont
 from dipole_vla.training.thrift import recompute_blocks, settled, shared_base
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import read_json
+from navsim_adapter.option_checks import check_range
 
 PROBED = 16  # rows on which the signs and the base are compared
 
@@ -87,7 +87,7 @@ class DipoleModule(FineTuning):
             seed: adapter initialisation, noise, times and routes.
         """
         super().__init__(lr, warmup_steps, weight_decay, seed, ema_decay)
-        at_least(1, {"model.draws": draws})
+        check_range("model.draws", draws, 1)
         if not beta > 0:
             raise InputError(f"model.beta: must be > 0, got {beta}; larger values are closer to a hard split")
         self.rule, self.trained = rule, rule_named(rule, routing).trained

@@ -21,7 +21,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from dipole_vla.checks import at_least
 from dipole_vla.preemption import Preempted, requeue
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
@@ -31,6 +30,7 @@ from dipole_vla.training.callbacks import Curves, FiniteGradients, StepProgress
 from dipole_vla.training.checkpoints import Checkpoints, SyncedFiles, newest_checkpoint
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, finish, is_complete, only_writer, stamp, write_text
+from navsim_adapter.option_checks import check_range
 
 INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
 NO_NUMBER = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing")  # beyond rounding; may change midway
@@ -93,8 +93,9 @@ class FitCLI(LightningCLI):
         self.out: Path = self.config.out
         self.made_by = _made_by(self.recipe)
         trainer = self.config.trainer
-        at_least(1, {f"trainer.{key}": trainer[key] for key in ("max_steps", "accumulate_grad_batches")})
-        at_least(1, {"checkpoint_every": self.config.checkpoint_every})
+        for key in ("max_steps", "accumulate_grad_batches"):
+            check_range(f"trainer.{key}", trainer[key], 1)
+        check_range("checkpoint_every", self.config.checkpoint_every, 1)
         for key, meaningless in OTHER_ENDS.items():
             value = self.config.trainer[key]
             if value not in meaningless:

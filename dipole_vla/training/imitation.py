@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from dipole_vla.backbones import load_backbone
-from dipole_vla.checks import at_least
 from dipole_vla.data.module import DrivingData
 from dipole_vla.objective import per_sample_loss
 from dipole_vla.paths import interpolate, target
 from dipole_vla.training.base import FineTuning, float32_by_default, split_decay
 from navsim_adapter.files import write_json
+from navsim_adapter.option_checks import check_range
 
 
 class ImitationModule(FineTuning):
@@ -46,8 +46,8 @@ class ImitationModule(FineTuning):
             seed: noise and times.
         """
         super().__init__(lr, warmup_steps, weight_decay, seed, ema_decay)
-        at_least(1, {"model.draws": draws})
-        at_least(0, {"model.encoder_lr_scale": encoder_lr_scale})
+        check_range("model.draws", draws, 1)
+        check_range("model.encoder_lr_scale", encoder_lr_scale, 0)
         self.backbone = load_backbone(backbone).train()
         self.fit_action, self.draws, self.encoder_lr_scale = fit_action, draws, encoder_lr_scale
         for name, parameter in self.backbone.named_parameters():

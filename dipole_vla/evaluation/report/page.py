@@ -20,11 +20,11 @@ from dipole_vla.evaluation.report.inputs import Evaluation, load_evaluation
 from dipole_vla.evaluation.report.metrics import metric_title, sub_score
 from dipole_vla.evaluation.report.scenes import extreme_cards
 from dipole_vla.evaluation.report.signatures import Weights, check_all, read_weights
-from dipole_vla.options import at_least
 from dipole_vla.progress import wrote
 from dipole_vla.provenance import versions
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, finish, is_complete, stamp, write_text
+from navsim_adapter.option_checks import check_range
 
 PAGE = "index.html"
 FACTS = ("policy", "policy_fingerprint", "backbone", "beta", "routing", "commit")
@@ -49,7 +49,7 @@ def write_report(evaluation: Path, out: Path, scenes: int = 4) -> Path:
     Raises InputError when the evaluation is missing, unfinished or damaged; absent cameras, cache or candidates are
     said on the page.
     """
-    at_least(0, scenes=scenes)
+    check_range("--scenes", scenes, 0)
     evaluation, out = Path(evaluation), Path(out)
     if out.resolve() == evaluation.resolve():
         raise InputError(f"{out}: is the evaluation folder itself; choose another folder for the report")
