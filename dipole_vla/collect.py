@@ -149,6 +149,7 @@ def _assemble(out: Path, table: SceneTable, actor, made_by: dict, recipe: dict, 
         {
             "metric": metric,
             "split": table.split,
+            "logs": sorted(set(table.log_names)),
             "scenes": len(table),
             "candidates": advantage.shape[1],
             "advantage": "group-relative: (return - group mean) / (group std + 1e-6)",

@@ -1,11 +1,12 @@
 """The one rule about splits: no reinforcement learning on scenes that are later evaluated.
 
-NAVSIM's evaluation splits are known by name; any other overlap is found by the tokens a policy was trained on.
+NAVSIM's evaluation splits are known by name; any other overlap is found by the tokens and logs a policy was trained on:
+scenes of one log are half a second apart, so a log is either for training or for evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,25 +21,33 @@ RL_TOKENS = "rl_tokens.json"
 
 @dataclass(frozen=True)
 class SeenByRL:
-    """Scenes whose scores shaped some weights, and the splits they are of; `|` joins what several stages saw."""
+    """Scenes whose scores shaped some weights, and the splits they are of; `|` joins what several stages saw.
 
-    splits: frozenset[str]
-    tokens: frozenset[str]
+    logs: of these scenes. None where nobody noted them: then whole splits count as seen.
+    """
+
+    splits: frozenset[str] = frozenset()
+    tokens: frozenset[str] = frozenset()
+    logs: frozenset[str] | None = frozenset()
     allow_eval_split: bool = False
 
     @classmethod
     def recorded(cls, tokens: Iterable[str], provenance: Mapping[str, Any]) -> SeenByRL:
         """From what a policy or a critic keeps on disk."""
-        allowed = bool(provenance.get("allow_eval_split"))
-        return cls(_names(provenance.get("rl_split")), frozenset(tokens), allowed)
+        splits = frozenset(name for name in (provenance.get("rl_split") or "").split(", ") if name)
+        logs, seen = provenance.get("rl_logs"), frozenset(tokens)
+        known = frozenset(logs) if logs is not None else None if splits or seen else frozenset()
+        return cls(splits, seen, known, bool(provenance.get("allow_eval_split")))
 
     def provenance(self) -> dict[str, Any]:
         """What to keep beside the tokens. Several splits are one text, as in "mini, trainval"."""
-        return {"rl_split": ", ".join(sorted(self.splits)), "allow_eval_split": self.allow_eval_split}
+        logs = None if self.logs is None else sorted(self.logs)
+        return {"rl_split": ", ".join(sorted(self.splits)), "rl_logs": logs, "allow_eval_split": self.allow_eval_split}
 
     def __or__(self, other: SeenByRL) -> SeenByRL:
+        logs = None if self.logs is None or other.logs is None else self.logs | other.logs
         allowed = self.allow_eval_split or other.allow_eval_split
-        return SeenByRL(self.splits | other.splits, self.tokens | other.tokens, allowed)
+        return SeenByRL(self.splits | other.splits, self.tokens | other.tokens, logs, allowed)
 
 
 def refuse_collection(split: str, allow_eval_split: bool) -> None:
@@ -51,18 +60,22 @@ def refuse_collection(split: str, allow_eval_split: bool) -> None:
 
 
 def refuse_evaluation(
-    split: str, tokens: Sequence[str], rl_split: str, rl_tokens: Collection[str], allow_eval_split: bool
+    split: str, tokens: Sequence[str], logs: Sequence[str], seen: SeenByRL, allow_eval_split: bool
 ) -> bool:
-    """Whether RL ran on scenes to be evaluated; raises unless that was allowed."""
-    shared = [token for token in tokens if token in rl_tokens]
-    leaks = bool(shared) or split in _names(rl_split)
+    """Whether RL ran on scenes to be evaluated, or on others of their logs; raises unless that was allowed.
+
+    tokens, logs: of the scenes to be evaluated. Logs that RL left out may be evaluated though they are of its split.
+    """
+    shared = sum(token in seen.tokens for token in tokens)
+    if seen.logs is None:
+        others, leaks = "of logs that nobody noted", bool(shared) or split in seen.splits
+    else:
+        alike = len(set(logs) & seen.logs)
+        others, leaks = f"{alike} of their {len(set(logs))} logs", bool(shared or alike)
     if leaks and not allow_eval_split:
         raise InputError(
-            f"split {split!r}: {len(shared)} of {len(tokens)} scenes were used for RL (rl_split {rl_split!r}); "
-            "evaluate on other scenes, or pass --allow-eval-split and the report will say so in red"
+            f"split {split!r}: {shared} of {len(tokens)} scenes, {others}, were used for RL (rl_split "
+            f"{', '.join(sorted(seen.splits))!r}); evaluate on other logs, or pass --allow-eval-split and the report "
+            "will say so in red"
         )
     return leaks
-
-
-def _names(rl_split: str | None) -> frozenset[str]:
-    return frozenset(name for name in (rl_split or "").split(", ") if name)

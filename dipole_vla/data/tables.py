@@ -119,7 +119,9 @@ class CandidateTable:
     @property
     def seen(self) -> SeenByRL:
         """What a training on these scores sees."""
-        return SeenByRL(frozenset({self.about["split"]}), frozenset(self.tokens), self.about["allow_eval_split"])
+        logs = self.about.get("logs")
+        noted = None if logs is None else frozenset(logs)
+        return SeenByRL(frozenset({self.about["split"]}), frozenset(self.tokens), noted, self.about["allow_eval_split"])
 
     @property
     def informative(self) -> np.ndarray:

@@ -88,7 +88,7 @@ def evaluate(
     actor = load_policy(policy, device=device)
     if actor.pair is None:
         raise InputError(f"{policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`")
-    leaks = refuse_evaluation(table.split, table.tokens, actor.rl_split or "", set(actor.rl_tokens), allow_eval_split)
+    leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, allow_eval_split)
     chosen = None
     if choose_on:
         chosen = choice_of(Path(choose_on), table.tokens, actor.fingerprint, made_by["scorer"], omegas, counts)

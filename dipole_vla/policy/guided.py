@@ -30,7 +30,7 @@ from dipole_vla.policy.distilled import FOLDER as DISTILLED
 from dipole_vla.policy.distilled import AtOmega, DistilledPair
 from dipole_vla.policy.separate import Pair, load_pair
 from dipole_vla.solvers import solve
-from dipole_vla.splits import RL_TOKENS
+from dipole_vla.splits import RL_TOKENS, SeenByRL
 from navsim_adapter.errors import InputError
 
 POLICY = "policy.json"
@@ -152,6 +152,11 @@ class GuidedPolicy:
     def rl_split(self) -> str | None:
         """Split the adapters were trained on, several joined by commas; None for the reference policy."""
         return self.provenance.get("rl_split")
+
+    @property
+    def seen(self) -> SeenByRL:
+        """What its training saw the scores of."""
+        return SeenByRL.recorded(self.rl_tokens, self.provenance)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -94,7 +94,7 @@ class DipoleModule(FineTuning):
         self.backbone_folder, self.critic_folder = Path(backbone), critic
         self.backbone = load_backbone(backbone)
         self.pair = make_pair(pair, self.backbone, scope, rank, alpha, seed)
-        self.seen_before = SeenByRL(frozenset(), frozenset())
+        self.seen_before = SeenByRL()
         if start is not None:
             self.pair.load(start)
             self.seen_before |= _seen_by_policy(Path(start))

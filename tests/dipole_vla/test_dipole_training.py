@@ -310,8 +310,8 @@ def test_a_further_round_remembers_what_the_rounds_before_and_the_critic_saw(inp
     assert sorted(policy.rl_tokens) == ["of the critic", "of the policy", *candidates]
     for split in ("trainval", "split of the policy", "split of the critic"):
         with pytest.raises(InputError, match="were used for RL"):
-            refuse_evaluation(split, ["new"], policy.rl_split, policy.rl_tokens, allow_eval_split=False)
-    assert not refuse_evaluation("test", ["new"], policy.rl_split, policy.rl_tokens, allow_eval_split=False)
+            refuse_evaluation(split, ["new"], ["new log"], policy.seen, allow_eval_split=False)
+    assert not refuse_evaluation("test", ["new"], ["new log"], policy.seen, allow_eval_split=False)
 
 
 def test_a_critic_that_reads_other_features_is_refused_before_the_first_step(inputs, tmp_path):

@@ -117,7 +117,7 @@ def test_the_script_is_submitted_as_it_is_written(tmp_path: Path, monkeypatch, c
     ("arguments", "words"),
     [
         (["--time", "soon"], ("--time", "'soon'")),
-        (["--nodes", "0"], ("--nodes", ">= 1", "0")),
+        (["--nodes", "0"], ("--nodes", "at least 1", "0")),
         (["--gpuss", "3"], ("gpuss", "did you mean 'gpus'")),
     ],
 )

@@ -17,24 +17,36 @@ def test_collecting_on_training_splits_is_fine():
 
 
 def test_one_shared_token_is_a_leak():
+    seen, logs = SeenByRL(frozenset({"trainval"}), frozenset({"c", "d"}), frozenset({"log-1"})), ["log-2"] * 3
     with pytest.raises(InputError, match="1 of 3 scenes"):
-        refuse_evaluation("test", ["a", "b", "c"], "trainval", {"c", "d"}, allow_eval_split=False)
-    assert refuse_evaluation("test", ["a", "b", "c"], "trainval", {"c"}, allow_eval_split=True)
-    assert not refuse_evaluation("test", ["a", "b"], "trainval", {"c"}, allow_eval_split=False)
+        refuse_evaluation("test", ["a", "b", "c"], logs, seen, allow_eval_split=False)
+    assert refuse_evaluation("test", ["a", "b", "c"], logs, seen, allow_eval_split=True)
+    assert not refuse_evaluation("test", ["a", "b"], logs, seen, allow_eval_split=False)
 
 
-def test_the_same_split_by_name_is_a_leak():
+def test_held_out_logs_of_the_training_split_may_be_evaluated_others_not():
+    seen = SeenByRL(frozenset({"trainval"}), frozenset({"a"}), frozenset({"log-1", "log-2"}))
+    assert not refuse_evaluation("trainval", ["b"], ["log-3"], seen, allow_eval_split=False)
+    with pytest.raises(InputError, match="0 of 2 scenes, 1 of their 2 logs"):
+        refuse_evaluation("trainval", ["b", "c"], ["log-3", "log-2"], seen, allow_eval_split=False)
+
+
+def test_where_logs_were_not_noted_the_same_split_by_name_is_a_leak():
+    seen = SeenByRL.recorded([], {"rl_split": "test"})
     with pytest.raises(InputError, match="rl_split 'test'"):
-        refuse_evaluation("test", ["a"], "test", set(), allow_eval_split=False)
+        refuse_evaluation("test", ["a"], ["log-1"], seen, allow_eval_split=False)
 
 
-def test_of_several_rounds_every_split_and_scene_is_a_leak():
-    seen = SeenByRL.recorded(["a"], {"rl_split": "trainval"}) | SeenByRL(frozenset({"mini"}), frozenset("b"), True)
+def test_of_several_rounds_every_split_log_and_scene_is_a_leak():
+    first = SeenByRL(frozenset({"trainval"}), frozenset("a"), frozenset({"log-1"}))
+    seen = first | SeenByRL(frozenset({"mini"}), frozenset("b"), frozenset({"log-2"}), True)
     kept = seen.provenance()
-    assert kept == {"rl_split": "mini, trainval", "allow_eval_split": True}
+    assert kept == {"rl_split": "mini, trainval", "rl_logs": ["log-1", "log-2"], "allow_eval_split": True}
     assert SeenByRL.recorded(seen.tokens, kept) == seen
-    for split, token in (("mini", "c"), ("trainval", "c"), ("test", "a"), ("test", "b")):
-        assert refuse_evaluation(split, [token], kept["rl_split"], seen.tokens, allow_eval_split=True)
-    for split in ("test", "train"):
-        assert not refuse_evaluation(split, ["c"], kept["rl_split"], seen.tokens, allow_eval_split=False)
-    assert not refuse_evaluation("test", ["c"], "", (), allow_eval_split=False)
+    for token, log in (("c", "log-1"), ("c", "log-2"), ("a", "log-3"), ("b", "log-3")):
+        assert refuse_evaluation("mini", [token], [log], seen, allow_eval_split=True)
+    assert not refuse_evaluation("mini", ["c"], ["log-3"], seen, allow_eval_split=False)
+    unnoted = seen | SeenByRL.recorded(["e"], {"rl_split": "train"})
+    for split in ("mini", "trainval", "train"):
+        assert refuse_evaluation(split, ["c"], ["log-3"], unnoted, allow_eval_split=True)
+    assert not refuse_evaluation("test", ["c"], ["log-1"], SeenByRL.recorded([], {}), allow_eval_split=False)
