@@ -21,7 +21,7 @@ from navsim_adapter.errors import InputError
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MAIN = sorted(RECIPES.glob("navsim_*.yaml"))
 FITS = [*MAIN, *sorted(RECIPES.glob("navsim_*/imitation.yaml")), *sorted(RECIPES.glob("navsim_*/critic.yaml"))]
-COMMANDS = {"collect": collect, "evaluate": evaluate}
+COMMANDS = {"collect": collect, "validate": evaluate, "evaluate": evaluate}
 
 
 def named(path):
@@ -76,7 +76,7 @@ def test_the_stages_fit_together():
     assert len(MAIN) == len(PUBLISHED)
     for path in MAIN:
         read = {name: yaml.safe_load((path.with_suffix("") / f"{name}.yaml").read_text())
-                for name in ("imitation", "collect", "critic", "evaluate")}  # fmt: skip
+                for name in ("imitation", "collect", "critic", "validate", "evaluate")}  # fmt: skip
         dipole = yaml.safe_load(path.read_text())
         backbone = dipole["model"]["init_args"]["backbone"]
         assert Path(backbone).name in PUBLISHED
@@ -85,11 +85,23 @@ def test_the_stages_fit_together():
         assert dipole["model"]["init_args"]["critic"] == read["critic"]["out"]
         candidates = [stage["data"]["init_args"]["candidates"] for stage in (dipole, read["critic"])]
         assert candidates == [read["collect"]["out"]] * 2
-        assert read["evaluate"]["policy"] == dipole["out"]
-        assert read["evaluate"]["scenes"] != read["collect"]["scenes"]
+        assert read["validate"]["policy"] == read["evaluate"]["policy"] == dipole["out"]
+        assert len({read[name]["scenes"] for name in ("collect", "validate", "evaluate")}) == 3
+        assert read["evaluate"]["choose_on"] == read["validate"]["out"]
+        sweeps = [(read[name]["omega"], read[name]["candidates"]) for name in ("validate", "evaluate")]
+        assert sweeps[0] == sweeps[1]
 
 
-@pytest.mark.parametrize("path", [*FITS, *sorted(RECIPES.glob("navsim_*/[ce]*e.yaml"))], ids=named)
+@pytest.mark.parametrize("path", MAIN, ids=named)
+def test_the_heads_make_every_folder_that_the_stages_read(path):
+    stages = [path, *path.with_suffix("").glob("*.yaml")]
+    heads = "\n".join(line for stage in stages for line in stage.read_text().splitlines() if line.startswith("#"))
+    read = set(re.findall(r"(?:scenes|cache): (runs/navsim/\S+)", "\n".join(stage.read_text() for stage in stages)))
+    assert len(read) == 6
+    assert read == set(re.findall(r"navsim-adapter .* --filter \w+\.yaml --out (\S+)", heads))
+
+
+@pytest.mark.parametrize("path", [*MAIN, *sorted(RECIPES.glob("navsim_*/*.yaml"))], ids=named)
 def test_every_key_says_what_it_means(path):
     """A comment on the line, but for what only names a class, a place or a step count."""
     plain = re.compile(r"\s*(class_path|init_args|model|data|trainer|scorer|scenes|out|policy|cache|candidates|critic|"
