@@ -24,7 +24,7 @@ SPLITS = {"train": "trainval", "validation": "mini", "test": "test"}  # ours -> 
 def demo(
     out: Path = Path("runs/demo"), seed: int = 0, recipes: Path | None = None, rounds: int = 0, omega: float = 1.0
 ) -> None:
-    """From logs to a policy that drives better than its data: synth, convert, cache, fit, collect, evaluate, report.
+    """From logs to a policy better than the one that imitates: synth, convert, cache, fit, collect, evaluate.
 
     Args:
         out: folder of everything the demo writes.

@@ -32,7 +32,7 @@ class LearnerConfig:
         hidden: width of every network.
         layers: hidden layers of every network.
         heads: policy networks to train, names of dipole_vla.rl.heads.HEADS.
-        beta: temperature on the advantage after scaling; larger is closer to a hard split.
+        beta: inverse temperature on the advantage after scaling; larger is closer to a hard split.
         scale_advantage: divide the advantage by its running standard deviation, so that beta keeps its meaning
             while the critic grows.
         expectile: V is this expectile of Q; 0.9 in the offline-RL code line, 0.5 the mean.

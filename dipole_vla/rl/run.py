@@ -91,7 +91,7 @@ def rl(
         task: OGBench single task (cube-single-play-singletask-task2-v0) or dm_control task (walker-walk).
         data: folder of the data set (see `dipole-vla data`).
         out: folder of this run.
-        learner: networks, heads, temperature, critic.
+        learner: networks, heads, inverse temperature, critic.
         evaluation: what is measured, and when.
         online: rounds of collecting and training after the offline updates.
         seed: training seed, or several that are trained together as one batch of networks.

@@ -69,7 +69,7 @@ class DipoleModule(FineTuning):
             critic: folder of a fitted critic, copied into the policy, where it picks the best of N.
             start: policy folder whose pair this training goes on from, as in a further round on what it drove; null
                 starts from the backbone.
-            beta: temperature of the sigmoid weight on the advantage; larger is closer to a hard split.
+            beta: inverse temperature of the sigmoid weight on the advantage; larger is closer to a hard split.
             routing: both = every sample to both adapters; bernoulli = to one, drawn by its weight, at half the cost.
             rule: weighting rule, a name of dipole_vla.objective.RULES.
             pair: lora = two adapters; separate = two full copies of the head (scope all: of the backbone), for small

@@ -137,7 +137,7 @@ def _lines(rows: list[dict[str, Any]], key: str, label: str, is_log: bool, name:
         axes.set_xticks(BETAS, [f"{beta:g}" for beta in BETAS])
         if is_log:
             axes.set_yscale("log")
-        axes.set_xlabel("temperature β")
+        axes.set_xlabel("inverse temperature β")
         axes.set_ylabel(label)
         axes.grid(axis="y", linewidth=0.4, alpha=0.35)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

@@ -47,7 +47,7 @@ def run(seed: int = 0, updates: int = 4000) -> Page:
     ]
     return Page(
         "The operating region",
-        "For which temperature β and greed ω does it work, and how does it fail elsewhere?",
+        "For which inverse temperature β and greed ω does it work, and how does it fail elsewhere?",
         answer,
         f"contextual bandit, std(G) = {spread:.2f} as observed, {updates} updates",
         [
@@ -114,7 +114,7 @@ def _map(
         axes.set_xticks(range(len(OMEGAS)), [f"{omega:g}" for omega in OMEGAS])
         axes.set_yticks(range(len(BETAS)), [f"{beta:g}" for beta in BETAS])
         axes.set_xlabel("greed ω")
-        axes.set_ylabel("temperature β")
+        axes.set_ylabel("inverse temperature β")
         figure.colorbar(mesh, ax=axes, label=label, extend="min" if table.min() < (low or 0.0) else "neither")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2, frameon=False, fontsize=9)
         return svg(f"{label} over beta and omega")
