@@ -46,7 +46,8 @@ set -uo pipefail{setup}
 """
 
 _FIT = """
-# The signal ends a step that does not heed it (doctor, a rank in its first moments): then too, back into the queue.
+# The signal ends a step that cannot answer it (doctor, a rank that is still starting), with code 138. Such a job goes
+# back into the queue, too.
 step() {{
   srun "$@"
   local code=$?
@@ -156,7 +157,7 @@ def script(
     }
     lines = [f"#SBATCH {key}={value}" for key, value in more.items() if value is not None]
     facts: dict[str, Any] = {
-        "title": f"{command} of {config}: same command on every start, until it is finished.",
+        "title": f"{command} of {config}. Slurm runs this script again after every interruption, until all is done.",
         "line": " ".join(["dipole-vla", *_written_by()]),
         "name": re.sub(r"[^\w.-]", "-", f"{folder.name}-{command}"),
         "nodes": nodes if is_fit else 1,

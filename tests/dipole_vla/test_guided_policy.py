@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dipole_vla.paths import to_x0
 from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy, load_policy
 from dipole_vla.solvers import solve
 from navsim_adapter.errors import InputError
+from navsim_adapter.files import finish, stamp
 
 SCENES, CANDIDATES = 3, 4
 
@@ -181,6 +183,22 @@ def test_a_saved_policy_samples_the_same_numbers(saved):
         assert torch.equal(again.sample(make_observation(), omega, CANDIDATES, noise_of()), wanted)
     best = again.act(make_observation(), noise=noise_of(candidates=2))  # the saved omega and candidates
     assert torch.equal(best, policy.act(make_observation(), 0.5, 2, noise_of(candidates=2)))
+
+
+def test_guidance_of_a_loaded_policy_is_replaced_and_written_to_a_folder_of_its_own(saved):
+    """As docs/inference.md says it."""
+    policy = load_policy(saved / "policy", device="cpu")
+    policy.guidance = replace(policy.guidance, low=0.5, clamp=(-1.5, 1.5))
+    wanted = make_policy(low=0.5, clamp=(-1.5, 1.5)).sample(make_observation(), 4.0, CANDIDATES, noise_of())
+    assert torch.equal(policy.sample(make_observation(), 4.0, CANDIDATES, noise_of()), wanted)
+    policy.save_pretrained(saved / "tamed", backbone=saved / "base")
+    finish(saved / "tamed", {"from": "policy", "low": 0.5})
+    assert stamp(saved / "tamed")  # what evaluate asks of its inputs
+    again = load_policy(saved / "tamed", device="cpu")
+    assert (again.guidance, again.rl_tokens) == (policy.guidance, policy.rl_tokens)
+    (saved / "tamed" / "policy.json").write_text("{}")
+    with pytest.raises(InputError, match="not finished or damaged"):
+        stamp(saved / "tamed")
 
 
 def test_a_policy_folder_may_move_with_its_backbone(saved):
