@@ -108,8 +108,8 @@ def _out_of_memory(problem: BaseException) -> str | None:
     return text[:160] if "not enough memory" in text or "can't allocate memory" in text else None
 
 
-def _function(path: str, positional: bool = False) -> Callable[[Sequence[str]], None]:
-    """A command whose options are a function's parameters, imported when it runs."""
+def _function(path: str, positional: bool = False, called: str = "") -> Callable[[Sequence[str]], None]:
+    """A command whose options are a function's parameters, imported when it runs; `called` where not by its name."""
     module, name = path.split(":")
 
     def command(argv: Sequence[str]) -> None:
@@ -117,7 +117,7 @@ def _function(path: str, positional: bool = False) -> Callable[[Sequence[str]], 
 
         from dipole_vla.recipes import call
 
-        call(getattr(import_module(module), name), argv, name, positional)
+        call(getattr(import_module(module), name), argv, called or name, positional)
 
     return command
 
@@ -126,6 +126,8 @@ def _fit(argv: Sequence[str]) -> None:
     listen()  # before the imports: a scheduler does not wait for them
     from dipole_vla.training.fit import fit
 
+    if "--help" in argv or "-h" in argv:
+        sys.argv[0] = "dipole-vla fit"  # Lightning's parser shows it; elsewhere ranks are started again by sys.argv
     fit(argv)
 
 
@@ -153,7 +155,7 @@ def _launch(argv: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": _function("dipole_vla.demo:demo"),
     "init": _function("dipole_vla.backbones.init:init"),
-    "import": _function("dipole_vla.backbones.importing:convert", positional=True),
+    "import": _function("dipole_vla.backbones.importing:convert", positional=True, called="import"),
     "fit": _fit,
     "consolidate": _function("dipole_vla.training.consolidate:consolidate", positional=True),
     "contexts": _function("dipole_vla.data.contexts:contexts"),

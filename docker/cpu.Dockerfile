@@ -1,4 +1,4 @@
-# CPU image: tests, demo, scoring. docker build -f docker/cpu.Dockerfile -t dipole-vla:cpu .
+# CPU image: every command, the demo first; no tests. docker build -f docker/cpu.Dockerfile -t dipole-vla:cpu .
 FROM python:3.11-slim-bookworm
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential git make && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/dipole-vla

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from dipole_vla.cli import main
+from dipole_vla.cli import COMMANDS, main
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.policy import load_policy
 from navsim_adapter.files import finish
@@ -99,6 +100,14 @@ def test_a_class_outside_the_known_packages_is_not_even_imported(loop, recipe, t
     finally:
         sys.path.remove(str(tmp_path))
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_its_own_command(command: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["cli.py", command, "--help"])
+    with suppress(SystemExit):
+        main([command, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: dipole-vla {command} ")
 
 
 def test_collecting_on_an_evaluation_split_is_refused(loop, tmp_path, capsys) -> None:
