@@ -76,6 +76,11 @@ class Rule:
         """
         return 2.0 if self.is_mirrored else 1.0
 
+    def weights(self, advantage: Tensor, beta: float) -> dict[Role, Tensor]:
+        """Weight of each sample in the loss of each policy that has one."""
+        found: dict[Role, Tensor] = {"positive": self.positive(advantage, beta)}
+        return found if self.negative is None else {**found, "negative": self.negative(advantage, beta)}
+
 
 MAX_EXPONENTIAL_WEIGHT = 100.0  # the clip of the AWR/IQL code line
 
@@ -152,7 +157,7 @@ def dichotomous_loss(
     """
     x_t, wanted = interpolate(schedule, x0, noise, t), target(prediction, schedule, x0, noise, t)
     chosen = rule_named(rule, routing)
-    weights = _weights(chosen, advantage.detach().to(x0.dtype), beta)
+    weights = chosen.weights(advantage.detach().to(x0.dtype), beta)
     share = _shares(sample_weight, x0)
     terms: dict[Role, Tensor] = {}
     if chosen.is_mirrored:
@@ -197,13 +202,6 @@ def base_distance(positive: Tensor, negative: Tensor, base: Tensor) -> Tensor:
 def sign_distance(positive: Tensor, negative: Tensor) -> Tensor:
     """Root mean square difference between the signs' predictions; grows where neither was trained."""
     return _rms(positive - negative)
-
-
-def _weights(rule: Rule, advantage: Tensor, beta: float) -> dict[Role, Tensor]:
-    weights: dict[Role, Tensor] = {"positive": rule.positive(advantage, beta)}
-    if rule.negative is not None:
-        weights["negative"] = rule.negative(advantage, beta)
-    return weights
 
 
 def _settled(

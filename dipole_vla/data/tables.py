@@ -98,10 +98,8 @@ class CandidateTable:
         table = open_table(self.folder, CANDIDATE_COLUMNS).with_format("numpy")
         self.about: dict[str, Any] = read_json(self.folder / "candidates.json")
         tokens = np.asarray(table["token"])
-        self.tokens: list[str] = list(dict.fromkeys(tokens.tolist()))
-        group = len(tokens) // len(self.tokens)
-        if len(tokens) != group * len(self.tokens) or (tokens.reshape(-1, group) != tokens[::group, None]).any():
-            raise InputError(f"{self.folder}: rows are not {group} per scene in scene order; collect again")
+        group = rows_per_scene(tokens, self.folder)
+        self.tokens: list[str] = tokens[::group].tolist()
         self.poses = np.asarray(table["poses"], dtype=np.float32).reshape(len(self.tokens), group, -1, 3)
         self.score = np.asarray(table["score"], dtype=np.float64).reshape(-1, group)
         self.returns = np.asarray(table["return"], dtype=np.float64).reshape(-1, group)
@@ -125,5 +123,20 @@ class CandidateTable:
 
     @property
     def informative(self) -> np.ndarray:
-        """(scenes,) bool: groups whose advantages differ. The others would only teach a BC step (dipole.md 1.3)."""
-        return np.ptp(self.advantage, axis=1) > 1e-9
+        """(scenes,) bool: the groups that training sees."""
+        return informative(self.advantage)
+
+
+def rows_per_scene(tokens: np.ndarray, folder: str | Path) -> int:
+    """K of a candidates table with these tokens; InputError where rows are not K per scene, scene after scene."""
+    scenes = len(set(tokens.tolist()))
+    group = len(tokens) // scenes
+    if len(tokens) != group * scenes or (tokens.reshape(-1, group) != tokens[::group, None]).any():
+        raise InputError(f"{folder}: rows are not {group} per scene in scene order; collect again")
+    return group
+
+
+def informative(advantage: np.ndarray) -> np.ndarray:
+    """(scenes, K) -> (scenes,) bool: groups whose advantages differ. The others would only teach imitation of own
+    samples (dipole.md 1.3)."""
+    return np.ptp(advantage, axis=1) > 1e-9

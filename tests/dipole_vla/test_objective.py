@@ -180,6 +180,11 @@ def test_the_backbones_own_loss_is_weighted(prediction):
     torch.testing.assert_close(loss, ((policies("positive", x_t, t, None) - native) ** 2).mean())
 
 
+@pytest.mark.parametrize(("weights", "fraction"), [([1, 1, 1, 1], 1.0), ([1, 0, 0, 0], 0.25), ([1, 1, 0, 0], 0.5)])
+def test_effective_fraction(weights, fraction):
+    assert effective_fraction(torch.tensor(weights, dtype=torch.float64)).item() == pytest.approx(fraction)
+
+
 def test_the_exponential_rule_starves_where_ours_does_not():
     """Effective sample fraction at beta = 10 on unit-variance advantages: near one sample against about half."""
     advantage = torch.randn(4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

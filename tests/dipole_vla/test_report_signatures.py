@@ -11,7 +11,8 @@ from report_evaluation import write_evaluation
 
 from dipole_vla.evaluation.report import signatures
 from dipole_vla.evaluation.report.inputs import Evaluation, Key, load_evaluation
-from dipole_vla.evaluation.report.signatures import check_all, effective_fraction, end_spread, read_weights
+from dipole_vla.evaluation.report.page import render_page
+from dipole_vla.evaluation.report.signatures import check_all, end_spread, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,48 @@ def test_huge_beta_does_not_overflow(evaluation: Evaluation) -> None:
     np.testing.assert_allclose(weights.positive[:2], [1.0, 0.0], atol=1e-12)
 
 
-@pytest.mark.parametrize(("weights", "fraction"), [([1, 1, 1, 1], 1.0), ([1, 0, 0, 0], 0.25), ([1, 1, 0, 0], 0.5)])
-def test_effective_fraction(weights: list[float], fraction: float) -> None:
-    assert effective_fraction(np.array(weights, dtype=float)) == pytest.approx(fraction)
+def test_weights_are_those_of_the_rule_that_trained_the_policy(evaluation: Evaluation) -> None:
+    """exp(βG) clipped at 100, and no negative policy; what holds for shares of one only is not measured."""
+    evaluation.summary["provenance"]["rule"] = "exponential"
+    weights = read_weights(_with_advantage(evaluation, np.array([0.0, 1.0, -1.0, 10.0]), beta=2.0))
+    assert weights is not None
+    np.testing.assert_allclose(weights.positive[:4], [1, np.exp(2), np.exp(-2), 100])
+    fraction = weights.positive.sum() ** 2 / (len(weights.positive) * (weights.positive**2).sum())
+    assert weights.effective_fraction == pytest.approx({"positive": fraction})
+    verdicts = [check(evaluation).verdict for check in (signatures.off_centre_weights, signatures.saturated_weights)]
+    assert verdicts == ["not measured"] * 2
+    assert signatures.inert_weights(evaluation).verdict == "ok"
+    page = render_page(evaluation, 1)
+    assert "rule exponential" in page
+    assert "negative policy." not in page
+    flat = read_weights(_with_advantage(evaluation, np.array([0.001, -0.001])))
+    assert flat is not None
+    assert signatures.inert_weights(evaluation).verdict == "look"
+
+
+def test_a_mirrored_negative_doubles_the_greed(evaluation: Evaluation) -> None:
+    """std(G) = 2 and ω = 1: 4 for a trained negative, 6 for the mirrored one of the implicit rule."""
+    _with_advantage(evaluation, np.array([2.0, -2.0]))
+    assert signatures.greed_beyond_support(evaluation).number.startswith("4.0 at")
+    evaluation.summary["provenance"]["rule"] = "implicit"
+    found = signatures.greed_beyond_support(evaluation)
+    assert found.verdict == "look"
+    assert found.number.startswith("6.0 at")
+    evaluation.summary["provenance"]["rule"] = "indicator"
+    assert signatures.greed_beyond_support(evaluation).verdict == "not measured"
+
+
+def test_scenes_left_out_of_training_do_not_count(evaluation: Evaluation) -> None:
+    """Half of the scenes with all candidates alike would halve the variance of G."""
+    assert evaluation.candidates is not None
+    table, tokens = evaluation.candidates, evaluation.candidates["token"].unique()
+    _with_advantage(evaluation, np.array([1.0, -1.0]))
+    table.loc[table["token"].isin(tokens[::2]), "advantage"] = 0.0
+    weights = read_weights(evaluation)
+    assert weights is not None
+    assert weights.left_out == len(tokens[::2])
+    assert weights.advantage.std() == pytest.approx(1.0)
+    assert f"{weights.left_out} scenes whose candidates all score alike are left out" in render_page(evaluation, 1)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 
 from dipole_vla.evaluation.report.inputs import Evaluation
 from dipole_vla.evaluation.report.metrics import metric_title
-from dipole_vla.evaluation.report.signatures import INERT_RANGE, Weights
+from dipole_vla.evaluation.report.signatures import INERT, Weights
 
 INK = "#12171e"
 BLUE, ORANGE, GREEN, GREY = "#2f7dd1", "#d2691e", "#2a9d6f", "#8a9099"
@@ -134,17 +134,20 @@ def advantage_histogram(weights: Weights) -> str:
 
 
 def weight_histogram(weights: Weights) -> str:
-    """sigma(beta G): the share of a candidate's imitation loss that the positive adapter receives."""
+    """What a candidate weighs in the positive policy's loss, by the rule of the training."""
     with inline_figure(5.4, 3.1, "weight") as (figure, render):
         axes = figure.add_subplot()
-        _histogram(axes, weights.positive, 51, (0.0, 1.0), BLUE)  # odd: one bar is centred on no preference
-        axes.axvspan(*INERT_RANGE, color=ORANGE, alpha=0.3, linewidth=0)
-        _note(axes, "no preference", 0.51, 1, (4, -3), "top")
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("weight σ(βG) of the positive adapter")
+        top = max(1.0, float(weights.positive.max()))
+        _histogram(axes, weights.positive, 51, (0.0, top), BLUE)  # odd: one bar is centred on σ(0)
+        near, far = (weights.neutral * (1 + side * INERT) for side in (-1, 1))
+        axes.axvspan(near, far, color=ORANGE, alpha=0.3, linewidth=0)
+        _note(axes, "G = 0", far, 1, (4, -3), "top")
+        axes.set_xlim(0, max(top, far))
+        how = "σ(βG)" if weights.is_sigmoid else f"({weights.rule})"
+        axes.set_xlabel(f"weight {how} of the positive policy")
         axes.set_ylabel("candidates")
-        positive, negative = weights.effective_fraction
-        axes.set_title(f"effective sample: positive {positive:.0%}, negative {negative:.0%}", fontsize=9.5, loc="left")
+        shares = ", ".join(f"{role} {share:.0%}" for role, share in weights.effective_fraction.items())
+        axes.set_title(f"effective sample: {shares}", fontsize=9.5, loc="left")
         return render("Histogram of weights")
 
 

@@ -87,6 +87,11 @@ class Evaluation:
         beta = self.provenance.get("beta")
         return None if beta is None else float(beta)
 
+    @property
+    def rule(self) -> str:
+        """The weighting rule the pair was trained with."""
+        return str(self.provenance.get("rule", "dichotomous"))
+
     def summary_row(self, key: Key) -> dict[str, Any]:
         """The means and intervals of one key; raises InputError when the summary has none."""
         for row in self.summary["rows"]:
@@ -258,7 +263,7 @@ def _read_origins(evaluation: Evaluation) -> None:
 
         evaluation.caches = open_cache(folder)
     if evaluation.beta is None:
-        missing["beta"] = "the evaluation does not record beta: weights σ(βG) are not shown"
+        missing["beta"] = "the evaluation does not record beta: weights are not shown"
 
 
 def _origin(evaluation: Evaluation, name: str, consequence: str) -> Path | None:

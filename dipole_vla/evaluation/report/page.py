@@ -122,14 +122,17 @@ def _content(evaluation: Evaluation, scenes: int) -> dict[str, Any]:
 def _weights(weights: Weights | None) -> dict[str, Any] | None:
     if weights is None:
         return None
-    positive, negative = weights.effective_fraction
     count = len(weights.advantage)
-    facts = f"{count:,} candidates, β = {weights.beta:g}, mean weight {weights.positive.mean():.3f}."
-    sizes = [f"{share * count:,.0f} ({share:.0%}) for the" for share in (positive, negative)]
+    facts = (
+        f"{count:,} candidates, rule {weights.rule}, β = {weights.beta:g}, mean weight {weights.positive.mean():.3f}."
+    )
+    alike = f" {weights.left_out:,} scenes whose candidates all score alike are left out, as in training."
+    shares = weights.effective_fraction.items()
+    sizes = ", ".join(f"{share * count:,.0f} ({share:.0%}) for the {role} policy" for role, share in shares)
     return {
         "advantage": Markup(charts.advantage_histogram(weights)),
         "weight": Markup(charts.weight_histogram(weights)),
-        "sentence": f"{facts} Effective sample size: {sizes[0]} positive adapter, {sizes[1]} negative one.",
+        "sentence": f"{facts}{alike if weights.left_out else ''} Effective sample size: {sizes}.",
     }
 
 

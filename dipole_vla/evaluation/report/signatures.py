@@ -9,19 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
+from dipole_vla.data.tables import informative, rows_per_scene
 from dipole_vla.evaluation.report.inputs import Evaluation, Key, policy_rows
+from dipole_vla.objective import RULES, effective_fraction, positive_weight, rule_named
 
 Verdict = Literal["ok", "look", "not measured"]
 
 MEAN_WEIGHT_RANGE = (0.1, 0.9)
-INERT_RANGE, SATURATED_RANGE = (0.49, 0.51), (0.02, 0.98)
+INERT = 0.02  # nearer to the weight of G = 0, as a part of it, is no preference
+SATURATED_RANGE = (0.02, 0.98)
 INERT_SHARE, SATURATED_SHARE = 0.9, 0.5
-GREED_EASY, GREED_LIMIT = 3.0, 5.0  # beta (1 + omega) std(G): beyond the limit samples leave the data's support
+GREED_LIMIT = 5.0  # beta (1 + omega) std(G): of `dipole-vla experiment region`, a bandit; a warning, not a limit
 ROAD_LOSS = 0.02  # share of scenes
 SPREAD_RATIO = 0.5
 EQUAL_GROUPS = 0.5
@@ -40,30 +45,51 @@ class Signature:
 
 @dataclass(frozen=True)
 class Weights:
-    """advantage, positive: (n,) G and sigma(beta G). The negative adapter's weight is 1 - positive."""
+    """What training weighed: the n candidates of scenes whose candidates differ, by the rule it used.
+
+    advantage: (n,) G. left_out: scenes whose candidates all score alike.
+    """
 
     advantage: np.ndarray
-    positive: np.ndarray
     beta: float
+    rule: str = "dichotomous"
+    left_out: int = 0
+
+    @cached_property
+    def by_role(self) -> dict[str, torch.Tensor]:
+        """(n,) weights in the loss of each policy that has one."""
+        found = rule_named(self.rule).weights(torch.from_numpy(self.advantage), self.beta)
+        return {str(role): weight for role, weight in found.items()}
 
     @property
-    def effective_fraction(self) -> tuple[float, float]:
-        """Effective sample size over n, for the positive and the negative adapter."""
-        return effective_fraction(self.positive), effective_fraction(1 - self.positive)
+    def positive(self) -> np.ndarray:
+        return self.by_role["positive"].numpy()
 
+    @property
+    def neutral(self) -> float:
+        """The positive weight of a candidate no better and no worse than its scene's others."""
+        return float(RULES[self.rule].positive(torch.zeros(()), self.beta))
 
-def effective_fraction(weights: np.ndarray) -> float:
-    """(sum w)^2 / (n sum w^2): 1 when all weigh the same, 1/n when one sample has all the weight."""
-    return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
+    @property
+    def is_sigmoid(self) -> bool:
+        """The positive weight is a share of one, the rest of which is the negative one's."""
+        return RULES[self.rule].positive is positive_weight
+
+    @property
+    def effective_fraction(self) -> dict[str, float]:
+        """Effective sample size over n."""
+        return {role: float(effective_fraction(weight)) for role, weight in self.by_role.items()}
 
 
 def read_weights(evaluation: Evaluation) -> Weights | None:
     """Weights of the candidates RL learned from; None when the table or beta is not known."""
-    if evaluation.candidates is None or evaluation.beta is None:
+    table = evaluation.candidates
+    if table is None or evaluation.beta is None:
         return None
-    advantage = evaluation.candidates["advantage"].to_numpy(dtype=np.float64)
-    scaled = np.clip(evaluation.beta * advantage, -500, 500)
-    return Weights(advantage, 1 / (1 + np.exp(-scaled)), evaluation.beta)
+    group = rows_per_scene(table["token"].to_numpy(), evaluation.summary["inputs"]["candidates"])
+    advantage = table["advantage"].to_numpy(dtype=np.float64).reshape(-1, group)
+    kept = informative(advantage)
+    return Weights(advantage[kept].ravel(), evaluation.beta, evaluation.rule, int((~kept).sum()))
 
 
 def check_all(evaluation: Evaluation) -> list[Signature]:
@@ -101,7 +127,7 @@ def leaked_split(evaluation: Evaluation) -> Signature:
 
 def equal_groups(evaluation: Evaluation) -> Signature:
     sign = "All candidates of a scene score the same"
-    remedy = "Such scenes teach nothing (G = 0, plain imitation of own samples): drop them, or sample more candidates."
+    remedy = "Such scenes teach nothing and are left out of training: sample more, or with more spread."
     table = evaluation.candidates
     if table is None:
         return _unmeasured(sign, evaluation.missing.get("candidates", ""), remedy)
@@ -117,20 +143,24 @@ def off_centre_weights(evaluation: Evaluation) -> Signature:
     weights = read_weights(evaluation)
     if weights is None:
         return _unmeasured(sign, _why_no_weights(evaluation), remedy)
+    if not weights.is_sigmoid:
+        return _unmeasured(sign, f"rule {weights.rule}: its weights are no shares", remedy)
     mean = float(weights.positive.mean())
     is_centred = MEAN_WEIGHT_RANGE[0] <= mean <= MEAN_WEIGHT_RANGE[1]
     return Signature(sign, "ok" if is_centred else "look", f"mean {mean:.3f} (limits 0.1 and 0.9)", remedy)
 
 
 def inert_weights(evaluation: Evaluation) -> Signature:
-    sign = "Weights all near ½: guidance has nothing to amplify"
+    sign = "Weights all as for G = 0: guidance has nothing to amplify"
     remedy = "Scale β by 1 / std(G), or train the critic longer."
     weights = read_weights(evaluation)
     if weights is None:
         return _unmeasured(sign, _why_no_weights(evaluation), remedy)
-    share = float(((weights.positive >= INERT_RANGE[0]) & (weights.positive <= INERT_RANGE[1])).mean())
+    share = float((np.abs(weights.positive / weights.neutral - 1) <= INERT).mean())
     scale = weights.beta * weights.advantage.std()
-    number = f"{share:.0%} of weights lie in 0.49–0.51; βG has standard deviation {scale:.2f}"
+    number = (
+        f"{share:.0%} of weights are within {INERT:.0%} of {weights.neutral:g}; βG has standard deviation {scale:.2f}"
+    )
     return Signature(sign, "look" if share > INERT_SHARE else "ok", number, remedy)
 
 
@@ -140,6 +170,8 @@ def saturated_weights(evaluation: Evaluation) -> Signature:
     weights = read_weights(evaluation)
     if weights is None:
         return _unmeasured(sign, _why_no_weights(evaluation), remedy)
+    if not weights.is_sigmoid:
+        return _unmeasured(sign, f"rule {weights.rule}: its weights are no shares", remedy)
     share = float(((weights.positive < SATURATED_RANGE[0]) | (weights.positive > SATURATED_RANGE[1])).mean())
     number = f"{share:.0%} of weights below 0.02 or above 0.98"
     return Signature(sign, "look" if share > SATURATED_SHARE else "ok", number, remedy)
@@ -177,15 +209,18 @@ def adapter_distance(evaluation: Evaluation) -> Signature:
 
 
 def greed_beyond_support(evaluation: Evaluation) -> Signature:
-    sign = "Greed β(1+ω)·std(G) beyond the support of the data"
-    remedy = f"Keep it below {GREED_EASY:g} to {GREED_LIMIT:g}: lower ω or β, or clip the combined clean action."
+    sign = f"Greed β(1+ω)·std(G) above {GREED_LIMIT:g}: plans may leave the data"
+    remedy = "A warning, not a limit: look at road departures and worst losses. Lower ω or β, or clip, if they are bad."
     weights = read_weights(evaluation)
     if weights is None:
         return _unmeasured(sign, _why_no_weights(evaluation), remedy)
-    omega = evaluation.chosen_omega
-    greed = weights.beta * (1 + omega) * float(weights.advantage.std())
-    limit = GREED_LIMIT / (weights.beta * float(weights.advantage.std()) or np.inf) - 1
-    number = f"{greed:.1f} at the chosen ω = {omega:g}; ω above {limit:.1f} would pass {GREED_LIMIT:g}"
+    if weights.rule == "indicator":
+        return _unmeasured(sign, "rule indicator: its weights do not depend on β", remedy)
+    omega, times = evaluation.chosen_omega, RULES[weights.rule].greed  # a mirrored negative doubles omega
+    spread = weights.beta * float(weights.advantage.std())
+    greed, limit = spread * (1 + times * omega), (GREED_LIMIT / (spread or np.inf) - 1) / times
+    doubled = f", which rule {weights.rule} doubles" if times == 2 else ""
+    number = f"{greed:.1f} at the chosen ω = {omega:g}{doubled}; ω above {limit:.1f} would pass {GREED_LIMIT:g}"
     return Signature(sign, "look" if greed > GREED_LIMIT else "ok", number, remedy)
 
 
