@@ -143,13 +143,18 @@ def _plan(argv: Sequence[str]) -> None:
     plan(argv)
 
 
-def _launch(argv: Sequence[str]) -> None:
-    words = list(argv)
-    cut = words.index("--") if "--" in words else len(words)
-    own, passed_on = words[:cut], words[cut + 1 :]
-    if passed_on:
-        own += ["--arguments", json.dumps(passed_on)]
-    _function("dipole_vla.launch:launch")(own)
+def _passing_on(path: str) -> Callable[[Sequence[str]], None]:
+    """A command that is given another command's options after --."""
+
+    def command(argv: Sequence[str]) -> None:
+        words = list(argv)
+        cut = words.index("--") if "--" in words else len(words)
+        own, passed_on = words[:cut], words[cut + 1 :]
+        if passed_on:
+            own += ["--arguments", json.dumps(passed_on)]
+        _function(path)(own)
+
+    return command
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -163,8 +168,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "advantage": _function("dipole_vla.critic.advantage:advantage"),
     "evaluate": _function("dipole_vla.evaluation.sweep:evaluate"),
     "report": _function("dipole_vla.evaluation.report.page:report", positional=True),
-    "launch": _launch,
-    "doctor": _function("dipole_vla.doctor:doctor"),
+    "launch": _passing_on("dipole_vla.launch:launch"),
+    "doctor": _passing_on("dipole_vla.doctor:doctor"),
     "export": _export,
     "plan": _plan,
     "data": _function("dipole_vla.rl.data.command:data", positional=True),

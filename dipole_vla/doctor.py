@@ -13,13 +13,13 @@ import socket
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from dipole_vla.launch import read_recipe
+from dipole_vla.launch import overridden, read_recipe
 from navsim_adapter.errors import InputError
 
 Level = Literal["ok", "note", "FAIL"]
@@ -58,14 +58,15 @@ class Unwell(Exception):
     """A check has failed; the findings are printed already."""
 
 
-def doctor(config: Path | None = None, out: Path | None = None) -> None:
+def doctor(config: Path | None = None, out: Path | None = None, arguments: Sequence[str] = ()) -> None:
     """Check GPUs, network, DeepSpeed, storage, variables, data and disk space; exit code 1 if a check fails.
 
     Args:
         config: recipe whose data, devices and disk space are checked too.
         out: folder whose file system is looked at; default is the recipe's, or the current one.
+        arguments: what the recipe's command is given beside it, as a list; on the command line: after --.
     """
-    recipe = read_recipe(config) if config else {}
+    recipe = overridden(read_recipe(config), arguments) if config else {}
     case = Case(recipe, Path(out or recipe.get("out") or "."))
     findings = [finding for check in CHECKS for finding in _findings(check, case)]
     rank, host = _rank(), socket.gethostname()

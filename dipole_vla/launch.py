@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +58,7 @@ step() {{
 }}
 
 # What a long job would else trip over late; one line each.
-step --ntasks={nodes} --ntasks-per-node=1 {program} doctor --config {config} || exit
+step --ntasks={nodes} --ntasks-per-node=1 {program} doctor --config {config}{overrides} || exit
 
 # Every rank is the same command. The signal goes to the ranks, which save and requeue the job themselves.
 step --kill-on-bad-exit=1 {program} fit --config {config} \\
@@ -68,7 +70,7 @@ _ARRAY = """
 trap 'scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"' USR1
 
 # What a long job would else trip over late; one line each.
-{program} doctor --config {config} || exit
+{program} doctor --config {config}{overrides} || exit
 
 srun {program} {command} --config {config} --shard "$((SLURM_ARRAY_TASK_ID + 1))/{array}"{arguments} &
 wait $!; code=$?
@@ -89,6 +91,7 @@ def launch(
     cpus: int = 8,
     grace: int = 300,
     setup: str = "",
+    program: str = "dipole-vla",
     out: Path | None = None,
     dry_run: bool = False,
     arguments: Sequence[str] = (),
@@ -107,17 +110,20 @@ def launch(
         cpus: processors a task.
         grace: seconds between the signal and the limit; a step and a checkpoint must fit in.
         setup: lines run before anything else, e.g. "module load cuda; source .venv/bin/activate".
+        program: what starts dipole-vla in the job, e.g. "apptainer run --nv dipole-vla.sif".
         out: script to write; default is OUT.sbatch beside the recipe's output folder.
         dry_run: write the script and submit nothing.
-        arguments: further arguments of the command, as a list; on the command line: after --.
+        arguments: further arguments of the command, as a list; on the command line: after --. Doctor sees them too.
     """
-    recipe = read_recipe(config)
-    _check(nodes, gpus, time, array, cpus, grace)
-    chosen = command or _command_of(config, recipe)
+    recipe = overridden(read_recipe(config), arguments)
     folder = Path(str(recipe.get("out", config.stem)))
-    text = script(chosen, config, folder, nodes, gpus, time, array, partition, account, cpus, grace, setup, arguments)
+    chosen = command or _command_of(config, recipe)
+    job = Job(
+        chosen, config, folder, nodes, gpus, time, array, partition, account, cpus, grace, setup, program, arguments
+    )
     path = out or folder.with_name(folder.name + ".sbatch")
-    write_text(path, text)
+    write_text(path, script(job))
+    _log(folder, chosen).parent.mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for a log, and then has none
     if dry_run:
         console.print(f"{path}: written, not submitted", markup=False, soft_wrap=True)
         return
@@ -130,51 +136,68 @@ def launch(
     console.print(said, markup=False, soft_wrap=True)
 
 
-def script(
-    command: Command,
-    config: Path,
-    folder: Path,
-    nodes: int,
-    gpus: int,
-    time: str,
-    array: int,
-    partition: str | None,
-    account: str | None,
-    cpus: int,
-    grace: int,
-    setup: str,
-    arguments: Sequence[str],
-) -> str:
+@dataclass(frozen=True)
+class Job:
+    """What a script is written from. folder: the command's output; the other fields as `launch` takes them."""
+
+    command: Command
+    config: Path
+    folder: Path
+    nodes: int
+    gpus: int
+    time: str
+    array: int
+    partition: str | None
+    account: str | None
+    cpus: int
+    grace: int
+    setup: str
+    program: str
+    arguments: Sequence[str]
+
+    def __post_init__(self) -> None:
+        for name, least in (("nodes", 1), ("gpus", 0), ("array", 1), ("cpus", 1), ("grace", 10)):
+            check_range(f"--{name}", getattr(self, name), least)
+        if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", self.time):
+            raise InputError(f"--time: {self.time!r} is no Slurm time; write it as 4:00:00 or 1-12:00:00")
+        if not self.program.strip():
+            raise InputError("--program: is empty; give what starts dipole-vla, or leave it out")
+
+
+def script(job: Job) -> str:
     """The text of the Slurm script."""
+    command, folder, gpus = job.command, job.folder, job.gpus
     is_fit = command == "fit"
     more = {
-        "--array": None if is_fit else f"0-{array - 1}",
+        "--array": None if is_fit else f"0-{job.array - 1}",
         "--dependency": "singleton" if is_fit else None,
         "--gpus-per-node": (gpus or None) if is_fit else (1 if gpus else None),
-        "--cpus-per-task": cpus,
-        "--partition": partition,
-        "--account": account,
+        "--cpus-per-task": job.cpus,
+        "--partition": job.partition,
+        "--account": job.account,
     }
     lines = [f"#SBATCH {key}={value}" for key, value in more.items() if value is not None]
+    words = "".join(f" {shlex.quote(word)}" for word in job.arguments)
     facts: dict[str, Any] = {
-        "title": f"{command} of {config}. Slurm runs this script again after every interruption, until all is done.",
+        "title": f"{command} of {job.config}. Slurm runs this script again after an interruption, until all is done.",
         "line": " ".join(["dipole-vla", *_written_by()]),
         "name": re.sub(r"[^\w.-]", "-", f"{folder.name}-{command}"),
-        "nodes": nodes if is_fit else 1,
+        "nodes": job.nodes if is_fit else 1,
         "tasks": max(gpus, 1) if is_fit else 1,
-        "time": time,
+        "time": job.time,
         "log": _as_sbatch_reads(_log(folder, command)),
         "signal": "USR1" if is_fit else "B:USR1",
-        "grace": grace,
+        "grace": job.grace,
         "more": "\n".join(lines),
-        "setup": "".join(f"\n{line}" for line in setup.split("; ") if line),
-        "program": "dipole-vla",
-        "config": shlex.quote(str(config)),
+        "setup": "".join(f"\n{line}" for line in job.setup.split("; ") if line),
+        "program": job.program,
+        "config": shlex.quote(str(job.config)),
         "command": command,
-        "array": array,
+        "array": job.array,
         "gpus": max(gpus, 1),
         "accelerator": "gpu" if gpus else "cpu",
-        "arguments": "".join(f" {shlex.quote(word)}" for word in arguments),
+        "arguments": words,
+        "overrides": words and f" --{words}",
     }
     return _HEAD.format(**facts) + (_FIT if is_fit else _ARRAY).format(**facts)
 
@@ -191,22 +214,43 @@ def read_recipe(config: Path) -> dict[str, Any]:
     return recipe
 
 
+def overridden(recipe: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """A plain recipe with its command's options (`--data.scenes X`) put in their places, unchecked."""
+    from dipole_vla.recipes import spelled_out  # here: the parser is not installed with the scorer alone
+
+    recipe, words = deepcopy(recipe), spelled_out(arguments)
+    for word, following in zip(words, [*words[1:], ""]):
+        if not word.startswith("--"):
+            continue
+        name, equals, value = word[2:].partition("=")
+        part, (*sections, key) = recipe, name.split(".")
+        for section in sections:
+            part = _mapping_in(part, section)
+            if "class_path" in part and "init_args" not in sections:
+                part = _mapping_in(part, "init_args")
+        part[key] = _value(value if equals else following)
+    return recipe
+
+
+def _mapping_in(part: dict[str, Any], key: str) -> dict[str, Any]:
+    if not isinstance(part.get(key), dict):
+        part[key] = {}
+    return part[key]
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
 def _command_of(config: Path, recipe: dict[str, Any]) -> Command:
     if "trainer" in recipe:
         return "fit"
     if "scorer" in recipe:
         return "evaluate" if isinstance(recipe.get("candidates"), list) or "choose_on" in recipe else "collect"
     raise InputError(f"{config}: no recipe of fit, collect or evaluate (no trainer, no scorer); give --command")
-
-
-def _check(nodes: int, gpus: int, time: str, array: int, cpus: int, grace: int) -> None:
-    check_range("--nodes", nodes, 1)
-    check_range("--array", array, 1)
-    check_range("--cpus", cpus, 1)
-    check_range("--gpus", gpus, 0)
-    check_range("--grace", grace, 10)
-    if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", time):
-        raise InputError(f"--time: {time!r} is no Slurm time; write it as 4:00:00 or 1-12:00:00")
 
 
 def _log(folder: Path, command: Command) -> Path:

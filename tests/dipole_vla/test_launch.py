@@ -13,6 +13,7 @@ import yaml
 
 from dipole_vla.cli import main
 from dipole_vla.demo import shipped_recipes
+from dipole_vla.launch import overridden
 
 
 def written(arguments: list[str], tmp_path: Path) -> str:
@@ -43,7 +44,7 @@ def test_training_is_one_job_on_all_gpus(tmp_path: Path) -> None:
     assert "requeue" in asked
     assert asked["open-mode"] == "append"
     doctor, fit = commands(text)
-    assert "doctor" in doctor
+    assert doctor[doctor.index("doctor") :] == ["doctor", "--config", recipe, "--", "--model.beta", "2", "||", "exit"]
     assert fit[fit.index("--trainer.num_nodes") + 1] == "4"
     assert fit[fit.index("--trainer.devices") + 1] == "8"
     assert fit[-2:] == ["--model.beta", "2"]
@@ -113,9 +114,30 @@ def test_the_script_is_submitted_as_it_is_written(tmp_path: Path, monkeypatch, c
     assert "Submitted batch job 7" in capsys.readouterr().out
 
 
+def test_the_folder_of_the_log_is_there_wherever_the_script_is(tmp_path: Path, monkeypatch) -> None:
+    """Slurm opens --output before the job runs, and makes no folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text("out: runs/mine\ntrainer: {}\n")
+    for passed_on, folder in (([], "runs"), (["--", "--out", "other/mine"], "other")):
+        text = written(["--config", "r.yaml", *passed_on], tmp_path / "scripts")
+        assert directives(text)["output"] == f"{folder}/mine-%j.log"
+        assert Path(folder).is_dir()
+
+
+def test_another_program_starts_every_step(tmp_path: Path) -> None:
+    recipe, program = str(shipped_recipes() / "dipole.yaml"), "apptainer run --nv x.sif"
+    text = written(["--config", recipe, "--program", program], tmp_path)
+    assert f" {program} doctor --config" in text
+    assert f" {program} fit --config" in text
+    text = written(["--config", str(shipped_recipes() / "collect.yaml"), "--program", program], tmp_path)
+    assert f"\n{program} doctor --config" in text
+    assert f"\nsrun {program} collect --config" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--program", " "], ("--program", "empty")),
         (["--time", "soon"], ("--time", "'soon'")),
         (["--nodes", "0"], ("--nodes", "at least 1", "0")),
         (["--gpuss", "3"], ("gpuss", "did you mean 'gpus'")),
@@ -178,6 +200,35 @@ def test_doctor_names_what_is_missing_and_fails(loop: Path, tmp_path: Path, caps
     assert len(failed) == 1
     for word in words:
         assert word in failed[0]
+
+
+def test_doctor_looks_where_the_commands_own_options_point(loop: Path, tmp_path: Path, capsys) -> None:
+    recipe = recipe_on(loop, tmp_path, scenes="nowhere")
+    assert main(["doctor", "--config", recipe, "--", "--data.scenes", str(loop / "scenes/train")]) == 0
+    assert main(["doctor", "--config", recipe, "--", f"--data.init_args.scenes={loop / 'scenes/train'}"]) == 0
+    assert main(["doctor", "--config", recipe, "--", "--model.rank", "4"]) == 1
+    assert "scenes: nowhere" in capsys.readouterr().out
+
+
+def test_options_are_put_where_the_recipe_has_them() -> None:
+    recipe = {"data": {"class_path": "A", "init_args": {"scenes": "s"}}, "trainer": {"logger": None}, "omega": 1}
+    words = [
+        "--data.scenes",
+        "t",
+        "--trainer.devices=8",
+        "--trainer.logger.name",
+        "n",
+        "--allow-eval-split",
+        "--omega",
+        "null",
+    ]
+    assert overridden(recipe, words) == {
+        "data": {"class_path": "A", "init_args": {"scenes": "t"}},
+        "trainer": {"logger": {"name": "n"}, "devices": 8},
+        "omega": None,
+        "allow_eval_split": True,
+    }
+    assert recipe["omega"] == 1
 
 
 def test_doctor_names_a_variable_that_points_nowhere(tmp_path: Path, monkeypatch, capsys) -> None:
