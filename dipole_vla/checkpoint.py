@@ -150,7 +150,7 @@ def _check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as problem:  # the latter in a torch built without it
-        reason = str(problem).splitlines()[0][:120]
+        reason = str(problem).splitlines()[0].split(". ")[0][:100]
         raise InputError(f"--device: {str(device)!r} cannot be used here ({reason}); give auto or cpu") from problem
 
 
