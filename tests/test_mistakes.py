@@ -126,7 +126,12 @@ def evaluate(loop: Path, out: Path, scenes: str, *more: str) -> list:
 
 
 def test_evaluating_on_the_scenes_of_rl_is_refused_or_said_in_red(loop, tmp_path, capsys) -> None:
-    refused(evaluate(loop, tmp_path / "e", "train"), capsys, "12 of 12 scenes, 2 of their 2 logs, were used for RL", "--allow-eval-split")
+    refused(
+        evaluate(loop, tmp_path / "e", "train"),
+        capsys,
+        "12 of 12 scenes, 2 of their 2 logs, were used for RL",
+        "--allow-eval-split",
+    )
     assert not (tmp_path / "e").exists()
     assert main([str(a) for a in evaluate(loop, tmp_path / "e", "train", "--allow-eval-split")]) == 0
     assert main(["report", str(tmp_path / "e"), "--out", str(tmp_path / "r")]) == 0
