@@ -117,7 +117,7 @@ def _score_part(
         tokens += batch.tokens
     poses = np.concatenate(drawn)
     if with_human:
-        human = np.stack([np.asarray(table.row(i)["future"], dtype=np.float64) for i in positions])
+        human = table.futures(positions)
         poses = np.concatenate([human[:, None], poses], axis=1)
     scores = scorer.score(tokens, poses)
     group = poses.shape[1]

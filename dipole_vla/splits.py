@@ -11,9 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from navsim_adapter.errors import InputError
+from navsim_adapter.second_stage import SPLIT as SECOND_STAGE
 
 EVALUATION_SPLITS = frozenset(
-    {"test", "navtest", "private_test_hard", "navhard_two_stage", "warmup_two_stage", "private_test_hard_two_stage"}
+    {
+        "test",
+        "navtest",
+        "private_test_hard",
+        "navhard_two_stage",
+        "warmup_two_stage",
+        "private_test_hard_two_stage",
+        SECOND_STAGE,  # all that were published belong to evaluation splits
+    }
 )
 
 RL_TOKENS = "rl_tokens.json"

@@ -64,12 +64,10 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, needs_split: bool = True) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="ROOT", help="dataset root; default: $OPENSCENE_DATA_ROOT")
     parser.add_argument(
-        "--split",
-        required=needs_split,
-        help="folder under navsim_logs (mini, trainval, test), or navmini, navtrain, navtest",
+        "--split", help="folder under navsim_logs (mini, trainval, test), or navmini, navtrain, navtest"
     )
 
 
@@ -84,12 +82,19 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     add_filter_arguments(parser)
+    parser.add_argument("--two-stage", metavar="FOLDER", help="convert this folder's rendered scenes, not a split's")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the Arrow table")
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from navsim_adapter.dataset import convert
+    from navsim_adapter.dataset import convert, convert_second_stage
 
+    if options.two_stage:
+        _take_all_rendered(options)
+        with Progress("scenes") as progress:
+            content = convert_second_stage(options.two_stage, options.out, lambda done: progress.show(done, None))
+        print(f"{content['count']} rendered scenes in {options.out}")
+        return
     root, split, chosen = _selection(options)
     with Progress("scenes") as progress:
         content = convert(root, split, chosen, options.out, lambda done: progress.show(done, None))
@@ -112,7 +117,7 @@ def _say_absent(content: Mapping[str, Any], split: str) -> None:
 
 
 def _cache_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, needs_split=False)
+    add_data_arguments(parser)
     add_filter_arguments(parser)
     parser.add_argument("--two-stage", metavar="FOLDER", help="cache this folder's rendered scenes, not a split's")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the scoring cache")
@@ -140,8 +145,7 @@ def _cache(options: argparse.Namespace) -> None:
 def _cache_second_stage(options: argparse.Namespace) -> None:
     from navsim_adapter.cache.second_stage import cache_second_stage
 
-    if options.split or options.filter or options.max_scenes is not None:
-        raise InputError("--two-stage: caches all rendered scenes; leave --split, --filter and --max-scenes out")
+    _take_all_rendered(options)
     with Progress("scenes") as progress:
         content = cache_second_stage(
             options.two_stage, root_of(options).maps, options.out, options.workers, progress.show
@@ -200,6 +204,11 @@ def root_of(options: argparse.Namespace) -> DataRoot:
     return data_root(options.data, os.environ)
 
 
+def _take_all_rendered(options: argparse.Namespace) -> None:
+    if options.split or options.filter or options.max_scenes is not None:
+        raise InputError("--two-stage: takes all rendered scenes; leave --split, --filter and --max-scenes out")
+
+
 def _selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]:
     """Root, split folder and filter that the options name."""
     from dataclasses import replace
@@ -234,7 +243,9 @@ def _leaf(module: str, help: str) -> Command:
 
 COMMANDS: dict[str, Command] = {
     "synth": _leaf("navsim_adapter.synthetic.command", "Make a small world in NAVSIM's formats."),
-    "convert": Command("Write the scenes of a split as an Arrow table.", _convert_arguments, _convert),
+    "convert": Command(
+        "Write the scenes of a split, or rendered ones, as an Arrow table.", _convert_arguments, _convert
+    ),
     "cache": Command("Build the scoring cache of a split from logs and maps.", _cache_arguments, _cache),
     "import": Command("Turn the devkit's metric cache into ours.", _import_arguments, _import),
     "score": _leaf("navsim_adapter.score_command", "Score trajectories with an official metric."),

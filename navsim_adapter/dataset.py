@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from navsim_adapter.errors import InputError
 from navsim_adapter.files import MANIFEST, begin, file_stamps, finish, only_writer, read_json, write_json
 from navsim_adapter.root import DataRoot
 from navsim_adapter.scenes import Scene, SceneFilter, absent, find_logs, find_scenes
+from navsim_adapter.second_stage import PICTURES, SPLIT, read_second_stage, second_stage_files
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -35,10 +36,7 @@ def convert(
     A finished folder of the same inputs is left alone. Raises InputError for a folder of another split or filter,
     unreadable logs, an empty split and tokens that occur twice.
     """
-    from datasets import Dataset
-    from datasets.utils.logging import disable_progress_bar
-
-    out = Path(out)
+    logs = find_logs(root, split, chosen)
     made_by = {
         "command": "navsim-adapter convert",
         "version": __version__,
@@ -46,27 +44,40 @@ def convert(
         "filter": describe(chosen),
         "data_root": str(root.path.resolve()),
     }
-    logs = find_logs(root, split, chosen)
-    found = {"inputs": file_stamps(logs)}
-    if not begin(out, made_by, found):
-        return dict(read_json(out / "scenes.json"))
-    disable_progress_bar()
-    with only_writer(out):
-        rows = list(_rows(root, split, chosen, progress))
-        for path in (out / MANIFEST, *out.glob("*.arrow")):  # of a table made anew
-            path.unlink(missing_ok=True)
-        Dataset.from_list(rows, features=features()).save_to_disk(str(out))
-        content = {
+
+    def about(tokens: set[str]) -> dict[str, Any]:
+        return {
             "split": split,
             "data_root": made_by["data_root"],
             "sensors": str((root.sensors / split).resolve()),
             "filter": made_by["filter"],
-            "count": len(rows),
-            "absent": absent(chosen, (path.stem for path in logs), {row["token"] for row in rows}),
+            "count": len(tokens),
+            "absent": absent(chosen, (path.stem for path in logs), tokens),
         }
-        write_json(out / "scenes.json", content)
-        finish(out, {**made_by, **found})
-    return content
+
+    return _write(Path(out), made_by, logs, _logged(root, split, chosen), about, progress)
+
+
+def convert_second_stage(
+    folder: str | Path, out: str | Path, progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """The same of every rendered scene of a two-stage folder; they have no human future, and pictures of their own."""
+    files = second_stage_files(folder)
+    place = str(Path(folder).resolve())
+    made_by = {"command": "navsim-adapter convert --two-stage", "version": __version__, "two_stage": place}
+
+    def about(tokens: set[str]) -> dict[str, Any]:
+        return {
+            "split": SPLIT,
+            "data_root": place,
+            "sensors": str((Path(folder) / PICTURES).resolve()),
+            "filter": {},
+            "count": len(tokens),
+            "absent": {},
+        }
+
+    scenes = ((f"file {path.name}", read_second_stage(path)) for path in files)
+    return _write(Path(out), made_by, files, scenes, about, progress)
 
 
 def features() -> Features:
@@ -118,15 +129,47 @@ def scene_row(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _rows(
-    root: DataRoot, split: str, chosen: SceneFilter, progress: Callable[[int], None] | None
-) -> Iterator[dict[str, Any]]:
-    logs: dict[str, str] = {}
+def _write(
+    out: Path,
+    made_by: Mapping[str, Any],
+    files: Sequence[Path],
+    scenes: Iterable[tuple[str, Scene]],
+    about: Callable[[set[str]], dict[str, Any]],
+    progress: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    """The table, unless it is there, made of the same `files`. about: tokens -> content of `scenes.json`."""
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+
+    found = {"inputs": file_stamps(files)}
+    if not begin(out, made_by, found):
+        return dict(read_json(out / "scenes.json"))
+    disable_progress_bar()
+    with only_writer(out):
+        rows = list(_rows(scenes, progress))
+        for path in (out / MANIFEST, *out.glob("*.arrow")):  # of a table made anew
+            path.unlink(missing_ok=True)
+        Dataset.from_list(rows, features=features()).save_to_disk(str(out))
+        content = about({row["token"] for row in rows})
+        write_json(out / "scenes.json", content)
+        finish(out, {**made_by, **found})
+    return content
+
+
+def _logged(root: DataRoot, split: str, chosen: SceneFilter) -> Iterator[tuple[str, Scene]]:
     for scene in find_scenes(root, split, chosen):
-        if scene.token in logs:
-            where = f"logs {logs[scene.token]} and {scene.now.log_name}"
-            raise InputError(f"token {scene.token}: occurs twice, in {where}; remove one of them")
-        logs[scene.token] = scene.now.log_name
+        yield f"log {scene.now.log_name}", scene
+
+
+def _rows(scenes: Iterable[tuple[str, Scene]], progress: Callable[[int], None] | None) -> Iterator[dict[str, Any]]:
+    """scenes: where each comes from, for messages, and the scene."""
+    sources: dict[str, str] = {}
+    for source, scene in scenes:
+        if scene.token in sources:
+            raise InputError(
+                f"token {scene.token}: occurs twice, in {sources[scene.token]} and {source}; remove one of them"
+            )
+        sources[scene.token] = source
         if progress:
-            progress(len(logs))
+            progress(len(sources))
         yield scene_row(scene)

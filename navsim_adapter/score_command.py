@@ -25,7 +25,7 @@ _SECOND_STAGE_ONLY = ("second_stage_trajectories", "second_stage_cache", "mappin
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from navsim_adapter.cli import add_data_arguments
 
-    add_data_arguments(parser, needs_split=False)
+    add_data_arguments(parser)
     parser.add_argument("--trajectories", required=True, metavar="T.npz", help="arrays token, name, poses (M, T, 3)")
     parser.add_argument("--metric", choices=("pdms", "epdms"), help="PDMS v1.1 (default) or EPDMS v2.2 (two stages)")
     parser.add_argument("--traffic", choices=TRAFFIC, help="default: log-replay, and idm in two stages, as officially")

@@ -17,7 +17,7 @@ import numpy as np
 from navsim_adapter import __version__
 from navsim_adapter.cache.folder import build_scenes, skipped_in
 from navsim_adapter.cache.scene_cache import SceneCache
-from navsim_adapter.cache.second_stage import build_second_stage, second_stage_files
+from navsim_adapter.cache.second_stage import build_second_stage
 from navsim_adapter.cache.store import open_cache, read_scenes
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import MANIFEST, file_stamps, sha256
@@ -31,6 +31,7 @@ from navsim_adapter.score_table import ScoreTable, Trajectories, check_poses, re
 from navsim_adapter.score_units import EntryUnit, LogUnit, Map, Part, Parts, Plan, Unit, digest
 from navsim_adapter.scoring.scene_index import Metric
 from navsim_adapter.scoring.scorer import SUB_SCORES, VERSIONS
+from navsim_adapter.second_stage import second_stage_files
 from navsim_adapter.shards import Shard
 from navsim_adapter.two_stage import Entry
 from navsim_adapter.two_stage_table import FIGURES, ORIGINAL, SYNTHETIC, find_mapping

@@ -19,10 +19,20 @@ from navsim_adapter.scenes import Moment, Scene
 from navsim_adapter.unpickle import Record, read_pickle
 
 FOLDER = "synthetic_scene_pickles"
+PICTURES = "sensor_blobs"
+SPLIT = "second-stage"
 _RED = 2  # nuPlan's TrafficLightStatusType.RED
 
 
-def read_second_stage(path: str | Path, split: str = "second-stage") -> Scene:
+def second_stage_files(folder: str | Path) -> list[Path]:
+    """The pickles of a two-stage folder, sorted; raises InputError if there are none."""
+    files = sorted((Path(folder) / FOLDER).glob("*.pkl"))
+    if not files:
+        raise InputError(f"{Path(folder) / FOLDER}: no second-stage scenes (*.pkl); check the two-stage folder")
+    return files
+
+
+def read_second_stage(path: str | Path) -> Scene:
     """One scene; its token is that of its current frame. Raises InputError naming file, frame and field."""
     content = read_pickle(path)
     if not isinstance(content, dict):
@@ -43,7 +53,7 @@ def read_second_stage(path: str | Path, split: str = "second-stage") -> Scene:
             f"{path}: extended objects or lights are not nuPlan's ({problem}); replace the file"
         ) from problem
     token = frames[history - 1].token
-    return Scene(token, split, frames, history, is_synthetic=True, after=after)
+    return Scene(token, SPLIT, frames, history, is_synthetic=True, after=after)
 
 
 def _frame(fields: Fields, metadata: Fields) -> Frame:

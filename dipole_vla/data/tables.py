@@ -79,15 +79,17 @@ class SceneTable:
                 ) from problem
         return pictures
 
-    def futures(self) -> np.ndarray:
-        """Human futures (scenes, 8, 3) float64; InputError names a scene that has none."""
-        futures = self.table["future"]
-        for token, future in zip(self.tokens, futures):
+    def futures(self, positions: Sequence[int] | None = None) -> np.ndarray:
+        """Human futures (scenes, 8, 3) float64, of all scenes or of these; InputError names a scene that has none."""
+        rows = self.table if positions is None else self.table.select(positions)
+        futures = list(rows["future"])
+        for token, future in zip(rows["token"], futures):
             if future is None:
                 raise InputError(
-                    f"{self.folder}: scene {token} has no human future; filter with num_future_frames >= 8"
+                    f"{self.folder}: scene {token} has no human future; filter with num_future_frames >= 8, and leave "
+                    "rendered scenes, which have none, to `dipole-vla drive`"
                 )
-        return np.asarray(list(futures), dtype=np.float64)
+        return np.asarray(futures, dtype=np.float64)
 
 
 class CandidateTable:

@@ -160,7 +160,7 @@ def _evaluate_part(
         tokens += batch.tokens
         logs += batch.log_names
     poses, q = np.concatenate(drawn), np.concatenate(values)
-    human = np.stack([np.asarray(table.row(i)["future"], dtype=np.float64) for i in positions])
+    human = table.futures(positions)
     poses = np.concatenate([human[:, None], poses], axis=1)
     scores = scorer.score(tokens, poses)
     per_scene = poses.shape[1]

@@ -20,7 +20,7 @@ from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import begin, file_stamps, only_writer
 from navsim_adapter.maps import load_map, map_files
-from navsim_adapter.second_stage import FOLDER, read_second_stage
+from navsim_adapter.second_stage import SPLIT, read_second_stage, second_stage_files
 
 CHUNK = 16  # pickles a job
 
@@ -34,14 +34,6 @@ class _Chunk:
     maps: Path
     tokens: frozenset[str] | None = None
     out: Path | None = None
-
-
-def second_stage_files(folder: str | Path) -> list[Path]:
-    """The pickles of a two-stage folder, sorted; raises InputError if there are none."""
-    files = sorted((Path(folder) / FOLDER).glob("*.pkl"))
-    if not files:
-        raise InputError(f"{Path(folder) / FOLDER}: no second-stage scenes (*.pkl); check the two-stage folder")
-    return files
 
 
 def build_second_stage(
@@ -105,7 +97,7 @@ def _cache_chunks(
     built.sort(key=lambda result: result.log_name)
     skipped = [item for result in built for item in result.skipped]
     facts = {
-        "split": "second-stage",
+        "split": SPLIT,
         "data_root": made_by["two_stage"],
         "filter": {},
         "skipped": [item._asdict() for item in skipped],

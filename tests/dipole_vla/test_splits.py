@@ -4,7 +4,7 @@ from dipole_vla.splits import SeenByRL, refuse_collection, refuse_evaluation
 from navsim_adapter.errors import InputError
 
 
-@pytest.mark.parametrize("split", ["test", "navtest", "navhard_two_stage"])
+@pytest.mark.parametrize("split", ["test", "navtest", "navhard_two_stage", "second-stage"])
 def test_collecting_on_an_evaluation_split_is_refused_unless_allowed(split):
     with pytest.raises(InputError, match="allow-eval-split"):
         refuse_collection(split, allow_eval_split=False)

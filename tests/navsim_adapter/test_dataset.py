@@ -94,7 +94,7 @@ def test_an_empty_or_ambiguous_split_makes_no_table(root: DataRoot, tmp_path: Pa
         convert(root, "mini", SceneFilter(num_future_frames=40), tmp_path / "empty")
     copy = root.logs / "mini" / "copy.pkl"
     copy.write_bytes((root.logs / "mini" / "log-1.pkl").read_bytes())
-    with pytest.raises(InputError, match="token 1000000000000003: occurs twice, in logs log-1 and log-1"):
+    with pytest.raises(InputError, match="token 1000000000000003: occurs twice, in log log-1 and log log-1"):
         convert(root, "mini", SceneFilter(), tmp_path / "scenes")
     assert not list((tmp_path / "scenes").glob("*.arrow"))
 

@@ -14,10 +14,12 @@ import pytest
 
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.scene_cache import EPDMS
-from navsim_adapter.cache.second_stage import build_second_stage, second_stage_files
+from navsim_adapter.cache.second_stage import build_second_stage
+from navsim_adapter.cli import main
+from navsim_adapter.dataset import convert_second_stage
 from navsim_adapter.errors import InputError
 from navsim_adapter.maps import load_map
-from navsim_adapter.second_stage import FOLDER, read_second_stage
+from navsim_adapter.second_stage import FOLDER, read_second_stage, second_stage_files
 from tests.navsim_adapter.tiny import CITY, ORIGIN, TRACKS, frame, write_maps
 from tests.shared import SHARED, needs_shared
 
@@ -128,6 +130,40 @@ def test_tokens_choose_and_an_empty_folder_is_refused(nuplan: ModuleType, tmp_pa
     assert build_second_stage(tmp_path, maps, frozenset({"other"})) == ({}, [])
     with pytest.raises(InputError, match=r"no second-stage scenes \(\*\.pkl\)"):
         build_second_stage(tmp_path / "empty", maps)
+
+
+def test_rendered_scenes_become_a_table_with_their_own_pictures_and_no_future(
+    nuplan: ModuleType, tmp_path: Path
+) -> None:
+    from datasets import load_from_disk
+
+    _write(tmp_path, nuplan)
+    content = convert_second_stage(tmp_path, tmp_path / "scenes")
+    assert content == json.loads((tmp_path / "scenes" / "scenes.json").read_text())
+    assert (content["split"], content["count"]) == ("second-stage", 1)
+    assert content["sensors"] == str(tmp_path / "sensor_blobs")
+    [row] = load_from_disk(str(tmp_path / "scenes"))
+    assert (row["token"], row["log_name"], row["map"]) == (TOKEN, "log-0", CITY)
+    assert (row["command"], row["velocity"], row["future"]) == ("straight", [10, 0], None)
+    assert row["cameras"] == {"CAM_F0": "a/b.jpg", "CAM_L0": None, "CAM_R0": None}
+    np.testing.assert_allclose(row["history"], [[5.0 * (j - 3), 0, 0] for j in range(4)], atol=1e-6)
+
+
+def test_a_table_of_rendered_scenes_is_whole_or_not_there(
+    nuplan: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _write(tmp_path, nuplan)
+    command = ["convert", "--two-stage", str(tmp_path), "--out", str(tmp_path / "scenes")]
+    assert main([*command, "--split", "mini"]) == 2
+    assert "leave --split, --filter and --max-scenes out" in capsys.readouterr().err
+    assert not (tmp_path / "scenes").exists()
+    (path.parent / "y.pkl").write_bytes(path.read_bytes())
+    assert main(command) == 2
+    assert f"token {TOKEN}: occurs twice, in file x.pkl and file y.pkl" in capsys.readouterr().err
+    assert not (tmp_path / "scenes" / "manifest.json").exists()
+    (path.parent / "y.pkl").unlink()
+    assert main(command) == 0
+    assert "1 rendered scenes in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
