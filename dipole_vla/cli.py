@@ -24,6 +24,7 @@ USAGE = """usage: dipole-vla COMMAND [options]      (dipole-vla COMMAND --help s
   advantage  rewrite the advantage column from a critic's Q - V
   evaluate   sweep omega and N over a split that RL has not seen
   report     one HTML page from an evaluation
+  drive      a policy's plan in every scene, as a table for navsim-adapter score and submission
   launch     a recipe as a Slurm job, requeued and resumed until it is finished
   doctor     GPUs, network, storage, data and disk space, checked before a long job
   export     a policy as PEFT folders, as one distilled network, or as a TorchScript loop
@@ -167,6 +168,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "collect": _function("dipole_vla.collect:collect"),
     "advantage": _function("dipole_vla.critic.advantage:advantage"),
     "evaluate": _function("dipole_vla.evaluation.sweep:evaluate"),
+    "drive": _function("dipole_vla.drive:drive"),
     "report": _function("dipole_vla.evaluation.report.page:report", positional=True),
     "launch": _passing_on("dipole_vla.launch:launch"),
     "doctor": _passing_on("dipole_vla.doctor:doctor"),

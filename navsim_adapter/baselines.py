@@ -7,9 +7,11 @@ baseline NAME` writes one planner's trajectories for every scene of a cache, rea
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,8 +78,17 @@ def plan_all(name: str, cache: Mapping[str, SceneCache]) -> dict[str, np.ndarray
     return {token: planner(scene) for token, scene in scenes if name != "human" or scene.human_future is not None}
 
 
-def write_trajectories(path: str | Path, name: str, plans: Mapping[str, np.ndarray]) -> None:
-    """A table as `navsim-adapter score --trajectories` reads it: token, name, poses (M, 8, 3) at 0.5 s."""
+def write_trajectories(
+    path: str | Path,
+    name: str,
+    plans: Mapping[str, np.ndarray],
+    interval: float = INTERVAL,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """A table as `navsim-adapter score --trajectories` reads it: token, name, poses (M, T, 3) at `interval` seconds.
+
+    about: what made it, JSON; `score_table.read_about` reads it.
+    """
     if not plans:
         raise InputError(f"{path}: no scene has a {name} trajectory; check the cache")
     with atomic_path(path) as aside, open(aside, "wb") as file:
@@ -86,7 +97,8 @@ def write_trajectories(path: str | Path, name: str, plans: Mapping[str, np.ndarr
             token=np.array(list(plans)),
             name=np.full(len(plans), name),
             poses=np.array(list(plans.values())),
-            interval=np.full(len(plans), INTERVAL),
+            interval=np.full(len(plans), interval),
+            about=json.dumps(dict(about or {})),
         )
 
 

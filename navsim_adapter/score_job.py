@@ -27,7 +27,7 @@ from navsim_adapter.root import DataRoot
 from navsim_adapter.row_scores import Traffic
 from navsim_adapter.scenes import every_frame, find_logs, split_filter
 from navsim_adapter.score_result import Facts, Result
-from navsim_adapter.score_table import ScoreTable, Trajectories, check_poses, read_trajectories
+from navsim_adapter.score_table import ScoreTable, Trajectories, check_poses, read_about, read_trajectories
 from navsim_adapter.score_units import EntryUnit, LogUnit, Map, Part, Parts, Plan, Unit, digest
 from navsim_adapter.scoring.scene_index import Metric
 from navsim_adapter.scoring.scorer import SUB_SCORES, VERSIONS
@@ -140,7 +140,7 @@ def one_stage(
 ) -> Job:
     """Every row of a trajectory table, a log a unit."""
     table = read_trajectories(table_path, any_numbers=True)
-    described = {**source.describe(), "trajectories": str(table_path), "trajectories_sha256": sha256(table_path)}
+    described = {**source.describe(), **_described_table(table_path)}
     units: list[Unit] = list(_log_units(table_path, table, source, metric, traffic, threads))
     facts = Facts(
         VERSIONS[metric], traffic, described, _inputs(metric, traffic, described, source.stamp()), len(table),
@@ -149,6 +149,11 @@ def one_stage(
     columns = (*SUB_SCORES[metric], "score")
     labels = {"token": table.tokens, "name": table.names}
     return Job(facts, source, labels, columns, shard.take(units) if shard else units)
+
+
+def _described_table(path: str, key: str = "trajectories") -> dict[str, Any]:
+    """Which table, and what made it, if it says so."""
+    return {key: str(path), f"{key}_sha256": sha256(path), f"{key}_about": read_about(path) or None}
 
 
 def _log_units(
@@ -201,14 +206,12 @@ def two_stage(
     plans, labels, remarks = _plans(entries, tables, (table_path, second.trajectories))
     described = {
         **source.describe(),
-        "trajectories": str(table_path),
-        "trajectories_sha256": sha256(table_path),
+        **_described_table(table_path),
         "two_stage": str(Path(second.folder).resolve()),
         "mapping": str(mapping_path),
         "mapping_sha256": sha256(mapping_path),
         "second_stage_cache": str(Path(second.cache).resolve()) if second.cache else None,
-        "second_stage_trajectories": str(second.trajectories),
-        "second_stage_trajectories_sha256": sha256(second.trajectories),
+        **_described_table(second.trajectories, "second_stage_trajectories"),
         "remarks": remarks,
     }
     stamps = [source.stamp(), sha256(Path(second.cache) / MANIFEST) if second.cache else None]

@@ -7,9 +7,11 @@ is the same file; `shards` rests on that.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +98,16 @@ def read_trajectories(path: str | Path, *, any_numbers: bool = False) -> Traject
     return table
 
 
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What made a trajectory table: its array `about`, JSON, if it has one. Raises InputError if it is no table."""
+    content = _read_arrays(Path(path))
+    try:
+        about = json.loads(str(content.get("about", "{}")), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as problem:
+        raise InputError(f"{path}: about is not JSON ({problem}); make the table again") from problem
+    return about if isinstance(about, dict) else {}
+
+
 def check_sampling(table: Trajectories, where: str = "") -> None:
     """Raises InputError naming the first trajectory without poses or with an interval that cannot be simulated.
 
@@ -156,6 +168,10 @@ def read_table(path: str | Path) -> ScoreTable:
         raise InputError(f"{path}: is no table of navsim-adapter score ({reason}); score this part again") from problem
     labels = {name: [line[place] for line in lines] for place, name in enumerate(header[first:last], first)}
     return ScoreTable(labels, tuple(header[last:]), figures.reshape(len(lines), len(header) - last), rows)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")  # Python reads NaN and Infinity, and would write them on
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

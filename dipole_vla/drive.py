@@ -1,0 +1,162 @@
+"""Driving: a policy plans once in every scene, as a table for `navsim-adapter score` and `submission`.
+
+Nothing is scored here. The start noise is that of `evaluate`, so the scores of the table are those of its rows.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dipole_vla import __version__
+from dipole_vla.data.tables import SceneTable
+from dipole_vla.parts import read_parts, run_parts
+from dipole_vla.policy import GuidedPolicy, load_policy
+from dipole_vla.progress import skipped, wrote
+from dipole_vla.provenance import commit
+from dipole_vla.rollout import batches, start_noise
+from dipole_vla.splits import refuse_evaluation
+from navsim_adapter.baselines import write_trajectories
+from navsim_adapter.errors import InputError
+from navsim_adapter.files import begin, only_writer, stamp
+from navsim_adapter.option_checks import check_range
+from navsim_adapter.score_table import read_about
+
+PART = 128  # scenes per resumable part
+
+
+def drive(
+    policy: Path,
+    scenes: Path,
+    out: Path,
+    omega: float | Literal["default"] | None = "default",
+    candidates: int | None = None,
+    name: str | None = None,
+    sensors: Path | None = None,
+    batch_size: int = 32,
+    seed: int = 1,
+    device: str = "auto",
+    allow_eval_split: bool = False,
+    shard: str | None = None,
+) -> None:
+    """Plan once in every scene; writes the trajectory table that score and submission of navsim-adapter read.
+
+    Args:
+        policy: policy folder (adapters or distilled), or backbone folder (the reference policy).
+        scenes: folder written by `navsim-adapter convert`, with or without --two-stage.
+        out: table to write, T.npz; what made it is in its array `about`.
+        omega: greed; null is the reference policy, default what the policy's own folder says.
+        candidates: plans drawn per scene, of which the critic keeps the best; default what the policy's folder says.
+        name: of the planner in the table; default is made of the policy's folder, omega and candidates.
+        sensors: root of the camera paths; default is the one recorded in `scenes`.
+        batch_size: scenes per forward pass.
+        seed: start noise, that of `evaluate`.
+        device: auto, cpu, cuda.
+        allow_eval_split: go on although RL ran on these scenes; the table says so.
+        shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
+    """
+    check_range("--batch_size", batch_size, 1)
+    check_range("--candidates", candidates, 1)
+    check_range("--omega", None if isinstance(omega, str) else omega)
+    out, table = Path(out), SceneTable(scenes, sensors)
+    actor = load_policy(policy, device=device)
+    greed, count = _setting(policy, actor, omega, candidates)
+    name = name or f"{Path(policy).resolve().name}-{'reference' if greed is None else f'omega{greed:g}'}-n{count}"
+    leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, allow_eval_split)
+    made_by = {
+        "command": "drive",
+        "policy": stamp(policy),
+        "scenes": stamp(scenes),
+        "omega": greed,
+        "candidates": count,
+        "seed": seed,
+        "name": name,
+    }
+    if _is_made(out, made_by):
+        return skipped("drive", out)
+    unfinished = out.with_name(f"{out.name}.parts")
+    begin(unfinished, made_by)
+
+    def plan(positions: range) -> pa.Table:
+        return _plan_part(actor, table, positions, greed, count, batch_size, seed)
+
+    if not run_parts(unfinished, f"drive {table.split}", len(table), PART, plan, shard):
+        return
+    with only_writer(unfinished, wait=True):
+        if not _is_made(out, made_by):  # another shard may have put them together
+            rows = read_parts(unfinished)
+            plans = dict(zip(rows["token"].to_pylist(), np.asarray(rows["poses"].to_pylist(), np.float64)))
+            about = {
+                **made_by,
+                "policy_fingerprint": actor.fingerprint,
+                "split": table.split,
+                "rl_split": actor.rl_split,
+                "rl_on_eval_split": leaks,
+                "version": __version__,
+                "commit": commit(),
+            }
+            write_trajectories(out, name, plans, actor.backbone.action.interval, about)
+        shutil.rmtree(unfinished)
+    wrote("drive", out)
+
+
+def _setting(
+    policy: Path, actor: GuidedPolicy, omega: float | str | None, candidates: int | None
+) -> tuple[float | None, int]:
+    """Omega and N that were asked for, checked before the first scene is encoded."""
+    count = actor.guidance.candidates if candidates is None else candidates
+    if isinstance(omega, str):
+        omega = None if actor.pair is None else actor.guidance.omega
+    if omega is not None and actor.pair is None:
+        raise InputError(f"omega: {policy} is a backbone without adapters; leave omega out, or give a policy folder")
+    if count > 1 and actor.critic is None:
+        raise InputError(f"candidates: {count} to choose from, but {policy} has no critic; use 1")
+    return omega, count
+
+
+def _is_made(out: Path, made_by: Mapping[str, Any]) -> bool:
+    """Whether the table is there; InputError where `out` is one of other inputs, or something else."""
+    if not out.exists():
+        return False
+    try:
+        about = read_about(out)
+    except InputError:
+        about = {}
+    if about.get("command") != made_by["command"]:
+        raise InputError(f"{out}: is there, and was not made by drive; choose another --out")
+    for key, wanted in made_by.items():
+        if about.get(key) != wanted:
+            raise InputError(
+                f"{out}: {key}: this table was made with {about.get(key)!r}, now {wanted!r}; remove it or choose "
+                "another --out"
+            )
+    return True
+
+
+def _plan_part(
+    actor: GuidedPolicy,
+    table: SceneTable,
+    positions: range,
+    omega: float | None,
+    candidates: int,
+    batch_size: int,
+    seed: int,
+) -> pa.Table:
+    tokens: list[str] = []
+    chosen = []
+    for batch in batches(table, positions, actor.processor, batch_size, actor.device):
+        noise = start_noise(batch.tokens, candidates, actor.noise_shape, seed)
+        with torch.inference_mode():
+            plans = actor.act(batch.observation, omega, candidates, noise).cpu().double().numpy()
+        for token, plan in zip(batch.tokens, plans):
+            if not np.isfinite(plan).all():
+                raise InputError(f"scene {token}: the plan holds NaN or infinity; check the weights, or lower omega")
+        tokens += batch.tokens
+        chosen.append(plans)
+    return pa.table({"token": tokens, "poses": [plan.tolist() for plan in np.concatenate(chosen)]})
