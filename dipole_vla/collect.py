@@ -25,8 +25,6 @@ from dipole_vla.splits import refuse_collection
 from navsim_adapter.files import begin, finish, only_writer, stamp, write_json
 from navsim_adapter.option_checks import check_range
 
-PART = 128  # scenes per resumable part
-
 
 def collect(
     policy: Path,
@@ -86,7 +84,7 @@ def collect(
     def score(positions: range) -> pa.Table:
         return _score_part(actor, table, positions, scorer, candidates, omega, with_human, batch_size, seed)
 
-    if not run_parts(out, f"collect {table.split}", len(table), PART, score, shard):
+    if not run_parts(out, f"collect {table.split}", len(table), score, shard):
         return
     with only_writer(out, wait=True):
         if not begin(out, made_by):

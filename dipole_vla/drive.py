@@ -28,8 +28,6 @@ from navsim_adapter.files import begin, only_writer, stamp
 from navsim_adapter.option_checks import check_range
 from navsim_adapter.score_table import read_about
 
-PART = 128  # scenes per resumable part
-
 
 def drive(
     policy: Path,
@@ -86,7 +84,7 @@ def drive(
     def plan(positions: range) -> pa.Table:
         return _plan_part(actor, table, positions, greed, count, batch_size, seed)
 
-    if not run_parts(unfinished, f"drive {table.split}", len(table), PART, plan, shard):
+    if not run_parts(unfinished, f"drive {table.split}", len(table), plan, shard):
         return
     with only_writer(unfinished, wait=True):
         if not _is_made(out, made_by):  # another shard may have put them together

@@ -1,6 +1,6 @@
 """A table of scenes worked through in parts that survive a kill, by one process or by the shards of a job array.
 
-Part k covers scenes k*size up to (k+1)*size, whoever makes it: shards take every n-th part, and a run without a shard
+Part k covers scenes k*PART up to (k+1)*PART, whoever makes it: shards take every n-th part, and a run without a shard
 makes what is still missing.
 """
 
@@ -17,17 +17,16 @@ from navsim_adapter.files import atomic_path, only_writer
 from navsim_adapter.shards import Shard
 
 FOLDER = "parts"
+PART = 128  # scenes
 
 
-def run_parts(
-    out: Path, what: str, scenes: int, size: int, make: Callable[[range], pa.Table], shard: str | None = None
-) -> bool:
+def run_parts(out: Path, what: str, scenes: int, make: Callable[[range], pa.Table], shard: str | None = None) -> bool:
     """Make the parts of `out` that are not there; whether all are there now (a shard may leave others to do).
 
     shard: "i/n", as in the job array.  make: scene positions -> their rows.
     """
     chosen = Shard.parse(shard) if shard else Shard(1, 1)
-    parts = [range(start, min(start + size, scenes)) for start in range(0, scenes, size)]
+    parts = [range(start, min(start + PART, scenes)) for start in range(0, scenes, PART)]
     mine = chosen.take(parts)
     with only_writer(out, shard), bar(what, sum(map(len, mine))) as progress:
         for positions in mine:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import dipole_vla.drive as driving
+from dipole_vla import parts
 from dipole_vla.cli import main
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.policy import load_policy
@@ -112,7 +113,7 @@ def test_the_table_says_what_made_it_and_so_do_its_scores(loop: Path, tmp_path: 
 
 
 def test_shards_and_interruptions_leave_the_same_table(loop: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(driving, "PART", 2)
+    monkeypatch.setattr(parts, "PART", 2)
     out, whole, unfinished = tmp_path / "t.npz", tmp_path / "whole.npz", tmp_path / "t.npz.parts"
     assert drive(loop, whole) == 0
     assert drive(loop, out, "--shard", "2/3") == 0

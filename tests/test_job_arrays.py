@@ -9,8 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-import dipole_vla.collect as collection
-import dipole_vla.evaluation.sweep as sweep
+from dipole_vla import parts
 from dipole_vla.cli import main
 from dipole_vla.training.fit import CHECKPOINTS
 from navsim_adapter.files import MANIFEST, verify
@@ -21,8 +20,7 @@ COUNT = 3
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch) -> None:
-    monkeypatch.setattr(collection, "PART", 2)
-    monkeypatch.setattr(sweep, "PART", 2)
+    monkeypatch.setattr(parts, "PART", 2)
 
 
 def shards(line: list[str], out: Path, order: list[int]) -> list[bool]:

@@ -149,8 +149,9 @@ def test_training_checkpoints_hold_adapters_and_no_backbone(loop: Path) -> None:
 
 def test_an_interrupted_collection_goes_on_and_ends_alike(loop: Path, tmp_path: Path, monkeypatch) -> None:
     import dipole_vla.collect as collection
+    from dipole_vla import parts
 
-    monkeypatch.setattr(collection, "PART", 5)
+    monkeypatch.setattr(parts, "PART", 5)
     line = next(line for line in small_steps(loop) if line[1] == "collect")
     arguments = [*line[1:], "--out", str(tmp_path / "candidates")]
     scored, score_part = [], collection._score_part

@@ -30,8 +30,6 @@ from navsim_adapter.errors import InputError
 from navsim_adapter.files import atomic_path, begin, finish, only_writer, stamp, write_json
 from navsim_adapter.option_checks import check_range
 
-PART = 128  # scenes per resumable part
-
 
 def evaluate(
     policy: Path,
@@ -100,7 +98,7 @@ def evaluate(
     def plan(positions: range) -> pa.Table:
         return _evaluate_part(actor, table, positions, scorer, omegas, max(counts), batch_size, seed)
 
-    if not run_parts(out, f"evaluate {table.split}", len(table), PART, plan, shard):
+    if not run_parts(out, f"evaluate {table.split}", len(table), plan, shard):
         return
     with only_writer(out, wait=True):
         if not begin(out, made_by):

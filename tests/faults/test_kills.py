@@ -48,15 +48,15 @@ def test_training_with_loader_workers(loop: Path, tmp_path: Path) -> None:
 
 
 def test_collection(loop: Path, tmp_path: Path) -> None:
-    import dipole_vla.collect as collection
+    from dipole_vla import parts
 
     out = tmp_path / "candidates"
     line = [*line_of(loop, "dipole-vla", "collect"), "--out", out]
-    whole, collection.PART = collection.PART, 2  # many parts on twelve scenes
+    whole, parts.PART = parts.PART, 2  # many parts on twelve scenes
     try:
         assert survives_kills(line, out, KILLS, 2, lambda: remove(out)) >= KILLS // 2
     finally:
-        collection.PART = whole
+        parts.PART = whole
 
 
 def test_cache_building(loop: Path, tmp_path: Path) -> None:
