@@ -86,7 +86,11 @@ class PairDeepSpeed(DeepSpeedStrategy):
         assert module is not None
         self._dtypes = {name: p.dtype for name, p in module.named_parameters()}
         self._buffers = {name: b.clone() for name, b in module.named_buffers() if b.is_floating_point()}
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        exact = {name: p.detach().cpu().clone() for name, p in trained.items()}
         super().setup(trainer)
+        for name, parameter in trained.items():  # the engine has rounded its float32 copies to its own precision
+            self._set_weight(parameter, exact[name])
 
     def _init_optimizers(self):
         optimizer, schedule = super()._init_optimizers()

@@ -196,6 +196,15 @@ def test_bfloat16_with_the_optimiser_in_main_memory_stays_close(
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_start_is_not_rounded_to_the_engines_precision(loop: Path, single: Path, tmp_path: Path, stage: int) -> None:
+    out, still = tmp_path / "dipole", ["--model.lr", "0", "--trainer.max_steps", "1"]
+    train(loop, out, *two_ranks(stage), "--trainer.precision", "bf16-mixed", "--model.start", str(single), *still)
+    began, ended = adapters(single), adapters(out)
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in began.values())
+    assert all(torch.equal(ended[name], tensor) for name, tensor in began.items())
+
+
 @pytest.mark.parametrize(("stage", "precision"), [(2, "bf16-mixed"), (3, "32-true")])
 def test_a_gradient_that_is_not_finite_on_one_rank_is_applied_on_none(
     loop: Path, tmp_path: Path, stage: int, precision: str
