@@ -121,7 +121,9 @@ def leaked_split(evaluation: Evaluation) -> Signature:
         return Signature(sign, "look" if is_leaked else "ok", number, remedy)
     evaluated = set(evaluation.table(evaluation.reference).index)
     shared = len(evaluated & set(evaluation.candidates["token"]))
-    number = f"{shared} of {len(evaluated)} scenes of {split} are among the RL scenes (split {rl_split})"
+    number = (
+        f"{shared} of {len(evaluated)} scenes of {split} are among the candidates; RL ran on {rl_split} in all rounds"
+    )
     return Signature(sign, "look" if shared or is_leaked else "ok", number, remedy)
 
 
