@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from dipole_vla.launch import overridden, read_recipe
+from dipole_vla.launch import overridden, raw_recipe
 from navsim_adapter.errors import InputError
 
 Level = Literal["ok", "note", "FAIL"]
@@ -66,7 +66,7 @@ def doctor(config: Path | None = None, out: Path | None = None, arguments: Seque
         out: folder whose file system is looked at; default is the recipe's, or the current one.
         arguments: what the recipe's command is given beside it, as a list; on the command line: after --.
     """
-    recipe = overridden(read_recipe(config), arguments) if config else {}
+    recipe = overridden(raw_recipe(config), arguments) if config else {}
     case = Case(recipe, Path(out or recipe.get("out") or "."))
     findings = [finding for check in CHECKS for finding in _findings(check, case)]
     rank, host = _rank(), socket.gethostname()

@@ -115,7 +115,7 @@ def launch(
         dry_run: write the script and submit nothing.
         arguments: further arguments of the command, as a list; on the command line: after --. Doctor sees them too.
     """
-    recipe = overridden(read_recipe(config), arguments)
+    recipe = overridden(raw_recipe(config), arguments)
     folder = Path(str(recipe.get("out", config.stem)))
     chosen = command or _command_of(config, recipe)
     job = Job(
@@ -202,7 +202,7 @@ def script(job: Job) -> str:
     return _HEAD.format(**facts) + (_FIT if is_fit else _ARRAY).format(**facts)
 
 
-def read_recipe(config: Path) -> dict[str, Any]:
+def raw_recipe(config: Path) -> dict[str, Any]:
     """A recipe as plain YAML, before any class in it is looked at."""
     check_yaml(config)
     try:

@@ -98,7 +98,7 @@ def plan(argv: Sequence[str]) -> None:
         print(USAGE)
         return
     options, rest = _options(argv)
-    recipe = read_recipe(rest)
+    recipe = resolved_recipe(rest)
     found = planned(recipe, Gpus.parse(options["gpus"]), measure=options["measure"])
     print(json.dumps(found, indent=2) if options["json"] else told(found))
 
@@ -118,7 +118,7 @@ def _options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return options, rest
 
 
-def read_recipe(argv: Sequence[str]) -> dict[str, Any]:
+def resolved_recipe(argv: Sequence[str]) -> dict[str, Any]:
     """The resolved training recipe, checked as `dipole-vla fit` checks it, with nothing built."""
     from lightning.pytorch.cli import LightningArgumentParser
 

@@ -267,10 +267,10 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes(name: str, canary: Path) -> None:
-    from dipole_vla.launch import read_recipe
+    from dipole_vla.launch import raw_recipe
 
     Path("r.yaml").write_text(RECIPES[name])
-    refused(lambda: read_recipe(Path("r.yaml")), canary, "r.yaml")
+    refused(lambda: raw_recipe(Path("r.yaml")), canary, "r.yaml")
 
 
 @pytest.mark.parametrize("name", ["apply", "aliases that multiply", "endless nesting"])
