@@ -166,7 +166,10 @@ def begin(folder: str | Path, made_by: Mapping[str, Any], found: Mapping[str, An
             raise InputError(
                 f"{folder}: {key}: this folder was made with {old!r}, now {new!r}; remove it or choose another --out"
             )
-        return not is_complete(folder, {**wanted, **_plain(found or {})})
+        if is_complete(folder, {**wanted, **_plain(found or {})}):
+            return False
+        (folder / MANIFEST).unlink(missing_ok=True)  # while it is made anew it is unfinished
+        return True
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(f"{folder}: holds files of something else; choose an empty folder for --out")
     write_json(folder / STARTED, wanted)

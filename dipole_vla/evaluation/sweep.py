@@ -66,12 +66,8 @@ def evaluate(
         shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
         recipe: filled by the command line with the resolved recipe.
     """
-    omegas, counts = sorted({float(w) for w in omega}), sorted({int(n) for n in candidates})
-    if not omegas or not counts or counts[0] < 1:
-        raise InputError(f"omega, candidates: need values and N >= 1, got {list(omega)} and {list(candidates)}")
+    omegas, counts = _grid(omega, candidates)
     check_range("--batch_size", batch_size, 1)
-    for value in omegas:
-        check_range("--omega", value)
     table = SceneTable(scenes, sensors)
     made_by: dict[str, Any] = {
         "command": "evaluate",
@@ -120,6 +116,16 @@ def evaluate(
         finish(out, made_by, exclude=(FOLDER,))
         shutil.rmtree(out / FOLDER)
     wrote("evaluate", out / "summary.json")
+
+
+def _grid(omega: Sequence[float], candidates: Sequence[int]) -> tuple[list[float], list[int]]:
+    """Omegas and Ns in order, each once."""
+    omegas, counts = sorted({float(w) for w in omega}), sorted({int(n) for n in candidates})
+    if not omegas or not counts or counts[0] < 1:
+        raise InputError(f"omega, candidates: need values and N >= 1, got {list(omega)} and {list(candidates)}")
+    for value in omegas:
+        check_range("--omega", value)
+    return omegas, counts
 
 
 def _origin(policy: Path, actor: GuidedPolicy, scenes: Path, table: SceneTable, recipe: dict[str, Any]) -> dict:

@@ -29,6 +29,15 @@ def test_a_stage_runs_once_and_goes_on_when_unfinished(tmp_path):
     assert not begin(out, made_by), "finished: nothing to do"
 
 
+def test_a_folder_whose_inputs_changed_is_unfinished_from_then_on(tmp_path):
+    out, made_by = tmp_path / "out", {"command": "x"}
+    assert begin(out, made_by, {"inputs": "old"})
+    finish(out, {**made_by, "inputs": "old"})
+    assert not begin(out, made_by, {"inputs": "old"})
+    assert begin(out, made_by, {"inputs": "new"})
+    assert not is_complete(out), "nobody takes it for whole while it is made anew"
+
+
 def test_a_folder_of_another_run_is_refused_with_both_values(tmp_path):
     begin(tmp_path / "out", {"command": "x", "model": {"seed": 0}})
     with pytest.raises(InputError, match=r"model\.seed.*0.*1"):
