@@ -20,9 +20,9 @@ from dipole_vla.policy import load_policy
 from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.rollout import batches, start_noise
-from dipole_vla.scoring import Scorer, columns, identity
+from dipole_vla.scoring import Scorer, columns, identity, require_scenes
 from dipole_vla.splits import refuse_collection
-from navsim_adapter.files import begin, finish, only_writer, stamp, write_json
+from navsim_adapter.files import finish, is_made, making, stamp, write_json
 from navsim_adapter.option_checks import check_range
 
 
@@ -76,18 +76,19 @@ def collect(
         "with_human": with_human,
         "seed": seed,
     }
-    if not begin(out, made_by):
+    if is_made(out, made_by):
         shutil.rmtree(out / FOLDER, ignore_errors=True)
         return skipped("collect", out)
+    require_scenes(scorer, table.tokens)
     actor = load_policy(policy, device=device)
 
     def score(positions: range) -> pa.Table:
         return _score_part(actor, table, positions, scorer, candidates, omega, with_human, batch_size, seed)
 
-    if not run_parts(out, f"collect {table.split}", len(table), score, shard):
+    if not run_parts(out, made_by, f"collect {table.split}", len(table), score, shard):
         return
-    with only_writer(out, wait=True):
-        if not begin(out, made_by):
+    with making(out, made_by, wait=True) as is_open:
+        if not is_open:
             return skipped("collect", out)  # another shard has put them together
         _assemble(out, table, actor, made_by, recipe or {}, allow_eval_split)
     wrote("collect", out)

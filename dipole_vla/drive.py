@@ -20,11 +20,11 @@ from dipole_vla.parts import read_parts, run_parts
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import commit
-from dipole_vla.rollout import batches, start_noise
+from dipole_vla.rollout import batches, require_critic, start_noise
 from dipole_vla.splits import refuse_evaluation
 from navsim_adapter.baselines import write_trajectories
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, only_writer, stamp
+from navsim_adapter.files import only_writer, stamp
 from navsim_adapter.option_checks import check_range
 from navsim_adapter.score_table import read_about
 
@@ -79,12 +79,11 @@ def drive(
     if _is_made(out, made_by):
         return skipped("drive", out)
     unfinished = out.with_name(f"{out.name}.parts")
-    begin(unfinished, made_by)
 
     def plan(positions: range) -> pa.Table:
         return _plan_part(actor, table, positions, greed, count, batch_size, seed)
 
-    if not run_parts(unfinished, f"drive {table.split}", len(table), plan, shard):
+    if not run_parts(unfinished, made_by, f"drive {table.split}", len(table), plan, shard):
         return
     with only_writer(unfinished, wait=True):
         if not _is_made(out, made_by):  # another shard may have put them together
@@ -113,8 +112,7 @@ def _setting(
         omega = None if actor.pair is None else actor.guidance.omega
     if omega is not None and actor.pair is None:
         raise InputError(f"omega: {policy} is a backbone without adapters; leave omega out, or give a policy folder")
-    if count > 1 and actor.critic is None:
-        raise InputError(f"candidates: {count} to choose from, but {policy} has no critic; use 1")
+    require_critic(actor, policy, count)
     return omega, count
 
 

@@ -6,29 +6,39 @@ makes what is still missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dipole_vla.progress import bar, console
-from navsim_adapter.files import atomic_path, only_writer
+from navsim_adapter.files import atomic_path, making
 from navsim_adapter.shards import Shard
 
 FOLDER = "parts"
 PART = 128  # scenes
 
 
-def run_parts(out: Path, what: str, scenes: int, make: Callable[[range], pa.Table], shard: str | None = None) -> bool:
+def run_parts(
+    out: Path,
+    made_by: Mapping[str, Any],
+    what: str,
+    scenes: int,
+    make: Callable[[range], pa.Table],
+    shard: str | None = None,
+) -> bool:
     """Make the parts of `out` that are not there; whether all are there now (a shard may leave others to do).
 
-    shard: "i/n", as in the job array.  make: scene positions -> their rows.
+    made_by: as in `files.making`.  shard: "i/n", as in the job array.  make: scene positions -> their rows.
     """
     chosen = Shard.parse(shard) if shard else Shard(1, 1)
     parts = [range(start, min(start + PART, scenes)) for start in range(0, scenes, PART)]
     mine = chosen.take(parts)
-    with only_writer(out, shard), bar(what, sum(map(len, mine))) as progress:
+    with making(out, made_by, shard=shard) as is_open, bar(what, sum(map(len, mine))) as progress:
+        if not is_open:
+            return True
         for positions in mine:
             path = _path(out, positions)
             if not path.is_file():

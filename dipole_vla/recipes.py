@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from navsim_adapter.errors import InputError, did_you_mean
 from navsim_adapter.foreign import check_yaml
+from navsim_adapter.option_checks import local_path
 
 TRUSTED = ("dipole_vla", "navsim_adapter", "lightning.pytorch", "torch.optim")
 
@@ -44,6 +45,9 @@ def call(function: Callable[..., None], argv: Sequence[str], command: str, posit
         objects = parser.instantiate_classes(namespace)
     known = inspect.signature(function).parameters
     arguments = {name: value for name, value in vars(objects).items() if name in known}
+    for name, value in arguments.items():
+        if isinstance(value, Path):
+            local_path(f"--{name}", value)
     if "recipe" in inspect.signature(function).parameters:
         arguments["recipe"] = recipe
     function(**arguments)

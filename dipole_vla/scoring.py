@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from navsim_adapter.errors import InputError
 from navsim_adapter.files import stamp
 
 
@@ -35,6 +36,17 @@ def identity(scorer: Scorer) -> dict[str, Any]:
         "metric": getattr(scorer, "metric", None),
         "cache": stamp(cache) if cache else None,
     }
+
+
+def require_scenes(scorer: Scorer, tokens: Sequence[str]) -> None:
+    """Raises InputError, before the first scene is driven, for scenes that the scorer's cache lacks, if it has one."""
+    cache = getattr(scorer, "cache", None)
+    missing = [token for token in tokens if token not in cache] if isinstance(cache, Mapping) else []
+    if missing:
+        raise InputError(
+            f"scene {missing[0]}: not in the scoring cache, like {len(missing)} of {len(tokens)} scenes; give the "
+            "cache of these scenes (scorer.init_args.cache), or leave them out"
+        )
 
 
 def columns(scores: Scores) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ baseline NAME` writes one planner's trajectories for every scene of a cache, rea
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import numpy as np
 
 from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path
+from navsim_adapter.files import write_bytes, write_once
 
 POSES, INTERVAL = 8, 0.5
 _STEPS_PER_POSE = 5  # the reference is sampled at 10 Hz
@@ -87,19 +88,20 @@ def write_trajectories(
 ) -> None:
     """A table as `navsim-adapter score --trajectories` reads it: token, name, poses (M, T, 3) at `interval` seconds.
 
-    about: what made it, JSON; `score_table.read_about` reads it.
+    about: what made it, JSON; `score_table.read_about` reads it. A table that does not say so replaces no other one.
     """
     if not plans:
         raise InputError(f"{path}: no scene has a {name} trajectory; check the cache")
-    with atomic_path(path) as aside, open(aside, "wb") as file:
-        np.savez(
-            file,
-            token=np.array(list(plans)),
-            name=np.full(len(plans), name),
-            poses=np.array(list(plans.values())),
-            interval=np.full(len(plans), interval),
-            about=json.dumps(dict(about or {})),
-        )
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        token=np.array(list(plans)),
+        name=np.full(len(plans), name),
+        poses=np.array(list(plans.values())),
+        interval=np.full(len(plans), interval),
+        about=json.dumps(dict(about or {})),
+    )
+    (write_bytes if about else write_once)(path, stream.getvalue())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from navsim_adapter import __version__
 from navsim_adapter.errors import InputError
 from navsim_adapter.exits import nobody_reads, one_line
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.option_checks import check_range, local_path
 from navsim_adapter.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser(words[0] if words else "").parse_args(words)
     try:
+        _check_paths(options)
         COMMANDS[options.command].run(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -196,6 +197,21 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 # -- shared ------------------------------------------------------------------------------------------------------------
+
+
+_PATHS = (
+    "out", "file", "shards", "data", "filter", "cache", "trajectories", "two_stage", "second_stage_trajectories",
+    "second_stage_cache", "mapping", "tree", "other", "maps", "expect",
+)  # fmt: skip
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Every file and folder named is one of this machine, whatever the command does with it."""
+    for name in _PATHS:
+        value = getattr(options, name, None)
+        for path in value if isinstance(value, list) else [value]:
+            if path is not None:
+                local_path(f"--{name.replace('_', '-')}", path)
 
 
 def root_of(options: argparse.Namespace) -> DataRoot:

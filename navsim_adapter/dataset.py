@@ -12,7 +12,7 @@ from navsim_adapter import __version__
 from navsim_adapter.cache.build import HUMAN_POSES, human_future, relative_poses
 from navsim_adapter.cache.folder import describe
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import MANIFEST, begin, file_stamps, finish, only_writer, read_json, write_json
+from navsim_adapter.files import MANIFEST, file_stamps, finish, making, read_json, write_json
 from navsim_adapter.root import DataRoot
 from navsim_adapter.scenes import Scene, SceneFilter, absent, find_logs, find_scenes
 from navsim_adapter.second_stage import PICTURES, SPLIT, read_second_stage, second_stage_files
@@ -142,10 +142,10 @@ def _write(
     from datasets.utils.logging import disable_progress_bar
 
     found = {"inputs": file_stamps(files)}
-    if not begin(out, made_by, found):
-        return dict(read_json(out / "scenes.json"))
     disable_progress_bar()
-    with only_writer(out):
+    with making(out, made_by, found) as is_open:
+        if not is_open:
+            return dict(read_json(out / "scenes.json"))
         rows = list(_rows(scenes, progress))
         for path in (out / MANIFEST, *out.glob("*.arrow")):  # of a table made anew
             path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """Writing that survives a kill: aside, synced, renamed; folders end with a manifest written last.
 
 Every output folder of every command holds `manifest.json`: what made it (versions, command, inputs) and the
-size and SHA-256 of each file. A folder without it is unfinished; `is_complete` is how a stage knows to skip.
+size and SHA-256 of each file. A folder without it is unfinished. `making` opens one: it skips what is finished, refuses
+what other inputs made, and takes over what holds nothing yet. A single file of no such record is `write_once`.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from navsim_adapter.errors import InputError
 
 MANIFEST = "manifest.json"
 STARTED = "stage.json"
+RECIPE = "recipe.yaml"
 LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -83,19 +86,34 @@ def only_writer(folder: str | Path, shard: str | None = None, wait: bool = False
 
     shard: several runs share the folder, each a shard of its own.  wait: for the others, instead of an InputError.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        _hold(held, folder / LOCK, fcntl.LOCK_SH if shard else fcntl.LOCK_EX, wait)
-        if shard:
-            _hold(held, folder / f"{LOCK}-{shard.replace('/', '-')}", fcntl.LOCK_EX, wait)
-        else:
-            sweep(folder.rglob("*.part"))
+        _lock(held, Path(folder), shard, wait)
         yield
 
 
-def _hold(held: ExitStack, path: Path, kind: int, wait: bool) -> None:
-    file = held.enter_context(path.open("a+"))
+def _lock(held: ExitStack, folder: Path, shard: str | None, wait: bool) -> IO[str]:
+    """Take the locks of `only_writer`; returns the file of the folder's own."""
+    own = _locked(held, folder / LOCK, fcntl.LOCK_SH if shard else fcntl.LOCK_EX, wait)
+    if shard:
+        _locked(held, folder / f"{LOCK}-{shard.replace('/', '-')}", fcntl.LOCK_EX, wait)
+    else:
+        sweep(folder.rglob("*.part"))
+    return own
+
+
+def _locked(held: ExitStack, path: Path, kind: int, wait: bool) -> IO[str]:
+    """The open lock file at `path`; one that its last holder removed meanwhile locks nobody out, and is left."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            file = held.enter_context(path.open("a+"))
+            _take(file, kind, wait)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+
+
+def _take(file: IO[str], kind: int, wait: bool = False) -> None:
+    path = Path(file.name)
     try:
         fcntl.lockf(file, kind if wait else kind | fcntl.LOCK_NB)
     except OSError as problem:
@@ -114,6 +132,16 @@ def _hold(held: ExitStack, path: Path, kind: int, wait: bool) -> None:
 def write_bytes(path: str | Path, content: bytes) -> None:
     with atomic_path(path) as aside:
         aside.write_bytes(content)
+
+
+def write_once(path: str | Path, content: bytes) -> None:
+    """Write a file that does not say what made it; raises InputError where one of other content is there."""
+    path = Path(path)
+    if path.exists():
+        if not path.is_file() or path.read_bytes() != content:
+            raise InputError(f"{path}: is there and holds something else; remove it or choose another output")
+        return
+    write_bytes(path, content)
 
 
 def write_text(path: str | Path, content: str) -> None:
@@ -150,30 +178,108 @@ def file_stamps(paths: Iterable[str | Path]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def begin(folder: str | Path, made_by: Mapping[str, Any], found: Mapping[str, Any] | None = None) -> bool:
-    """Open an output folder for a stage; False when the same stage already finished it.
+@contextmanager
+def making(
+    folder: str | Path,
+    made_by: Mapping[str, Any],
+    found: Mapping[str, Any] | None = None,
+    *,
+    shard: str | None = None,
+    wait: bool = False,
+    passing: Collection[str] = (),
+) -> Iterator[bool]:
+    """Hold an output folder for the stage that makes it; False, and nothing is held, where it is finished already.
 
-    A folder begun by other inputs is refused, so that one output never mixes two runs.
+    Raises InputError as `is_made` and `only_writer` do. The stamp is read and written under the lock, so no run takes
+    a folder over while another, which has made nothing yet, is about to write there.
+
+    found, passing: as in `is_made`.  shard, wait: as in `only_writer`.
+    """
+    folder = Path(folder)
+    if is_made(folder, made_by, found, passing):
+        yield False
+        return
+    with ExitStack() as held:
+        with ExitStack() as stamping:
+            if shard:  # one at a time: of two that share the lock, neither could have it alone
+                _locked(stamping, folder / f"{LOCK}-stamp", fcntl.LOCK_EX, wait=True)
+            lock = _lock(held, folder, shard, wait)
+            is_new = _stamp_of(folder) != _plain(made_by)
+            if shard and is_new:
+                is_made(folder, made_by, found, passing)
+                _take(lock, fcntl.LOCK_EX)
+            is_open = begin(folder, made_by, found, passing)
+            if shard and is_new:
+                _take(lock, fcntl.LOCK_SH)
+        yield is_open
+
+
+def is_made(
+    folder: str | Path,
+    made_by: Mapping[str, Any],
+    found: Mapping[str, Any] | None = None,
+    passing: Collection[str] = (),
+) -> bool:
+    """Whether the same stage already finished an output folder. Nothing is written.
+
+    Raises InputError for a folder in which other inputs have made something, so that one output never mixes two runs.
+    A folder that holds nothing but a stamp is free: its run was refused, or killed before it had made anything.
 
     found: what the inputs were found to be (`file_stamps`). It may change: a finished folder is then made anew.
         `finish` must be given both together.
+    passing: top-level entries that are no result; they do not keep a folder for the run that left them.
     """
     folder, wanted = Path(folder), _plain(made_by)
-    if (folder / STARTED).is_file():
-        began = read_json(folder / STARTED)
-        if began != wanted:
-            key, old, new = _first_difference(began, wanted)
-            raise InputError(
-                f"{folder}: {key}: this folder was made with {old!r}, now {new!r}; remove it or choose another --out"
-            )
-        if is_complete(folder, {**wanted, **_plain(found or {})}):
-            return False
-        (folder / MANIFEST).unlink(missing_ok=True)  # while it is made anew it is unfinished
-        return True
-    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"{folder}: holds files of something else; choose an empty folder for --out")
-    write_json(folder / STARTED, wanted)
+    began = _stamp_of(folder)
+    if began is None:
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise InputError(f"{folder}: holds files of something else; choose an empty folder for --out")
+        return False
+    if began == wanted:
+        return is_complete(folder, {**wanted, **_plain(found or {})})
+    if _holds_results(folder, passing):
+        raise InputError(f"{folder}: {differs('this folder', began, wanted)}; remove it or choose another --out")
+    return False
+
+
+def begin(
+    folder: str | Path,
+    made_by: Mapping[str, Any],
+    found: Mapping[str, Any] | None = None,
+    passing: Collection[str] = (),
+) -> bool:
+    """Stamp an output folder that the caller holds (`making`); False when the same stage already finished it."""
+    folder = Path(folder)
+    if is_made(folder, made_by, found, passing):
+        return False
+    if _stamp_of(folder) != _plain(made_by):
+        if (folder / STARTED).is_file():
+            for name in passing:  # of the run that left nothing else
+                _remove(folder / name)
+        write_json(folder / STARTED, _plain(made_by))
+    (folder / MANIFEST).unlink(missing_ok=True)  # while it is made anew it is unfinished
     return True
+
+
+def _stamp_of(folder: Path) -> Any:
+    return read_json(folder / STARTED) if (folder / STARTED).is_file() else None
+
+
+def _holds_results(folder: Path, passing: Collection[str]) -> bool:
+    """Whether a stamped folder holds more than stamp, locks and unfinished files."""
+    return any(
+        not path.is_dir()
+        and not path.name.startswith(".")
+        and path.relative_to(folder).parts[0] not in (STARTED, *passing)
+        for path in folder.rglob("*")
+    )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def finish(folder: str | Path, made_by: Mapping[str, Any], exclude: Collection[str] = ()) -> None:
@@ -247,9 +353,17 @@ def _plain(made_by: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(made_by), default=str))
 
 
+def differs(what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first thing in which two records of inputs differ: `model.seed: this folder was made with 0, now 1`."""
+    key, old, new = _first_difference(found, wanted)
+    return f"{key}: {what} was made with {old!r}, now {new!r}"
+
+
 def _first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in sorted(found.keys() | wanted.keys()):
+    """What both have comes first: another `format` explains a key that only one of them has."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        in_both = found.keys() & wanted.keys()
+        for name in sorted(found.keys() | wanted.keys(), key=lambda name: (name not in in_both, name)):
             if found.get(name) != wanted.get(name):
                 return _first_difference(found.get(name), wanted.get(name), f"{key}.{name}" if key else name)
     return key, found, wanted

@@ -156,11 +156,17 @@ class Map:
         return table[wanted]
 
 
-def map_path(maps_root: str | Path, name: str) -> Path:
-    """`<root>/<city>/<version>/map.gpkg`, the version as in the root's JSON."""
+def map_index(maps_root: str | Path) -> Path:
+    """The root's JSON; raises InputError where there is none."""
     index = Path(maps_root) / MAPS_FILE
     if not index.is_file():
         raise InputError(f"{index}: map index not found; put the nuPlan maps there or set {MAPS_VARIABLE}")
+    return index
+
+
+def map_path(maps_root: str | Path, name: str) -> Path:
+    """`<root>/<city>/<version>/map.gpkg`, the version as in the root's JSON."""
+    index = map_index(maps_root)
     try:
         version = str(json.loads(index.read_text())[name]["version"])
     except (ValueError, KeyError, TypeError) as problem:

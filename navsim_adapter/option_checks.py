@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,19 @@ def spare_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | No
     for path in outputs:
         if Path(path).resolve() in read:
             raise InputError(f"{path}: is an input of this command and would be overwritten; name another output")
+
+
+def local_path(option: str, path: str | Path) -> Path:
+    """A path of this machine. Raises InputError for an address, a host's path, and what a shell leaves unexpanded.
+
+    An address is one without its second slash, too: `Path` drops it.
+    """
+    text = str(path)
+    if re.match(r"[^/\s]+:/", text) or re.match(r"(s3|s3a|gs|gcs|az|abfss?|hdfs|dbfs|hf|https?|file):", text, re.I):
+        raise InputError(f"{option}: {text!r} is no path of this machine; name a file or folder that is mounted here")
+    if text.startswith("~") or "$" in text:
+        raise InputError(f"{option}: {text!r}: ~ and $ are not expanded here; write the path out")
+    return Path(text)
 
 
 def check_range(option: str, value: float | None, least: float = -math.inf, most: float = math.inf) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import write_bytes
+from navsim_adapter.files import write_once
 from navsim_adapter.option_checks import check_range
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Plan, picture, seen_by
 from navsim_adapter.score_table import Trajectories, read_trajectories
@@ -43,11 +43,17 @@ def run(args: argparse.Namespace) -> int:
                 f"{table.tokens[0]}); name its scenes with --tokens, or the cache that holds them"
             )
         plans = plans_of(table)
-    for token in tokens:
+    files = {token: args.out / f"{token}.png" for token in tokens}
+    for token in sorted(tokens, key=lambda token: not files[token].exists()):  # another picture is met first
         scene = scenes[token]
         scene = seen_by(scene, PDMS if scene.versions & PDMS else EPDMS)
-        write_bytes(args.out / f"{token}.png", picture(scene, scene_plans(scene, plans.get(token, []))))
-    print(f"{len(tokens)} pictures in {args.out}")
+        write_once(files[token], picture(scene, scene_plans(scene, plans.get(token, []))))
+    of_all = (
+        f" of {len(scenes)}; --limit or --tokens chooses others"
+        if not args.tokens and len(tokens) < len(scenes)
+        else ""
+    )
+    print(f"{len(tokens)} pictures in {args.out}{of_all}")
     return 0
 
 

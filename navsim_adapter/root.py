@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from navsim_adapter.errors import InputError
+from navsim_adapter.option_checks import local_path
 
 DATA_VARIABLE = "OPENSCENE_DATA_ROOT"
 MAPS_VARIABLE = "NUPLAN_MAPS_ROOT"
@@ -37,11 +38,11 @@ def data_root(data: str | Path | None, environment: Mapping[str, str]) -> DataRo
     named = data or environment.get(DATA_VARIABLE)
     if not named:
         raise InputError(f"--data: not given and {DATA_VARIABLE} is not set; name the folder that holds navsim_logs/")
-    root = Path(named)
+    root = local_path("--data" if data else DATA_VARIABLE, named)
     if not (root / "navsim_logs").is_dir():
         raise InputError(f"{root}: has no folder navsim_logs; name the dataset root with --data or {DATA_VARIABLE}")
     maps = root / "maps"
     variable = environment.get(MAPS_VARIABLE)
     if variable and (data is None or not maps.is_dir()):
-        maps = Path(variable)
+        maps = local_path(MAPS_VARIABLE, variable)
     return DataRoot(root, maps)

@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from navsim_adapter.progress import Progress
     from navsim_adapter.row_scores import check_traffic
-    from navsim_adapter.score_result import check_layout, report, require_scores, write_result
+    from navsim_adapter.score_means import mean_lines
+    from navsim_adapter.score_result import check_layout, check_replacing, report, require_scores, write_result
     from navsim_adapter.score_units import Parts
 
     _check_stages(options)
@@ -60,16 +61,19 @@ def run(options: argparse.Namespace) -> None:
     inputs = (options.trajectories, options.second_stage_trajectories, job.facts.source.get("mapping"))
     check_layout(options.out, options.format, job.labels["name"], job.facts, inputs)
     parts = Parts(options.out, job.facts.inputs)
-    with Progress("entries" if options.two_stage else "logs") as progress:
-        result = job.run(parts, score, progress.show)
-    files = write_result(options.out, result, options.format)
-    parts.clear()
+    with parts.held():
+        check_replacing(options.out, options.format, job.labels["name"], job.facts, lambda: parts.holds(job.units))
+        with Progress("entries" if options.two_stage else "logs") as progress:
+            result = job.run(parts, score, progress.show)
+        files = write_result(options.out, result, options.format)
+        parts.clear()
     for line in (*job.remarks, *report(result)):
         print(line, file=sys.stderr)
     scored, rows = int(result.table.is_scored.sum()), len(result.table)
     shard = f" of shard {options.shard}" if options.shard else ""
     how = f"{result.facts.metric}, {traffic}"
     print(f"{scored} of {rows} trajectories{shard} scored with {metric} in {files[0]} ({how})")
+    print("\n".join(mean_lines(result)))
     require_scores(files[0], result)
 
 

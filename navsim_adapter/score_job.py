@@ -337,7 +337,10 @@ def _second_scenes(tokens: Sequence[str], source: Source, second: SecondStage, w
 
 
 def _inputs(metric: str, traffic: str, described: Mapping[str, Any], stamps: Any) -> str:
-    return digest([metric, traffic, __version__, dict(described), stamps])
+    """Trajectories count by their content, wherever they lie."""
+    told = ("trajectories", "second_stage_trajectories", "remarks")
+    named = {key: value for key, value in described.items() if key not in told}
+    return digest([metric, traffic, __version__, named, stamps])
 
 
 def source_of(cache: str | None, root: Callable[[], DataRoot], split: str | None, needs_maps: bool = False) -> Source:

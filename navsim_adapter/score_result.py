@@ -5,7 +5,7 @@ The JSON is written last and holds the checksums of the others; a result without
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ import numpy as np
 
 from navsim_adapter import __version__
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import read_json, sha256, write_json
+from navsim_adapter.files import differs, read_json, sha256, write_json
 from navsim_adapter.official_table import official_paths, write_official
 from navsim_adapter.option_checks import spare_inputs
 from navsim_adapter.score_table import ScoreTable, write_table
@@ -23,6 +23,7 @@ from navsim_adapter.two_stage_table import Summary, summarise, write_summaries
 
 Layout = Literal["rows", "official"]
 LAYOUTS: tuple[Layout, ...] = ("rows", "official")
+_PLACES = ("trajectories", "second_stage_trajectories")  # keys that say where tables lie
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,72 @@ def check_layout(
         raise InputError(f"{out}: is a folder; name a file for --out")
     if layout == "official" and facts.shard is not None:
         raise InputError("--format official: needs all rows; write shards as rows and give it to navsim-adapter merge")
-    tables = official_paths(Path(out), list(dict.fromkeys(names))) if layout == "official" else [Path(out)]
-    summaries = [summary_path(out)] if facts.entries is not None and facts.shard is None else []
-    if set(tables) & set(summaries):
+    outputs = _outputs(out, layout, names, facts)
+    if len(set(outputs)) < len(outputs):
         raise InputError(
             f"{summary_path(out)}: would be the run's summary and the table of the planner 'summary'; rename the "
             "planner, or leave --format official out"
         )
-    spare_inputs([*tables, *summaries, sidecar(out)], inputs)
+    spare_inputs([*outputs, sidecar(out)], inputs)
+
+
+def _outputs(out: str | Path, layout: Layout, names: Sequence[str], facts: Facts) -> list[Path]:
+    """The tables, most important first, and a two-stage run's summary."""
+    tables = official_paths(Path(out), list(dict.fromkeys(names))) if layout == "official" else [Path(out)]
+    return tables + ([summary_path(out)] if facts.entries is not None and facts.shard is None else [])
+
+
+def check_replacing(
+    out: str | Path, layout: Layout, names: Sequence[str], facts: Facts, is_resumed: Callable[[], bool] = lambda: False
+) -> None:
+    """Raises InputError, before anything is scored, where the result would replace one of other inputs.
+
+    The same inputs write the same result once more. Of a table without its JSON nobody knows what made it.
+    is_resumed: says whether this run was killed while it wrote its result.
+    """
+    wanted, recorded = {**_identity(facts), "format": layout, "version": __version__}, _recorded(out)
+    found = {key: recorded.get(key) for key in wanted}
+    for path in (Path(out).with_name(name) for name in recorded.get("files", ())):
+        if path.exists() and found != wanted:
+            raise InputError(
+                f"{path}: {_told(recorded, facts.source, found, wanted)}; remove it or choose another --out"
+            )
+    for path in _outputs(out, layout, names, facts):
+        if path.exists() and path.name not in recorded.get("files", ()) and not is_resumed():
+            raise InputError(
+                f"{path}: is there, and no {sidecar(out).name} says what made it; remove it or choose another --out"
+            )
+
+
+def _recorded(out: str | Path) -> dict[str, Any]:
+    """What the JSON of an earlier result says; empty where there is none."""
+    if not sidecar(out).exists():
+        return {}
+    content = read_json(sidecar(out))
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise InputError(f"{sidecar(out)}: is there and is no result of this command; choose another --out")
+    return content
+
+
+def _told(
+    recorded: Mapping[str, Any], wanted_at: Mapping[str, Any], found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> str:
+    """What differs; the hash of all inputs only where nothing that has a name does."""
+    named = {key: value for key, value in wanted.items() if key != "inputs"}
+    if all(found[key] == value for key, value in named.items()):
+        return "inputs: the scenes have changed since this table was made"
+    for key in _PLACES:
+        if found.get(f"{key}_sha256") != wanted.get(f"{key}_sha256"):
+            old, new = recorded.get(key), wanted_at.get(key)
+            now = "which has changed since" if old == new else f"now {new!r}"
+            return f"{key}: this table was made with {old!r}, {now}"
+    return differs("this table", {key: found[key] for key in named}, named)
+
+
+def _identity(facts: Facts) -> dict[str, Any]:
+    """What decides the figures, as the JSON names it; trajectories count by their content, wherever they lie."""
+    source = {key: value for key, value in facts.source.items() if key not in (*_PLACES, "remarks")}
+    return {"metric": facts.metric, "traffic": facts.traffic, **source, "shard": facts.shard, "inputs": facts.inputs}
 
 
 def write_result(out: str | Path, result: Result, layout: Layout = "rows") -> list[Path]:

@@ -2,16 +2,16 @@
 
 Two-frame comfort compares scenes of one log, and an entry's weights know that entry only, so units can be scored in any
 order, anywhere. A finished unit is a small file beside the result until the result is there; a run that was killed
-takes those up. A file says of which inputs it was made and is not used for others.
+takes those up. A file says of which inputs it was made and is not used for others. One run at a time writes a result.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -24,7 +24,7 @@ from navsim_adapter.cache.folder import build_scenes
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path, file_stamps, sweep
+from navsim_adapter.files import LOCK, atomic_path, file_stamps, only_writer, sweep
 from navsim_adapter.maps import map_files
 from navsim_adapter.objects import FUTURE_FRAMES
 from navsim_adapter.root import DataRoot
@@ -258,6 +258,20 @@ class Parts:
         except Exception:  # absent, torn, of another layout: score it again
             return None
 
+    def holds(self, units: Sequence[Unit]) -> bool:
+        """Whether every unit is finished: then a run of these inputs was killed while it wrote its result."""
+        return bool(units) and all(self.known(unit) is not None for unit in units)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs from writing the same result; raises InputError while one does."""
+        with only_writer(self.folder):
+            try:
+                yield
+            finally:
+                if not any(self.folder.glob("*.npz")):
+                    self._remove()
+
     def keep(self, unit: Unit, part: Part) -> None:
         with atomic_path(self._path(unit)) as aside, open(aside, "wb") as file:
             np.savez(
@@ -270,12 +284,15 @@ class Parts:
             )
 
     def clear(self) -> None:
-        """Remove the folder; another run that writes into it goes on unharmed."""
+        """Remove what was kept, once the result is there."""
         for path in self.folder.glob("*.npz"):
             path.unlink(missing_ok=True)
-        sweep(self.folder.glob(".*.part"))
         sweep(self.folder.parent.glob(f".{self.folder.name.removesuffix('.parts')}.*.part"))
-        with contextlib.suppress(OSError):
+
+    def _remove(self) -> None:
+        sweep(self.folder.glob(".*.part"))
+        (self.folder / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
             self.folder.rmdir()
 
     def _path(self, unit: Unit) -> Path:

@@ -16,11 +16,13 @@ from typing import TypeVar
 import numpy as np
 
 from navsim_adapter.errors import InputError
+from navsim_adapter.score_means import mean_lines
 from navsim_adapter.score_result import (
     LAYOUTS,
     Layout,
     Result,
     check_layout,
+    check_replacing,
     read_result,
     report,
     require_scores,
@@ -120,9 +122,11 @@ def run(options: argparse.Namespace) -> None:
     layout: Layout = options.format
     result = merge(options.shards)
     check_layout(options.out, layout, result.table.names, result.facts, options.shards)
+    check_replacing(options.out, layout, result.table.names, result.facts)
     files = write_result(options.out, result, layout)
     for line in report(result):
         print(line)
     scored, rows = int(result.table.is_scored.sum()), len(result.table)
     print(f"{scored} of {rows} rows scored with {result.facts.metric} in {files[0]}")
+    print("\n".join(mean_lines(result)))
     require_scores(files[0], result)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import write_bytes
+from navsim_adapter.files import write_once
 from navsim_adapter.unpickle import Record, read_pickle
 
 ONE_STAGE = ("predictions",)
@@ -61,7 +61,8 @@ def write_submission(
     """Write a v1 submission, or with `second` (plans of the second-stage scenes) a two-stage v2 one.
 
     expected: what each stage must have.
-    Raises InputError for the first thing that is wrong with it; then nothing is written.
+    Raises InputError for the first thing that is wrong with it, and for another file in its place; then nothing is
+    written.
     """
     samplings: dict[tuple[int, float], _TrajectorySampling] = {}
     content = {name: _listed(value) for name, value in _team_fields(team).items()}
@@ -73,7 +74,7 @@ def write_submission(
         raise InputError(f"{path}: {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     stream = io.BytesIO()
     _Pickler(stream, PROTOCOL).dump(content)
-    write_bytes(path, stream.getvalue())
+    write_once(path, stream.getvalue())
 
 
 def read_submission(path: str | Path) -> dict[str, Any]:

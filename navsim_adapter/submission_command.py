@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,22 @@ def _write(path: Path, options: argparse.Namespace, expected: tuple[Tokens, Toke
         raise InputError(f"{path}: --trajectories is missing; name the table to submit, or --check to look at a file")
     spare_inputs([path], [options.trajectories, options.second_stage_trajectories, options.expect])
     team = Team(options.team_name, options.authors, options.email, options.institution, options.country)
-    first = _plans(options.trajectories, options.name)
     second = options.second_stage_trajectories
-    write_submission(path, team, first, _plans(second, options.name) if second else None, expected)
+    plans = [
+        _expected(table, _plans(table, options.name), wanted) if table else None
+        for table, wanted in zip((options.trajectories, second), expected)
+    ]
+    write_submission(path, team, plans[0] or {}, plans[1], expected)
+
+
+def _expected(table: str, plans: dict[str, Plan], wanted: Tokens) -> dict[str, Plan]:
+    """Plans of the scenes that are asked for; a table may hold more, as one of a whole split does."""
+    if wanted is None:
+        return plans
+    kept = {token: plan for token, plan in plans.items() if token in wanted}
+    if len(kept) < len(plans):
+        print(f"left out: {len(plans) - len(kept)} of {len(plans)} scenes of {table}, not of --expect", file=sys.stderr)
+    return kept
 
 
 def _plans(table: str, name: str | None) -> dict[str, Plan]:

@@ -24,7 +24,7 @@ from dipole_vla.policy.backbone import Backbone
 from dipole_vla.policy.guided import Guidance, GuidedPolicy
 from dipole_vla.progress import console, skipped, wrote
 from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import begin, finish, is_complete
+from navsim_adapter.files import finish, is_made, making
 
 IMPORTERS: dict[str, str] = {
     "dp_vla": "dipole_vla.backbones.dp_vla_import",
@@ -139,23 +139,29 @@ def import_checkpoint(family: str, source: Path, out: Path, rl_split: str | None
         "rl_split": rl_split,
         "options": {name: str(value) for name, value in given.items()},
     }
-    if is_complete(out, made_by):
+    if is_made(out, made_by):
         return skipped("import", out)
     imported: Imported = read(source, **given)  # before OUT is begun: a refused source must leave nothing there
-    begin(out, made_by)
+    with making(out, made_by) as is_open:
+        if not is_open:
+            return skipped("import", out)
+        _save(imported, source, out, rl_split)
+        finish(out, made_by)
+    total = sum(parameter.numel() for parameter in imported.backbone.parameters())
+    console.print(f"{family}: {total / 1e6:.2f} M parameters, every key of the source accounted for")
+    for note in imported.notes:
+        console.print(f"note: {note}", markup=False)
+    wrote("import", out)
+
+
+def _save(imported: Imported, source: Path, out: Path, rl_split: str | None) -> None:
     if imported.base is None:
         imported.backbone.save_pretrained(out)
-    total = sum(parameter.numel() for parameter in imported.backbone.parameters())
     if imported.pair is not None:
         provenance = {"imported_from": source.name, "rl_split": rl_split}
         folder = out / "policy" if imported.base is None else out
         _save_policy(imported, imported.pair, folder, imported.base or out, provenance)
         console.print(f"guided policy (rank {imported.pair.rank}): {folder}", markup=False)
-    finish(out, made_by)
-    console.print(f"{family}: {total / 1e6:.2f} M parameters, every key of the source accounted for")
-    for note in imported.notes:
-        console.print(f"note: {note}", markup=False)
-    wrote("import", out)
 
 
 def _save_policy(

@@ -14,7 +14,7 @@ from dipole_vla.checkpoint import record_from
 from dipole_vla.policy.backbone import Backbone
 from dipole_vla.progress import console, skipped, wrote
 from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import begin, finish
+from navsim_adapter.files import finish, making
 
 
 def init(
@@ -47,15 +47,16 @@ def init(
     made_by: dict[str, Any] = {"command": "init", "family": family, "size": size, "sizes": sizes or {}, "seed": seed}
     if encoder_weights is not None:
         made_by["encoder_weights"] = str(encoder_weights.resolve())
-    if not begin(out, made_by):
-        return skipped("init", out)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = kind.tiny(config)  # type: ignore[attr-defined]
-    if encoder_weights is not None:
-        model.read_encoder(encoder_weights)
-    model.save_pretrained(out)
-    finish(out, made_by)
+    with making(out, made_by) as is_open:
+        if not is_open:
+            return skipped("init", out)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = kind.tiny(config)  # type: ignore[attr-defined]
+        if encoder_weights is not None:
+            model.read_encoder(encoder_weights)
+        model.save_pretrained(out)
+        finish(out, made_by)
     console.print(f"{family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     wrote("init", out)
 

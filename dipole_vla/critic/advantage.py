@@ -13,7 +13,7 @@ from dipole_vla.policy import load_policy
 from dipole_vla.progress import bar, skipped, wrote
 from dipole_vla.rollout import batches
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, finish, stamp, write_json
+from navsim_adapter.files import finish, making, stamp, write_json
 from navsim_adapter.option_checks import check_range
 
 
@@ -51,20 +51,21 @@ def advantage(
             f"{scenes}: split {table.split!r} lacks {len(missing)} of the {len(scored)} scenes of {candidates}, first "
             f"{missing[0]}; give the scenes they were collected on"
         )
-    if not begin(out, made_by):
-        return skipped("advantage", out)
-    positions = [table.position[token] for token in scored.tokens]
-    values: list[np.ndarray] = []
-    with bar("advantage", len(positions)) as progress, torch.inference_mode():
-        for batch in batches(table, positions, actor.processor, batch_size, actor.device):
-            poses = torch.from_numpy(scored.poses[len(values) : len(values) + len(batch.tokens)]).to(actor.device)
-            features = actor.backbone.features(actor.encode(batch.observation).encoded(None))
-            values += list(model.advantage(features, poses).cpu().numpy())
-            progress.advance(len(batch.tokens))
-    rows = open_table(candidates, CANDIDATE_COLUMNS)
-    rows = rows.remove_columns("advantage").add_column("advantage", np.stack(values).astype(np.float64).reshape(-1))
-    rows.save_to_disk(str(out))
-    about = {**scored.about, "advantage": "critic: least Q - V", "critic": str(critic)}
-    write_json(Path(out) / "candidates.json", about)
-    finish(out, made_by)
+    with making(out, made_by) as is_open:
+        if not is_open:
+            return skipped("advantage", out)
+        positions = [table.position[token] for token in scored.tokens]
+        values: list[np.ndarray] = []
+        with bar("advantage", len(positions)) as progress, torch.inference_mode():
+            for batch in batches(table, positions, actor.processor, batch_size, actor.device):
+                poses = torch.from_numpy(scored.poses[len(values) : len(values) + len(batch.tokens)]).to(actor.device)
+                features = actor.backbone.features(actor.encode(batch.observation).encoded(None))
+                values += list(model.advantage(features, poses).cpu().numpy())
+                progress.advance(len(batch.tokens))
+        rows = open_table(candidates, CANDIDATE_COLUMNS)
+        rows = rows.remove_columns("advantage").add_column("advantage", np.stack(values).astype(np.float64).reshape(-1))
+        rows.save_to_disk(str(out))
+        about = {**scored.about, "advantage": "critic: least Q - V", "critic": str(critic)}
+        write_json(Path(out) / "candidates.json", about)
+        finish(out, made_by)
     wrote("advantage", out)

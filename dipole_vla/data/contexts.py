@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from dipole_vla.policy.backbone import Context, Observation
 from dipole_vla.progress import bar, console, skipped, wrote
 from dipole_vla.rollout import batches
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, finish, is_complete, read_json, stamp, verify_listed, write_json
+from navsim_adapter.files import finish, is_made, making, read_json, stamp, verify_listed, write_json
 from navsim_adapter.option_checks import check_range
 
 ContextDtype = Literal["model", "float32", "bfloat16"]
@@ -127,7 +128,7 @@ def contexts(
     model = backbones.load_backbone(backbone, device)
     encoder = Encoder(model.encode, model.processor(), model.fingerprint(), model.device)
     table = SceneTable(scenes, sensors)
-    if _is_made(Path(out), _made_by(encoder, table, dtype)):
+    if is_made(out, _made_by(encoder, table, dtype), passing=(INDEX,)):
         return skipped("contexts", out)
     make_contexts(out, encoder, table, dtype, batch_size)
     wrote("contexts", out)
@@ -143,16 +144,18 @@ def make_contexts(
 ) -> ContextStore:
     """The contexts of `scenes` in `folder`, read if they are there, else made; size and free disk are said first."""
     folder, ranks, made_by = Path(folder), ranks or Ranks(), _made_by(encoder, scenes, dtype)
-    if not _is_made(folder, made_by):
-        if ranks.leads:
-            begin(folder, made_by)
+    if is_made(folder, made_by, passing=(INDEX,)):
+        return ContextStore(folder)
+    held = making(folder, made_by, wait=True, passing=(INDEX,)) if ranks.leads else nullcontext(False)
+    with held as is_open:  # not for a rank that does not lead, nor where another run has just finished it
+        if is_open:
             if not (folder / INDEX).is_file():
                 write_json(folder / INDEX, {**made_by, "shape": asdict(_measure(encoder, scenes, dtype, batch_size))})
             _announce(folder, _shape_of(folder))
         ranks.wait()
         _write_shards(folder, encoder, scenes, dtype, batch_size, ranks)
         ranks.wait()
-        if ranks.leads:
+        if is_open:
             finish(folder, made_by)
         ranks.wait()
     return ContextStore(folder)
@@ -165,20 +168,6 @@ def _made_by(encoder: Encoder, scenes: SceneTable, dtype: ContextDtype) -> dict[
         "scenes": stamp(scenes.folder),
         "dtype": dtype,
     }
-
-
-def _is_made(folder: Path, made_by: Mapping[str, Any]) -> bool:
-    """Whether the folder is finished; InputError when it holds contexts of something else."""
-    started = folder / "stage.json"
-    found = read_json(started) if started.is_file() else made_by
-    for key, wanted in made_by.items():
-        if found.get(key) != wanted:
-            had, now = str(found.get(key))[:16], str(wanted)[:16]
-            raise InputError(
-                f"{folder}: holds contexts of something else ({key} {had}, this run's is {now}); "
-                "name another folder or remove this one"
-            )
-    return is_complete(folder, made_by)
 
 
 def _shape_of(folder: Path) -> Shape:

@@ -23,11 +23,11 @@ from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import provenance
-from dipole_vla.rollout import batches, start_noise
-from dipole_vla.scoring import Scorer, columns, identity
+from dipole_vla.rollout import batches, require_critic, start_noise
+from dipole_vla.scoring import Scorer, columns, identity, require_scenes
 from dipole_vla.splits import refuse_evaluation
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path, begin, finish, only_writer, stamp, write_json
+from navsim_adapter.files import atomic_path, finish, is_made, making, stamp, write_json
 from navsim_adapter.option_checks import check_range
 
 
@@ -82,22 +82,24 @@ def evaluate(
     actor = load_policy(policy, device=device)
     if actor.pair is None:
         raise InputError(f"{policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`")
+    require_critic(actor, policy, max(counts))
+    require_scenes(scorer, table.tokens)
     leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, allow_eval_split)
     chosen = None
     if choose_on:
         chosen = choice_of(Path(choose_on), table.tokens, actor.fingerprint, made_by["scorer"], omegas, counts)
     out = Path(out)
-    if not begin(out, made_by):
+    if is_made(out, made_by):
         shutil.rmtree(out / FOLDER, ignore_errors=True)
         return skipped("evaluate", out)
 
     def plan(positions: range) -> pa.Table:
         return _evaluate_part(actor, table, positions, scorer, omegas, max(counts), batch_size, seed)
 
-    if not run_parts(out, f"evaluate {table.split}", len(table), plan, shard):
+    if not run_parts(out, made_by, f"evaluate {table.split}", len(table), plan, shard):
         return
-    with only_writer(out, wait=True):
-        if not begin(out, made_by):
+    with making(out, made_by, wait=True) as is_open:
+        if not is_open:
             return skipped("evaluate", out)  # another shard has put them together
         plans = read_parts(out)
         facts = {

@@ -15,7 +15,7 @@ from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, identity
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, finish, stamp
+from navsim_adapter.files import finish, making, stamp
 from navsim_adapter.option_checks import check_range
 
 REPORT = "export.json"
@@ -82,23 +82,26 @@ def export(
     pair = actor.pair
     if not isinstance(pair, AdapterPair):
         raise InputError(f"{policy}: has no pair of LoRA adapters to export")
-    if not begin(out, made_by):
-        return skipped("export", out)
-    if omega is not None:
-        actor.guidance = replace(actor.guidance, omega=omega)
-    about: dict[str, Any]
-    if format == "peft":
-        about = write_peft(actor, out)
-    elif format == "torchscript":
-        about = write_program(actor, out, candidates, solver_steps, seed)
-    else:
-        assert scenes is not None
-        about = distil(actor, pair, out, training, scenes, sensors, scorer)
-        _save_distilled(actor, Path(policy), out, recipe or {})
-    write_json(out / REPORT, {"format": format, "policy": str(policy), **about, "provenance": provenance(recipe or {})})
-    for line in _lines(about):
-        console.print(line, soft_wrap=True, markup=False)
-    finish(out, made_by)
+    with making(out, made_by) as is_open:
+        if not is_open:
+            return skipped("export", out)
+        if omega is not None:
+            actor.guidance = replace(actor.guidance, omega=omega)
+        about: dict[str, Any]
+        if format == "peft":
+            about = write_peft(actor, out)
+        elif format == "torchscript":
+            about = write_program(actor, out, candidates, solver_steps, seed)
+        else:
+            assert scenes is not None
+            about = distil(actor, pair, out, training, scenes, sensors, scorer)
+            _save_distilled(actor, Path(policy), out, recipe or {})
+        write_json(
+            out / REPORT, {"format": format, "policy": str(policy), **about, "provenance": provenance(recipe or {})}
+        )
+        for line in _lines(about):
+            console.print(line, soft_wrap=True, markup=False)
+        finish(out, made_by)
     wrote(f"export {format}", out)
 
 

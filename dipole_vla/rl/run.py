@@ -34,7 +34,7 @@ from dipole_vla.training.callbacks import Curves, StepProgress
 from dipole_vla.training.checkpoints import Checkpoints, SyncedFiles, newest_checkpoint
 from dipole_vla.training.fit import quiet_lightning
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, finish, only_writer, read_json, write_json, write_text
+from navsim_adapter.files import RECIPE, finish, making, read_json, write_json, write_text
 
 CHECKPOINTS, LOGS, REPLAY, MEASURED = "checkpoints", "logs", "replay", "measured"
 
@@ -120,10 +120,10 @@ def rl(
         console.print(
             "[yellow]learner.precision: no bfloat16 products in this processor; float32 is faster here[/yellow]"
         )
-    if not begin(out, made_by):
-        return skipped("rl", out)
-    with only_writer(out):
-        write_text(out / "recipe.yaml", yaml.safe_dump(recipe or made_by, sort_keys=False))
+    with making(out, made_by, passing=(RECIPE, LOGS)) as is_open:
+        if not is_open:
+            return skipped("rl", out)
+        write_text(out / RECIPE, yaml.safe_dump(recipe or made_by, sort_keys=False))
         offline = load_data(task, data, learner)
         whole = stages[-1].updates
         run = _Run(out, task, seeds, learner, evaluation, online, whole, batch_size, checkpoint_every, offline)

@@ -29,8 +29,8 @@ from dipole_vla.training.base import FineTuning
 from dipole_vla.training.callbacks import Curves, FiniteGradients, StepProgress
 from dipole_vla.training.checkpoints import Checkpoints, SyncedFiles, newest_checkpoint
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, finish, is_complete, only_writer, stamp, write_text
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.files import RECIPE, finish, is_complete, making, stamp, write_text
+from navsim_adapter.option_checks import check_range, local_path
 
 INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
 NO_NUMBER = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing")  # beyond rounding; may change midway
@@ -90,7 +90,7 @@ class FitCLI(LightningCLI):
                 "dipole_vla.training.sharded.ShardedBackbone (FSDP2) or dipole_vla.training.deepspeed.PairDeepSpeed"
             )
         self.recipe = plain(self.parser, self.config)
-        self.out: Path = self.config.out
+        self.out: Path = local_path("--out", self.config.out)
         self.made_by = _made_by(self.recipe)
         trainer = self.config.trainer
         for key in ("max_steps", "accumulate_grad_batches"):
@@ -111,10 +111,9 @@ class FitCLI(LightningCLI):
         super().instantiate_classes()
         if _rank():
             return
-        if not begin(self.out, self.made_by):
+        if not self.held.enter_context(making(self.out, self.made_by, passing=(RECIPE, LOGS))):
             raise AlreadyComplete(self.out)
-        self.held.enter_context(only_writer(self.out))
-        write_text(self.out / "recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
+        write_text(self.out / RECIPE, yaml.safe_dump(self.recipe, sort_keys=False))
 
     def instantiate_trainer(self, **options: Any) -> L.Trainer:
         try:

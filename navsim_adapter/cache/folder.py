@@ -17,8 +17,8 @@ from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, file_stamps, only_writer, sha256
-from navsim_adapter.maps import load_map, map_files, map_path
+from navsim_adapter.files import file_stamps, making, sha256
+from navsim_adapter.maps import load_map, map_files, map_index, map_path
 from navsim_adapter.root import DataRoot
 from navsim_adapter.scenes import SceneFilter, absent, empty_split, find_logs, log_scenes
 
@@ -67,6 +67,7 @@ def build_cache(
     an empty split; scenes without cache are listed.
     """
     out = Path(out)
+    map_index(root.maps)
     made_by = {
         "command": "navsim-adapter cache",
         "version": __version__,
@@ -78,12 +79,12 @@ def build_cache(
     }
     logs = find_logs(root, split, chosen)
     found = {"inputs": file_stamps([*logs, *map_files(root.maps)])}
-    if not begin(out, made_by, found):
-        return store.read_scenes(out)
     job_made_by = {name: made_by[name] for name in ("version", "format", "filter")}
     jobs = [LogJob(path, split, chosen, root.maps, job_made_by) for path in logs]
     built = []
-    with only_writer(out):
+    with making(out, made_by, found) as is_open:
+        if not is_open:
+            return store.read_scenes(out)
         for result in run_logs(_cache_log, jobs, workers, chosen.max_scenes, out):
             built.append(result)
             if progress:

@@ -15,8 +15,8 @@ from navsim_adapter import __version__
 from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.official import find_official, import_log
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, file_stamps, only_writer
-from navsim_adapter.maps import map_files
+from navsim_adapter.files import file_stamps, making
+from navsim_adapter.maps import map_files, map_index
 
 
 def import_official(
@@ -34,6 +34,8 @@ def import_official(
     A finished folder of the same inputs is left alone. Raises InputError naming the first file that cannot be read.
     """
     out, tree = Path(out), Path(tree)
+    if maps:
+        map_index(maps)
     logs = find_official(tree)
     twins = {path.parts[-2]: path for paths in (find_official(other) if other else {}).values() for path in paths}
     made_by = {
@@ -46,9 +48,9 @@ def import_official(
     }
     sources = [path for paths in logs.values() for path in paths]
     found = {"inputs": file_stamps([*sources, *twins.values(), *(map_files(Path(maps)) if maps else ())])}
-    if not begin(out, made_by, found):
-        return store.read_scenes(out)
-    with only_writer(out):
+    with making(out, made_by, found) as is_open:
+        if not is_open:
+            return store.read_scenes(out)
         jobs = [(store.log_path(out, name), paths, _twins_of(paths, twins), made_by) for name, paths in logs.items()]
         tokens: dict[str, tuple[str, ...]] = {}
         for done, (name, own) in enumerate(_run(jobs, workers), 1):

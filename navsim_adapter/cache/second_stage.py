@@ -18,8 +18,8 @@ from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.folder import Built, Skipped
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, file_stamps, only_writer
-from navsim_adapter.maps import load_map, map_files
+from navsim_adapter.files import file_stamps, making
+from navsim_adapter.maps import load_map, map_files, map_index
 from navsim_adapter.second_stage import SPLIT, read_second_stage, second_stage_files
 
 CHUNK = 16  # pickles a job
@@ -66,6 +66,7 @@ def cache_second_stage(
     A finished folder of the same inputs is left alone, finished chunks of an interrupted run are kept.
     """
     out, files = Path(out), second_stage_files(folder)
+    map_index(maps)
     made_by = {
         "command": "navsim-adapter cache --two-stage",
         "version": __version__,
@@ -74,9 +75,9 @@ def cache_second_stage(
         "maps_root": str(maps.resolve()),
     }
     found = {"inputs": file_stamps([*files, *map_files(maps)])}
-    if not begin(out, made_by, found):
-        return store.read_scenes(out)
-    with only_writer(out):
+    with making(out, made_by, found) as is_open:
+        if not is_open:
+            return store.read_scenes(out)
         return _cache_chunks(files, maps, out, workers, progress, {**made_by, **found})
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import finish, is_complete, read_json, write_json, write_text
+from navsim_adapter.files import finish, is_complete, making, write_json, write_text
 from navsim_adapter.synthetic.ground import paint
 from navsim_adapter.synthetic.log_writer import FUTURE, HISTORY, LogInfo, write_log
 from navsim_adapter.synthetic.map_writer import write_maps
@@ -71,19 +71,22 @@ def synthesize(
     made_by = _arguments(seed, splits, scenes_per_log, lapses)
     if is_complete(out, made_by):
         return False
-    _claim(out, made_by)
     jobs = [job for name, scenes in splits.items() for job in _jobs(name, scenes, scenes_per_log[name])]
-    networks: dict[str, list[Any]] = {}
-    for job in jobs:
-        networks.setdefault(job.place.city.name, []).append(job.place.network(seed))
-    write_maps(out / "maps", networks)
-    total, done = sum(len(job.logs) for job in jobs), 0
-    for count in _run(jobs, out, seed, lapses, workers):
-        done += count
-        if progress is not None:
-            progress(done, total)
-    write_text(out / "README.md", README)
-    finish(out, made_by)
+    with making(out, made_by, passing=(SETTINGS,)) as is_open:
+        if not is_open:
+            return False
+        write_json(out / SETTINGS, made_by)
+        networks: dict[str, list[Any]] = {}
+        for job in jobs:
+            networks.setdefault(job.place.city.name, []).append(job.place.network(seed))
+        write_maps(out / "maps", networks)
+        total, done = sum(len(job.logs) for job in jobs), 0
+        for count in _run(jobs, out, seed, lapses, workers):
+            done += count
+            if progress is not None:
+                progress(done, total)
+        write_text(out / "README.md", README)
+        finish(out, made_by)
     return True
 
 
@@ -98,19 +101,6 @@ def _arguments(
         "scenes_per_log": {name: scenes_per_log[name] for name in splits},
         "lapses": lapses,
     }
-
-
-def _claim(out: Path, made_by: dict[str, Any]) -> None:
-    """Note what is being made, so that a run with other arguments never mixes with it."""
-    if (out / SETTINGS).is_file():
-        if read_json(out / SETTINGS) != made_by:
-            raise InputError(
-                f"{out}: holds synthetic data made with other arguments; delete it or choose another --out"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: is not empty and not synthetic data; choose another --out")
-    else:
-        write_json(out / SETTINGS, made_by)
 
 
 def _jobs(split: str, scenes: int, per_log: int) -> list[Job]:

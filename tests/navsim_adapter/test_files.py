@@ -40,6 +40,7 @@ def test_a_folder_whose_inputs_changed_is_unfinished_from_then_on(tmp_path):
 
 def test_a_folder_of_another_run_is_refused_with_both_values(tmp_path):
     begin(tmp_path / "out", {"command": "x", "model": {"seed": 0}})
+    write_text(tmp_path / "out" / "parts" / "0", "made")
     with pytest.raises(InputError, match=r"model\.seed.*0.*1"):
         begin(tmp_path / "out", {"command": "x", "model": {"seed": 1}})
 

@@ -382,6 +382,7 @@ def test_parts_of_other_inputs_are_not_taken_up(
     assert score(data, out) == 0
     assert score(data, out) == 0
     assert scored_logs == list(LOGS)
+    out.unlink()
     assert score(data, out, "--metric", "epdms") == 0
     assert scored_logs == [*LOGS, *LOGS]
 
@@ -533,5 +534,5 @@ def test_a_cluster_gives_the_same_table(
     assert score(data, there, "--ray", "10.0.0.1:6379") == 2
     assert "--ray 10.0.0.1:6379: no cluster there" in capsys.readouterr().err
     poses = np.full((24, 8, 3), np.nan)
-    assert score(data, there, "--ray", "auto", table=write_table(tmp_path / "t.npz", poses=poses)) == 2
+    assert score(data, tmp_path / "nan.csv", "--ray", "auto", table=write_table(tmp_path / "t.npz", poses=poses)) == 2
     assert "poses contain NaN or infinity at step 0" in capsys.readouterr().err

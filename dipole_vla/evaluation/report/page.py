@@ -23,7 +23,7 @@ from dipole_vla.evaluation.report.signatures import Weights, check_all, read_wei
 from dipole_vla.progress import wrote
 from dipole_vla.provenance import versions
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, finish, is_complete, stamp, write_text
+from navsim_adapter.files import finish, is_made, making, stamp, write_text
 from navsim_adapter.option_checks import check_range
 
 PAGE = "index.html"
@@ -59,12 +59,13 @@ def write_report(evaluation: Path, out: Path, scenes: int = 4) -> Path:
         "scenes": scenes,
         "version": versions()["dipole-vla"],
     }
-    if is_complete(out, made_by):
+    if is_made(out, made_by):
         return out / PAGE
     content = render_page(load_evaluation(evaluation), scenes)
-    begin(out, made_by)
-    write_text(out / PAGE, content)
-    finish(out, made_by)
+    with making(out, made_by) as is_open:
+        if is_open:
+            write_text(out / PAGE, content)
+            finish(out, made_by)
     return out / PAGE
 
 

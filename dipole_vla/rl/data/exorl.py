@@ -15,7 +15,7 @@ from dipole_vla.rl.arrays import read_arrays, write_arrays
 from dipole_vla.rl.environments import ControlTask
 from dipole_vla.rl.transitions import Transitions, n_step_transitions
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, finish
+from navsim_adapter.files import finish, making
 
 FIELDS = ("observation", "action", "discount", "physics")
 
@@ -65,16 +65,17 @@ def _read(file: Path, environment: tuple, gamma: float, n_step: int) -> Transiti
 def substitute(task: str, folder: Path, episodes: int, seed: int = 0) -> None:
     """Write episodes of uniformly random actions in ExORL's format: a substitute to try the readers with."""
     made_by = {"data": task, "episodes": episodes, "seed": seed, "made": "uniformly random actions; not ExORL"}
-    if not begin(folder, made_by):
-        return
     environment = ControlTask(task)
-    with bar(f"random episodes of {task} (not ExORL)", episodes) as progress:
-        for number in range(episodes):
-            path = folder / f"episode_{number:06d}_{environment.horizon}.npz"
-            if not path.is_file():
-                write_arrays(path, _random_episode(environment, seed * 1_000_003 + number))
-            progress.advance()
-    finish(folder, made_by)
+    with making(folder, made_by) as is_open:
+        if not is_open:
+            return
+        with bar(f"random episodes of {task} (not ExORL)", episodes) as progress:
+            for number in range(episodes):
+                path = folder / f"episode_{number:06d}_{environment.horizon}.npz"
+                if not path.is_file():
+                    write_arrays(path, _random_episode(environment, seed * 1_000_003 + number))
+                progress.advance()
+        finish(folder, made_by)
     wrote(f"substitute for ExORL {task} (random actions)", folder)
 
 

@@ -26,7 +26,7 @@ from dipole_vla.progress import bar, skipped, wrote
 from dipole_vla.rl.arrays import read_arrays, write_arrays
 from dipole_vla.rl.environments import seed_everything
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import begin, read_json, write_json
+from navsim_adapter.files import making, read_json, write_json
 
 EPISODES, STEPS, PART = 1000, 1001, 10
 STACKING = {"double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5), "octuple": (0.0, 0.35)}
@@ -55,19 +55,19 @@ def generate(name: str, folder: Path, episodes: int = EPISODES, seed: int = 0, w
     if is_made(name, folder, made_by):
         return skipped(f"data {name}", folder / f"{name}-v0.npz")
     parts = folder / f".{name}-parts"
-    begin(parts, made_by)
-    total = episodes + max(1, episodes // 10)
-    starts = range(0, total, PART)
-    missing = [start for start in starts if not (parts / f"{start:06d}.npz").is_file()]
-    with bar(f"episodes of {name}", total) as progress, _mapped(workers) as each:
-        progress.advance(min(total, PART * (len(starts) - len(missing))))
-        ranges = [range(start, min(start + PART, total)) for start in missing]
-        for made in each(partial(_make_part, name, parts, seed), ranges):
-            progress.advance(made)
-    _merge(parts, folder / f"{name}-v0.npz", starts, 0, episodes)
-    _merge(parts, folder / f"{name}-v0-val.npz", starts, episodes, total)
-    write_json(folder / f"{name}-v0.json", made_by)
-    shutil.rmtree(parts)
+    with making(parts, made_by):
+        total = episodes + max(1, episodes // 10)
+        starts = range(0, total, PART)
+        missing = [start for start in starts if not (parts / f"{start:06d}.npz").is_file()]
+        with bar(f"episodes of {name}", total) as progress, _mapped(workers) as each:
+            progress.advance(min(total, PART * (len(starts) - len(missing))))
+            ranges = [range(start, min(start + PART, total)) for start in missing]
+            for made in each(partial(_make_part, name, parts, seed), ranges):
+                progress.advance(made)
+        _merge(parts, folder / f"{name}-v0.npz", starts, 0, episodes)
+        _merge(parts, folder / f"{name}-v0-val.npz", starts, episodes, total)
+        write_json(folder / f"{name}-v0.json", made_by)
+        shutil.rmtree(parts)
     wrote(f"data {name}", folder / f"{name}-v0.npz")
 
 

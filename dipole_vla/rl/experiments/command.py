@@ -11,7 +11,7 @@ from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import commit, versions
 from dipole_vla.rl.experiments.page import Page, render
 from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import begin, finish, write_json, write_text
+from navsim_adapter.files import finish, making, write_json, write_text
 
 EXPERIMENTS = {
     "exponential": "exp(beta G) against sigma(beta G): is training stable, and what does it return?",
@@ -38,17 +38,18 @@ def experiment(name: str, out: Path | None = None, seed: int = 0, updates: int |
         )
     out = out or Path("runs/experiments") / name
     made_by: dict[str, Any] = {"command": "experiment", "name": name, "seed": seed, "updates": updates}
-    if not begin(out, made_by):
-        return skipped(f"experiment {name}", out)
-    run: Callable[..., Page] = import_module(f"dipole_vla.rl.experiments.{name.replace('-', '_')}").run
-    page = run(seed=seed) if updates is None else run(seed=seed, updates=updates)
-    facts = versions()
-    made = [
-        ("command", f"dipole-vla experiment {name} --seed {seed}" + (f" --updates {updates}" if updates else "")),
-        ("commit", commit() or "not recorded"),
-        ("versions", " · ".join(f"{package} {facts[package]}" for package in ("python", "torch", "dipole-vla"))),
-    ]
-    write_json(out / "numbers.json", page.numbers)
-    write_text(out / "index.html", render(name, page, made))
-    finish(out, made_by)
+    with making(out, made_by) as is_open:
+        if not is_open:
+            return skipped(f"experiment {name}", out)
+        run: Callable[..., Page] = import_module(f"dipole_vla.rl.experiments.{name.replace('-', '_')}").run
+        page = run(seed=seed) if updates is None else run(seed=seed, updates=updates)
+        facts = versions()
+        made = [
+            ("command", f"dipole-vla experiment {name} --seed {seed}" + (f" --updates {updates}" if updates else "")),
+            ("commit", commit() or "not recorded"),
+            ("versions", " · ".join(f"{package} {facts[package]}" for package in ("python", "torch", "dipole-vla"))),
+        ]
+        write_json(out / "numbers.json", page.numbers)
+        write_text(out / "index.html", render(name, page, made))
+        finish(out, made_by)
     wrote(f"experiment {name}", out / "index.html")

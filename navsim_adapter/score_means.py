@@ -1,0 +1,71 @@
+"""What a score run came to, for the terminal: a mean a planner, in percent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from navsim_adapter.score_result import Result
+from navsim_adapter.two_stage_table import STAGES
+
+MOST = 20  # planners that are listed
+SHORT = {
+    "no_at_fault_collisions": "NC",
+    "drivable_area_compliance": "DAC",
+    "driving_direction_compliance": "DDC",
+    "traffic_light_compliance": "TLC",
+    "ego_progress": "EP",
+    "time_to_collision_within_bound": "TTC",
+    "comfort": "C",
+    "lane_keeping": "LK",
+    "history_comfort": "HC",
+    "two_frame_extended_comfort": "EC",
+}
+
+
+def mean_lines(result: Result) -> list[str]:
+    """A small table: each planner's mean score and sub-scores over its scored rows; in two stages, a row each stage and
+    their product. A shard has none: its rows are a part of a planner's."""
+    if result.facts.shard is not None or not result.table.is_scored.any():
+        return []
+    rows = _one_stage(result) if result.facts.entries is None else _two_stages(result)
+    columns = [name for name in result.table.columns if name not in ("score", "weight")]
+    shown = [["mean, %", "", "score", *(SHORT[name] for name in columns)], *rows]
+    widths = [max(map(len, column)) for column in zip(*shown)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in shown]
+    planners = len(set(result.table.names))
+    return lines + ([f"and {planners - MOST} more planners"] if planners > MOST else [])
+
+
+def _one_stage(result: Result) -> list[list[str]]:
+    table = result.table
+    score = table.columns.index("score")
+    names = np.array(table.names)
+    rows = []
+    for name in list(dict.fromkeys(table.names))[:MOST]:
+        own = names == name
+        figures = table.figures[own & table.is_scored]
+        count = f"{len(figures)} of {own.sum()}" if len(figures) < own.sum() else str(len(figures))
+        rows.append(
+            [name, f"{count} scenes", *_percent(_means(figures[:, score:])), *_percent(_means(figures[:, :score]))]
+        )
+    return rows
+
+
+def _two_stages(result: Result) -> list[list[str]]:
+    return [
+        [summary.name if stage == STAGES[0] else "", stage.replace("_", " "), *_percent([*figures[-1:], *figures[:-1]])]
+        for summary in (result.summaries() or [])[:MOST]
+        for stage, figures in zip(STAGES, summary.figures)
+    ]
+
+
+def _means(figures: np.ndarray) -> np.ndarray:
+    """Of each column, over the rows that have it (the first frame of a log has no two-frame comfort)."""
+    counts = (~np.isnan(figures)).sum(axis=0)
+    return np.where(counts > 0, np.nansum(figures, axis=0) / np.maximum(counts, 1), np.nan)
+
+
+def _percent(figures: Sequence[float] | np.ndarray) -> list[str]:
+    return ["-" if np.isnan(figure) else f"{100 * figure:.1f}" for figure in figures]
