@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -78,6 +79,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     if command not in COMMANDS:
         raise InputError(f"{command}: no such command{did_you_mean(command, list(COMMANDS))}; see dipole-vla --help")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # of a loss that nobody here asks for
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve a shared machine
     try:
         COMMANDS[command](argv)

@@ -6,6 +6,7 @@ Nothing is scored here. The start noise is that of `evaluate`, so the scores of 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from dipole_vla import __version__
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.parts import read_parts, run_parts
 from dipole_vla.policy import GuidedPolicy, load_policy
-from dipole_vla.progress import skipped, wrote
+from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import commit
 from dipole_vla.rollout import batches, require_critic, start_noise
 from dipole_vla.splits import refuse_evaluation
@@ -80,8 +81,13 @@ def drive(
         return skipped("drive", out)
     unfinished = out.with_name(f"{out.name}.parts")
 
+    taken: list[float] = []  # seconds a scene, of the parts made here
+
     def plan(positions: range) -> pa.Table:
-        return _plan_part(actor, table, positions, greed, count, batch_size, seed)
+        start = time.monotonic()
+        rows = _plan_part(actor, table, positions, greed, count, batch_size, seed)
+        taken.extend([(time.monotonic() - start) / len(positions)] * len(positions))
+        return rows
 
     if not run_parts(unfinished, made_by, f"drive {table.split}", len(table), plan, shard):
         return
@@ -100,6 +106,8 @@ def drive(
             }
             write_trajectories(out, name, plans, actor.backbone.action.interval, about)
         shutil.rmtree(unfinished)
+    pace = f", {np.mean(taken):.2g} s a scene" if taken else ""
+    console.print(f"{len(table)} scenes of {table.split}, a plan each, by {name}{pace}", markup=False, soft_wrap=True)
     wrote("drive", out)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -98,9 +99,15 @@ def plan(argv: Sequence[str]) -> None:
         print(USAGE)
         return
     options, rest = _options(argv)
+    _say("reading the recipe")
     recipe = resolved_recipe(rest)
     found = planned(recipe, Gpus.parse(options["gpus"]), measure=options["measure"])
     print(json.dumps(found, indent=2) if options["json"] else told(found))
+
+
+def _say(what: str) -> None:
+    """On standard error: standard output is the plan, for a program that reads it with --json."""
+    print(f"plan: {what}", file=sys.stderr, flush=True)
 
 
 def _options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -134,9 +141,9 @@ def resolved_recipe(argv: Sequence[str]) -> dict[str, Any]:
 
     quiet_lightning()
     argv = take_imports(argv)
-    where = recipe_of(argv)
+    where = recipe_of(argv, "fit")
     try:
-        with one_line(where, LightningArgumentParser(exit_on_error=False)):
+        with one_line(where, LightningArgumentParser(exit_on_error=False), argv):
             ParsingCLI(argv, ExitStack())
     except Parsed as parsed:
         return cast(dict[str, Any], parsed.args[0])
@@ -168,6 +175,7 @@ def planned(recipe: dict[str, Any], gpus: Gpus, measure: bool = False) -> dict[s
     model, data, trainer = recipe["model"]["init_args"], recipe["data"]["init_args"], recipe["trainer"]
     backbone = meta_backbone(model["backbone"])
     total, parts = _count(backbone), _parts(backbone)
+    _say(f"counting a step of {backbone.family}, {total / 1e6:.0f} M parameters, without weights")
     if recipe["model"]["class_path"].endswith("CriticModule"):
         raise InputError("model: a critic is small; plan reads imitation and dipole recipes")
     pair = pair_of(model, backbone)

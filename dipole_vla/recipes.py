@@ -39,7 +39,7 @@ def call(function: Callable[..., None], argv: Sequence[str], command: str, posit
     if "config" not in inspect.signature(function).parameters:
         parser.add_argument("--config", action="config", help="recipe YAML; its keys are the options below")
     parser.add_function_arguments(function, skip={"recipe"}, as_positional=positional)
-    with one_line(recipe_of(argv), parser):
+    with one_line(recipe_of(argv, command), parser, argv):
         namespace = parser.parse_args(argv)
         recipe = plain(parser, namespace)
         objects = parser.instantiate_classes(namespace)
@@ -80,8 +80,11 @@ def spelled_out(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def recipe_of(argv: Sequence[str]) -> str:
-    """The recipe named after --config, for messages; InputError when there is no such file."""
+def recipe_of(argv: Sequence[str], command: str | None = None) -> str:
+    """The recipe named after --config, for messages; InputError when there is no such file.
+
+    command: whose recipe it should be; another command's is refused by name, not key by key.
+    """
     for word, following in zip(argv, [*argv[1:], ""]):
         name = (
             following
@@ -94,8 +97,33 @@ def recipe_of(argv: Sequence[str]) -> str:
             if not Path(name).is_file():
                 raise InputError(f"{name}: no such recipe file; give its path after --config")
             check_yaml(name)
+            kind = _kind(name, command) if command in _MARKS else command
+            if kind not in (None, command):
+                raise InputError(f"{name}: is a recipe of `dipole-vla {kind}`, not of {command}; name another one")
             return name
     return "command line"
+
+
+_MARKS = {
+    "fit": ("trainer", "model"),
+    "rl": ("learner", "task"),
+    "evaluate": ("choose_on",),
+    "collect": ("with_human",),
+    "init": ("sizes", "family"),
+}
+"""Command -> keys that no other of these commands has."""
+
+
+def _kind(recipe: str, command: str) -> str | None:
+    """Whose recipe a file is, where a key of its says so; of those that drive and score, either may be `command`'s."""
+    try:
+        content = yaml.safe_load(Path(recipe).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong
+        return None
+    keys = content if isinstance(content, dict) else {}
+    named = (command for command, marks in _MARKS.items() if any(mark in keys for mark in marks))
+    drives = "evaluate" if isinstance(keys.get("candidates"), list) else "collect"
+    return next(named, drives if "scorer" in keys and command not in ("collect", "evaluate") else None)
 
 
 def plain(parser: ArgumentParser, namespace: Namespace) -> dict[str, Any]:
@@ -106,8 +134,11 @@ def plain(parser: ArgumentParser, namespace: Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def one_line(recipe: str, parser: ArgumentParser) -> Iterator[None]:
-    """Turn a parser's complaint into an InputError of one line that names the recipe and the key."""
+def one_line(recipe: str, parser: ArgumentParser, argv: Sequence[str] = ()) -> Iterator[None]:
+    """Turn a parser's complaint into an InputError of one line that names the recipe and the key.
+
+    argv: what was typed; a complaint about that is not the recipe's.
+    """
     try:
         yield
     except InputError:
@@ -119,7 +150,16 @@ def one_line(recipe: str, parser: ArgumentParser) -> Iterator[None]:
         raise InputError(f"{recipe}: {told}") from problem
     except ArgumentError as problem:
         known = [action.dest for action in parser._actions]
-        raise InputError(f"{recipe}: {_shorten(str(problem), known)}") from problem
+        text = _shorten(str(problem), known)
+        where = "command line" if _is_typed(text, argv) else recipe
+        raise InputError(f"{where}: {text}") from problem
+
+
+def _is_typed(text: str, argv: Sequence[str]) -> bool:
+    """Whether a complaint is about an option of the command line."""
+    found = re.match(r"unrecognized arguments: --([\w.]+)|([\w.]+): ", text)
+    typed = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    return found is not None and (found[1] is not None or found[2].replace(".init_args", "") in typed)
 
 
 def _shorten(text: str, known: list[str]) -> str:
@@ -142,8 +182,32 @@ def _shorten(text: str, known: list[str]) -> str:
         word = unknown[1] or unknown[2]
         names = [*known, *(name.rsplit(".", 1)[-1] for name in known), *(_parameters(named[1]) if named else [])]
         text += did_you_mean(word, names)
+    text = _in_words(text)
     text = f"{key}: {text}" if key else text
     return text if len(text) < 400 else f"{text[:200]} … {text[-180:]}"
+
+
+_WORDS = {
+    "int": "a whole number (int)",
+    "float": "a number (float)",
+    "bool": "true or false (bool)",
+    "str": "text (str)",
+    "dict": "keys and values, as {key: value}",
+    "list": "a list, as [0, 1]",
+    "collections.abc.Sequence": "a list, as [0, 1]",
+    "pathlib.Path": "a path",
+}
+
+
+def _in_words(text: str) -> str:
+    """The parser's names of types in words, and what was meant where it lists what there is."""
+    text = re.sub(r"Expected an? <class '([\w.]+)'>", lambda found: f"expected {_WORDS.get(found[1], found[1])}", text)
+    choice = re.search(r"Expected a typing\.Literal\[([^\]]*)\]\. Got value: (\S+)", text)
+    if choice:
+        names = [name.strip(" '\"") for name in choice[1].split(",")]
+        meant = did_you_mean(choice[2], names)
+        text = text.replace(choice[0], f"must be one of {', '.join(names)}, got {choice[2]}{meant}")
+    return re.sub(r"\. Got value: ", ", got ", text)
 
 
 def _told(problem: BaseException) -> InputError | None:

@@ -31,6 +31,7 @@ from navsim_adapter.score_table import ScoreTable, Trajectories, check_poses, re
 from navsim_adapter.score_units import EntryUnit, LogUnit, Map, Part, Parts, Plan, Unit, digest
 from navsim_adapter.scoring.scene_index import Metric
 from navsim_adapter.scoring.scorer import SUB_SCORES, VERSIONS
+from navsim_adapter.scoring.vehicle import INTERVAL, STEPS
 from navsim_adapter.second_stage import second_stage_files
 from navsim_adapter.shards import Shard
 from navsim_adapter.two_stage import Entry
@@ -148,7 +149,21 @@ def one_stage(
     )  # fmt: skip
     columns = (*SUB_SCORES[metric], "score")
     labels = {"token": table.tokens, "name": table.names}
-    return Job(facts, source, labels, columns, shard.take(units) if shard else units)
+    return Job(facts, source, labels, columns, shard.take(units) if shard else units, remarks=_short(table_path, table))
+
+
+def _short(path: str, table: Trajectories) -> list[str]:
+    """A line where plans end before the simulation does: they are scored, but hardly meant so."""
+    horizon = STEPS * INTERVAL
+    spans = np.array([len(poses) for poses in table.poses]) * table.interval
+    rows = np.flatnonzero(spans < horizon - 1e-6)
+    if not len(rows):
+        return []
+    first = f"{table.names[rows[0]]!r} of scene {table.tokens[rows[0]]}, {spans[rows[0]]:g} s"
+    return [
+        f"short: {len(rows)} of {len(table)} trajectories of {path} end before the {horizon:g} s that are simulated "
+        f"(first: {first}); give poses up to there"
+    ]
 
 
 def _described_table(path: str, key: str = "trajectories") -> dict[str, Any]:
@@ -236,7 +251,8 @@ def two_stage(
     def prepare(todo: Sequence[Unit]) -> Sequence[Unit]:
         return _with_scenes([unit for unit in todo if isinstance(unit, EntryUnit)], source, second, workers)
 
-    return Job(facts, source, labels, FIGURES, units, prepare, remarks)
+    short = [line for path, table in zip((table_path, second.trajectories), tables) for line in _short(path, table)]
+    return Job(facts, source, labels, FIGURES, units, prepare, [*remarks, *short])
 
 
 def _plans(

@@ -15,7 +15,7 @@ from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, identity
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish, making, stamp
+from navsim_adapter.files import finish, is_made, making, stamp
 from navsim_adapter.option_checks import check_range
 
 REPORT = "export.json"
@@ -78,6 +78,9 @@ def export(
         made_by["scorer"] = identity(scorer) if scorer is not None else None
     elif format == "torchscript":
         made_by |= {"candidates": candidates, "solver_steps": solver_steps, "seed": seed}
+    if is_made(out, made_by):
+        return skipped("export", out)
+    console.print(f"export {format}: loading {policy}", markup=False, soft_wrap=True)
     actor = load_policy(policy, device=device)
     pair = actor.pair
     if not isinstance(pair, AdapterPair):

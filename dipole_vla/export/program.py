@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dipole_vla.objective import RULES
 from dipole_vla.plan_activations import SCENE, example_observation
 from dipole_vla.policy import GuidedPolicy
+from dipole_vla.progress import console
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import atomic_path, write_json
 
@@ -53,9 +54,11 @@ def write_program(
     noise = _noise(policy, candidates, seed)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns of every constant, and constants are what is wanted
+        console.print(f"export torchscript: tracing {steps or policy.backbone.solver.steps} solver steps")
         traced = torch.jit.trace(loop, (*observation.values(), noise), check_trace=False)
         with atomic_path(out / PROGRAM) as aside:
             torch.jit.save(traced, str(aside))
+        console.print("export torchscript: reading it again, comparing its plans with the policy's")
         again = torch.jit.load(str(out / PROGRAM), map_location=policy.device)
         other, fresh = _other(policy, seed + 1), _noise(policy, candidates, seed + 1)
         difference = float((again(*other.values(), fresh) - loop(*other.values(), fresh)).abs().max())

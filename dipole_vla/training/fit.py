@@ -129,7 +129,7 @@ def fit(argv: Sequence[str], checkpoint: Path | None = None) -> None:
     checkpoint: to start from; None is the newest of --out, if there is one.
     """
     argv = take_imports(argv)
-    recipe = recipe_of(argv)
+    recipe = recipe_of(argv, "fit")
     quiet_lightning()
     console.quiet = _rank() != 0
     with ExitStack() as held:
@@ -226,7 +226,7 @@ def quiet_lightning() -> None:
 
 def _parse(argv: Sequence[str], recipe: str, held: ExitStack) -> FitCLI:
     parser = LightningArgumentParser(exit_on_error=False)
-    with one_line(recipe, parser):
+    with one_line(recipe, parser, argv):
         return FitCLI(argv, held)
 
 
