@@ -73,6 +73,24 @@ def test_a_refused_submission_leaves_the_earlier_one(tmp_path: Path, mapping: Pa
     assert file.read_bytes() == before
 
 
+def test_scenes_that_are_not_asked_for_are_left_out(tmp_path: Path, mapping: Path, capsys) -> None:
+    first, second = table(tmp_path / "1.npz", NOW, BEFORE, "e" * 16), table(tmp_path / "2.npz", LATER, LATER_BEFORE)
+    stages = ["--trajectories", first, "--second-stage-trajectories", second]
+    command(tmp_path / "s.pkl", *stages, "--expect", mapping, *TEAM)
+    assert f"left out: 1 of 3 scenes of {first}" in capsys.readouterr().err
+    assert set(read_submission(tmp_path / "s.pkl")["first_stage_predictions"][0]) == {NOW, BEFORE}
+
+
+def test_a_submission_of_other_plans_is_not_replaced(tmp_path: Path) -> None:
+    file, first = tmp_path / "s.pkl", table(tmp_path / "1.npz", NOW)
+    for _ in range(2):  # the same once more is fine
+        command(file, "--trajectories", first, *TEAM)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="is there and holds something else; remove it"):
+        command(file, "--trajectories", table(tmp_path / "2.npz", BEFORE), *TEAM)
+    assert file.read_bytes() == before
+
+
 def test_a_table_is_not_overwritten_by_its_submission(tmp_path: Path) -> None:
     first = table(tmp_path / "1.npz", NOW)
     before = first.read_bytes()
