@@ -48,12 +48,9 @@ def run(args: argparse.Namespace) -> int:
         scene = scenes[token]
         scene = seen_by(scene, PDMS if scene.versions & PDMS else EPDMS)
         write_once(files[token], picture(scene, scene_plans(scene, plans.get(token, []))))
-    of_all = (
-        f" of {len(scenes)}; --limit or --tokens chooses others"
-        if not args.tokens and len(tokens) < len(scenes)
-        else ""
-    )
-    print(f"{len(tokens)} pictures in {args.out}{of_all}")
+    is_part = len(tokens) < len(scenes) and not args.tokens
+    of_all = f" of {len(scenes)} scenes (--limit, --tokens)" if is_part else ""
+    print(f"{len(tokens)} pictures{of_all} in {args.out}")
     return 0
 
 

@@ -173,7 +173,7 @@ def _cache_folder(folder: Path, change: Callable[[SceneCache], SceneCache] = lam
     return folder
 
 
-def _run(*words: str | Path) -> int:
+def _run(*words: str | Path | int) -> int:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return run(parser.parse_args([str(word) for word in words]))
@@ -187,6 +187,19 @@ def test_command_draws_one_picture_per_scene(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a" * 16 + ".png", "b" * 16 + ".png"]
     assert _run("--cache", cache, "--tokens", "b" * 16, "--out", tmp_path / "one") == 0
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["b" * 16 + ".png"]
+
+
+def test_a_picture_of_other_plans_is_not_replaced(tmp_path: Path, capsys) -> None:
+    cache, out, token = _cache_folder(tmp_path / "cache"), tmp_path / "out", "b" * 16
+    for limit in (1, 2):  # what is there already is drawn alike
+        assert _run("--cache", cache, "--limit", limit, "--out", out) == 0
+    assert "1 pictures of 2 scenes" in capsys.readouterr().out
+    (out / ("a" * 16 + ".png")).unlink()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    np.savez(tmp_path / "plans.npz", token=["a" * 16, token], name=["mine"] * 2, poses=np.ones((2, 8, 3)))
+    with pytest.raises(InputError, match=rf"{token}\.png: is there and holds something else"):
+        _run("--cache", cache, "--trajectories", tmp_path / "plans.npz", "--out", out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_command_names_an_unknown_token(tmp_path: Path) -> None:
