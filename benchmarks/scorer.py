@@ -95,23 +95,23 @@ def measure(cache, data: Path, tokens: list[str], metric: str) -> dict[str, floa
     every, human = mixed(data, tokens, max(COUNTS)), plausible(data, tokens, COUNTS[2])
     scorer.score(tokens, every[:, :1])
     single = [([token], every[scene : scene + 1, :1]) for scene, token in enumerate(tokens)]
-    seconds = cpu_seconds(lambda: [scorer.score(*one, pair_frames=False) for one in single])
+    seconds = cpu_seconds(lambda: [scorer.score(*one) for one in single])
     rates = {"warm, one trajectory a call": len(tokens) / seconds}
     for count in COUNTS[1:]:
         few = np.ascontiguousarray(every[:, :count])
-        seconds = cpu_seconds(lambda few=few: scorer.score(tokens, few, pair_frames=False))
+        seconds = cpu_seconds(lambda few=few: scorer.score(tokens, few))
         rates[f"warm, {count} a scene"] = len(tokens) * count / seconds
-    seconds = cpu_seconds(lambda: scorer.score(tokens, human, pair_frames=False))
+    seconds = cpu_seconds(lambda: scorer.score(tokens, human))
     rates["warm, 64 plausible a scene"] = human.shape[0] * human.shape[1] / seconds
     few = np.ascontiguousarray(every[:, :64])
-    seconds = cpu_seconds(lambda: Scorer(cache, metric=metric).score(tokens, few, pair_frames=False))
+    seconds = cpu_seconds(lambda: Scorer(cache, metric=metric).score(tokens, few))
     rates["fresh from the cache, 64 a scene"] = len(tokens) * 64 / seconds
     many = Scorer(cache, metric=metric, threads=2)
     long = np.concatenate([every] * 8)  # what starting the threads costs should not show
     walls = []
     for one in (scorer, many, scorer, many):
         start = time.perf_counter()
-        one.score(tokens * 8, long, pair_frames=False)
+        one.score(tokens * 8, long)
         walls.append(time.perf_counter() - start)
     rates["two cores against one"] = min(walls[0], walls[2]) / min(walls[1], walls[3])
     return rates

@@ -4,7 +4,7 @@
     python benchmarks/weighting_rules.py --demo runs/demo --steps 300
 
 Every rule starts from the same reference, candidates, noise and data order, and is driven from the same start noise on
-the same scenes; differences are paired by scene and their intervals resample whole logs. Single plans (N = 1): the
+the same scenes; differences are paired by scene and their intervals respect logs. Single plans (N = 1): the
 critic is the same for all and is left out. Trained policies lie in DEMO/rules and are not trained twice.
 """
 
@@ -23,7 +23,7 @@ import pandas as pd
 
 from dipole_vla.cli import main as dipole_vla
 from dipole_vla.demo import shipped_recipes
-from dipole_vla.evaluation.statistics import LogBootstrap
+from dipole_vla.evaluation.statistics import TOO_FEW, LogIntervals
 from dipole_vla.objective import RULES
 from navsim_adapter.files import write_json
 
@@ -80,22 +80,22 @@ def differences(found: dict[Run, pd.DataFrame], omegas: Sequence[float]) -> list
     """100 x (rule at omega - reference), with paired intervals."""
     rows = []
     for run, table in found.items():
-        bootstrap = LogBootstrap(table.index.get_level_values("log_name").tolist())
+        intervals = LogIntervals(table.index.get_level_values("log_name").tolist())
         reference = table[REFERENCE].to_numpy()
         for omega in omegas:
             gain = 100 * (table[omega].to_numpy() - reference)
-            rows.append({"rule": name_of(run), "omega": omega, "gain": gain.mean(), "ci95": bootstrap.interval(gain)})
+            rows.append({"rule": name_of(run), "omega": omega, "gain": gain.mean(), "ci95": intervals.interval(gain)})
     return rows
 
 
 def routing_difference(found: dict[Run, pd.DataFrame], omegas: Sequence[float]) -> list[dict]:
     """100 x (bernoulli - both) of DIPOLE's own rule, paired."""
     one, both = found["dichotomous", "bernoulli"], found["dichotomous", "both"]
-    bootstrap = LogBootstrap(both.index.get_level_values("log_name").tolist())
+    intervals = LogIntervals(both.index.get_level_values("log_name").tolist())
     rows = []
     for omega in omegas:
         gain = 100 * (one[omega] - both[omega]).to_numpy()
-        rows.append({"omega": omega, "gain": gain.mean(), "ci95": bootstrap.interval(gain)})
+        rows.append({"omega": omega, "gain": gain.mean(), "ci95": intervals.interval(gain)})
     return rows
 
 
@@ -128,6 +128,8 @@ def show(rows: list[dict], steady: list[dict], routing: list[dict], omegas: Sequ
 
 
 def cell(row: dict) -> str:
+    if row["ci95"] is None:
+        return f"{row['gain']:+.1f} ({TOO_FEW})"
     low, high = row["ci95"]
     return f"{row['gain']:+.1f} ({low:+.1f} … {high:+.1f})"
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dipole_vla.evaluation.report.metrics import sub_score
+from dipole_vla.evaluation.summary import difference_words, headline
 from dipole_vla.progress import console
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import read_json
@@ -119,8 +120,10 @@ def print_summary(evaluation: Path) -> None:
         title=f"{summary['metric']} x 100 on {summary['split']}: {summary['scenes']} scenes, {summary['logs']} logs"
     )
     short = {name: sub_score(name).short for name in summary["sub_scores"]}
-    for column in ("policy", "omega", "N", "score", "95 %", "vs reference", "95 %", *short.values()):
-        table.add_column(column, justify="left" if column == "policy" else "right")
+    fewest = min(row["candidates"] for row in summary["rows"] if row["policy"] == "reference")
+    gains = {"equal_n_gain": "vs ref., same N", "gain": f"vs ref., N {fewest}"}
+    for column in ("policy", "omega", "N", "score", "95 %", *gains.values(), *short.values()):
+        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     chosen = summary["chosen"]
     for row in summary["rows"]:
         is_chosen = row["policy"] == "dipole" and (row["omega"], row["candidates"]) == (
@@ -132,18 +135,14 @@ def print_summary(evaluation: Path) -> None:
             "" if row["omega"] is None else f"{row['omega']:g}",
             str(row["candidates"]),
             f"{100 * row['score']:.1f}",
-            _interval(row["ci95"]),
-            "" if row["gain"] is None else f"{100 * row['gain']:+.1f}",
-            "" if row["gain_ci95"] is None else _interval(row["gain_ci95"]),
-            *[f"{100 * row[name]:.1f}" for name in short],
+            "" if row["ci95"] is None else f"{100 * row['ci95'][0]:.1f} … {100 * row['ci95'][1]:.1f}",
+            *["" if row[name] is None else difference_words(row, name) for name in gains],
+            *["" if row[name] is None else f"{100 * row[name]:.1f}" for name in short],
             style="bold green" if is_chosen else "dim" if row["policy"] == "oracle" else "",
         )
-    Console(width=max(console.width, 130), highlight=False).print(table)
-    console.print(f"chosen on {chosen['on']}: omega {chosen['omega']:g}, N {chosen['candidates']}")
-
-
-def _interval(interval: list[float]) -> str:
-    return f"{100 * interval[0]:.1f} … {100 * interval[1]:.1f}"
+    Console(width=max(console.width, 160), highlight=False).print(table)
+    for line in headline(summary):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def run_step(line: list[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dipole_vla.progress import bar
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import stamp
 
@@ -19,8 +20,10 @@ class Scores(Protocol):
 
 class Scorer(Protocol):
     def score(self, tokens: Sequence[str], trajectories: np.ndarray) -> Any:
-        """`Scores` of S tokens with trajectories (S, N, T, 3), ego-frame poses; raises rather than guesses.
+        """`Scores` of S tokens with unrelated trajectories (S, N, T, 3), ego-frame poses; raises rather than guesses.
 
+        A score must not depend on what else is in the call. Where a planner's plan of the frame before counts as well
+        (EPDMS), the scorer has `pairs_frames` = True and `score_rows(tokens, planners, poses)`: see `drive_columns`.
         Declared as Any because recipes compare return types by identity, and a scorer has its own class of scores.
         """
 
@@ -47,6 +50,30 @@ def require_scenes(scorer: Scorer, tokens: Sequence[str]) -> None:
             f"scene {missing[0]}: not in the scoring cache, like {len(missing)} of {len(tokens)} scenes; give the "
             "cache of these scenes (scorer.init_args.cache), or leave them out"
         )
+
+
+def pairs_frames(scorer: Scorer) -> bool:
+    """Whether a plan in a drive scores otherwise than alone, as under EPDMS."""
+    return bool(getattr(scorer, "pairs_frames", False))
+
+
+def drive_columns(
+    scorer: Any, logs: Sequence[str], tokens: Sequence[str], planners: Sequence[str], poses: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """`columns` (M,) of M plans in their drives: a planner's plans of neighbouring scenes are compared.
+
+    logs, tokens, planners, poses (T, 3): one per plan, whole logs of them, since neighbours are of one log.
+    """
+    found: dict[str, np.ndarray] = {}
+    kinds, of_log = np.unique(np.asarray(logs), return_inverse=True)
+    with bar("neighbouring plans", len(kinds)) as progress:
+        for log in range(len(kinds)):
+            own = np.flatnonzero(of_log == log)
+            scores = scorer.score_rows([tokens[i] for i in own], [planners[i] for i in own], [poses[i] for i in own])
+            for name, values in columns(scores).items():
+                found.setdefault(name, np.empty(len(of_log)))[own] = values
+            progress.advance()
+    return found
 
 
 def columns(scores: Scores) -> dict[str, np.ndarray]:

@@ -45,7 +45,8 @@ def test_summary_has_the_promised_fields(loop: Path) -> None:
     assert {("dipole", omega, n) for omega in (-1.0, 0.0, 1.0) for n in (1, 2)} < rows
     for row in summary["rows"]:
         low, high = row["ci95"]
-        assert 0 <= low <= row["score"] <= high <= 1
+        assert low <= row["score"] <= high  # of three logs: a t interval may reach beyond 0 and 1
+        assert 0 <= row["score"] <= 1
         assert set(summary["sub_scores"]) < row.keys()
 
 

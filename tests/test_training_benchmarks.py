@@ -25,7 +25,7 @@ def rules():
 
 
 def write_plans(folder: Path, gain: float) -> None:
-    """Two logs of three scenes, two plans each; scenes differ much, the gain over the reference is the same in all."""
+    """Six logs of one scene, two plans each; scenes differ much, the gain over the reference is the same in all."""
     rng, rows = np.random.default_rng(0), []
     for scene in range(6):
         base = rng.uniform()
@@ -33,8 +33,8 @@ def write_plans(folder: Path, gain: float) -> None:
             for plan in (0, 1):
                 score = base + (0.1 if plan else -0.1) + (gain * omega if omega else 0)
                 policy = "reference" if omega is None else "dipole"
-                rows.append((f"s{scene}", f"log{scene // 3}", policy, omega, score))
-        rows.append((f"s{scene}", f"log{scene // 3}", "human", None, 9.0))
+                rows.append((f"s{scene}", f"log{scene}", policy, omega, score))
+        rows.append((f"s{scene}", f"log{scene}", "human", None, 9.0))
     folder.mkdir()
     columns = ["token", "log_name", "policy", "omega", "score"]
     pd.DataFrame(rows, columns=columns).to_parquet(folder / "plans.parquet")

@@ -109,7 +109,7 @@ def evaluate(
             "rl_on_eval_split": leaks,
             **_origin(policy, actor, scenes, table, recipe or {}),
         }
-        rows, summary = summarise(plans, omegas, counts, facts, chosen)
+        rows, summary = summarise(plans, omegas, counts, facts, chosen, scorer)
         for name, content in (("plans.parquet", plans), ("rows.parquet", rows)):
             with atomic_path(out / name) as aside:
                 pq.write_table(content, aside)
@@ -166,7 +166,7 @@ def _origin(policy: Path, actor: GuidedPolicy, scenes: Path, table: SceneTable, 
 def _evaluate_part(
     actor, table: SceneTable, positions: range, scorer: Scorer, omegas, most: int, batch_size: int, seed: int
 ) -> pa.Table:
-    """Plans of one part: human (index 0), reference and each omega (`most` candidates each), scored in one call."""
+    """Plans of one part: human (index 0), reference and each omega (`most` candidates each), scored one by one."""
     settings: list[float | None] = [None, *omegas]
     tokens: list[str] = []
     logs: list[str] = []

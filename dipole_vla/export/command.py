@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dipole_vla.checkpoint import write_json
+from dipole_vla.evaluation.statistics import TOO_FEW
 from dipole_vla.export.distil import Distillation, distil
 from dipole_vla.export.peft import write_peft
 from dipole_vla.export.program import write_program
@@ -132,11 +133,12 @@ def _lines(about: dict[str, Any]) -> list[str]:
         )
     if "score" in about:
         score = about["score"]
-        low, high = score["difference_ci95"]
+        found = score["difference_ci95"]
+        interval = TOO_FEW if found is None else f"{found[0]:+.2f}, {found[1]:+.2f}"
         lines.append(
             f"{score['metric']} at omega {score['omega']:g}, {score['scenes']} held-out scenes: "
             f"guided {score['guided']:.2f}, distilled {score['distilled']:.2f}, "
-            f"difference {score['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+            f"difference {score['difference']:+.2f} [{interval}]"
         )
     if "difference_m" in about:
         lines.append(f"reloaded and compared with the policy: largest difference {about['difference_m']:.2e} m")

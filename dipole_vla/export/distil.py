@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dipole_vla import checkpoint
 from dipole_vla.data.tables import SceneTable
-from dipole_vla.evaluation.statistics import LogBootstrap
+from dipole_vla.evaluation.statistics import LogIntervals
 from dipole_vla.guidance import Role, guide, guided_denoiser
 from dipole_vla.objective import RULES, per_sample_loss
 from dipole_vla.policy import AdapterPair, Context, GuidedPolicy
@@ -291,7 +291,7 @@ def _score(
     scores = scorer.score([table.tokens[i] for i in positions], np.concatenate(drawn))
     points = 100 * np.asarray(scores.score)
     guided, alone = points[:, :PLANS].mean(1), points[:, PLANS:].mean(1)
-    low, high = LogBootstrap([table.log_names[i] for i in positions]).interval(alone - guided)
+    interval = LogIntervals([table.log_names[i] for i in positions]).interval(alone - guided)
     return {
         "metric": scores.metric,
         "omega": omega,
@@ -299,5 +299,5 @@ def _score(
         "guided": float(guided.mean()),
         "distilled": float(alone.mean()),
         "difference": float((alone - guided).mean()),
-        "difference_ci95": [low, high],
+        "difference_ci95": None if interval is None else list(interval),
     }

@@ -119,31 +119,29 @@ class Scorer:
         trajectories: np.ndarray,
         interval: float = 0.5,
         *,
-        pair_frames: bool = True,
         thorough: bool = False,
     ) -> Scores:
-        """Score N trajectories for each of S scenes; figures come as (S, N).
+        """Score N unrelated trajectories for each of S scenes; figures come as (S, N).
 
         tokens: S.  trajectories: (S, N, T, 3) ego-frame x, y, heading every `interval` seconds, without t = 0.
-        pair_frames (EPDMS): trajectories of one index are one planner's, whose plans of neighbouring scenes are
-        compared; False for unrelated candidates, which then have no two-frame comfort.
         thorough: also count the steps in each kind of area.
+        None has a plan of half a second before: under EPDMS two-frame comfort is NaN and out of the score, whatever
+        scenes come together. `score_rows` knows planners, and compares their plans.
         Raises InputError for a wrong shape, NaN or infinite poses, or a token that the cache lacks.
         """
         poses = _checked(tokens, trajectories, interval)
-        count = poses.shape[1]
-        table = np.empty((len(tokens), count, engine.COLUMNS))
-        if self.metric == "epdms" and pair_frames and len(tokens) > 1:
-            names = tuple(str(planner) for planner in range(count))
-            rows = [(token, name) for token in tokens for name in names]
-            flat = self._score_rows(rows, list(poses.reshape(-1, *poses.shape[2:])), [interval] * len(rows), thorough)
-            return Scores(VERSIONS[self.metric], flat.reshape(table.shape))
+        table = np.empty((*poses.shape[:2], engine.COLUMNS))
 
         def one(scene: int) -> None:
             run(self.index(tokens[scene]), poses[scene], interval, is_thorough=thorough, table=table[scene])
 
         self._each(one, range(len(tokens)))
         return Scores(VERSIONS[self.metric], table)
+
+    @property
+    def pairs_frames(self) -> bool:
+        """Whether a score also depends on the same planner's plan of the frame before, as EPDMS does."""
+        return self.metric == "epdms"
 
     def score_rows(
         self,

@@ -108,7 +108,7 @@ def write_evaluation(
 ) -> Path:
     """The evaluation at root/evaluation with candidates, scenes, sensors and cache beside it."""
     tokens = [f"{i:016x}" for i in range(scenes)]
-    logs = [f"log-{i // 4}" for i in range(scenes)]
+    logs = [f"log-{min((i + 1) // 4, scenes // 4 - 1)}" for i in range(scenes)]  # of 3 to 5 scenes: logs differ
     plans = _plans(tokens, logs)
     facts = {
         "metric": "pdms-v1.1",
@@ -151,7 +151,7 @@ def _drive(kind: int, policy: str, omega: float | None) -> tuple[np.ndarray, dic
     """The plan and its sub-scores by kind of scene; see the head of this file."""
     collides = {**FULL, "no_at_fault_collisions": 0.0, "ego_progress": 0.0}
     if policy == "human" or (policy == "dipole" and omega == 0.0):
-        return straight(5.0), {**FULL, "ego_progress": 0.8}
+        return straight(5.0), {**FULL, "ego_progress": 0.75 if kind == 3 else 0.8}
     if omega == -1.0 or (kind == 0 and policy == "reference"):
         return straight(SPEED), collides
     if policy == "reference":

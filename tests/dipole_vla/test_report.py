@@ -75,10 +75,69 @@ def test_headline_is_the_summary_of_the_chosen_row(made: Path, page: str) -> Non
     summary = read_json(made / "evaluation" / "summary.json")
     row = next(r for r in summary["rows"] if r["policy"] == "dipole" and {k: r[k] for k in CHOSEN} == CHOSEN)
     top = headline(load_evaluation(made / "evaluation"))
-    assert top["gain"] == f"{100 * row['gain']:+.1f}".replace("-", "−")
+    assert top["gain"] == f"{100 * row['equal_n_gain']:+.1f}".replace("-", "−")
     assert top["score"] == f"{100 * row['score']:.1f}"
     assert (top["metric"], top["split"], top["scenes"], top["logs"]) == ("PDMS v1.1", "held-out", "16 scenes", "4 logs")
     assert "RL ran on the evaluated split" not in page
+
+
+def test_headline_compares_at_equal_n_and_puts_the_critics_share_beside_it(made: Path, page: str) -> None:
+    evaluation = load_evaluation(made / "evaluation")
+    row, same = evaluation.summary_row(evaluation.chosen), evaluation.summary_row(evaluation.baseline)
+    assert evaluation.baseline.candidates == CHOSEN["candidates"] != evaluation.reference.candidates
+    top = headline(evaluation)
+    assert row["gain"] != row["equal_n_gain"] or same["gain"] == 0
+    assert top["gain"] == f"{100 * row['equal_n_gain']:+.1f}".replace("-", "−")
+    assert top["reference"] == f"{100 * same['score']:.1f}"
+    assert f"gains {100 * same['gain']:+.1f} points" in top["shares"]
+    assert "reference at N\u00a0=\u00a04 with the same critic" in page
+
+
+def test_fixed_broken_and_cards_compare_at_equal_n(tmp_path: Path) -> None:
+    """The critic alone already saves every scene: nothing is left for the adapters."""
+    folder = write_evaluation(tmp_path, scenes=8)
+    rows = pyarrow.parquet.read_table(folder / "rows.parquet").to_pandas()
+    chosen = rows[(rows.policy == "dipole") & (rows.omega == CHOSEN["omega"]) & (rows.candidates == 4)]
+    for name in ("score", "no_at_fault_collisions", "drivable_area_compliance", "ego_progress"):
+        known = chosen.set_index("token")[name]
+        same = (rows.policy == "reference") & (rows.candidates == 4)
+        rows.loc[same, name] = rows.loc[same, "token"].map(known)
+    rows.to_parquet(folder / "rows.parquet")
+    finish(folder, {"command": "evaluate"})
+    evaluation = load_evaluation(folder)
+    assert extreme_cards(evaluation, 4) == ([], [])
+    assert all(change.fixed == change.broken == 0 for change in changes(evaluation))
+
+
+def test_two_logs_are_too_few_to_tell(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, scenes=8)
+    page = write_report(folder, tmp_path / "report", scenes=1).read_text()
+    top = headline(load_evaluation(folder))
+    assert (top["verdict"], top["sign"]) == ("too few logs to tell", 0)
+    assert "beyond chance" not in page.split("<h2>1")[0]
+    assert not any(
+        cell.sign for row in score_table(load_evaluation(folder)) for cell in (row.equal, row.gain, *row.parts)
+    )
+
+
+@pytest.mark.parametrize(
+    ("provenance", "said", "is_other"),
+    [
+        ({}, "unknown", False),
+        ({"metric": "pdms-v1.1"}, "PDMS v1.1", False),
+        ({"metric": "epdms-v2.2"}, "EPDMS v2.2", True),
+    ],
+)
+def test_training_metric_stands_beside_that_of_the_evaluation(
+    tmp_path: Path, provenance: dict, said: str, is_other: bool
+) -> None:
+    folder = write_evaluation(tmp_path, scenes=8, provenance=provenance)
+    top = headline(load_evaluation(folder))
+    assert (top["trained_on"], top["is_other_metric"]) == (said, is_other)
+    line = f"Trained on {said}, evaluated by PDMS v1.1."
+    assert (
+        f'<p class="{"bad" if is_other else "soft"}">{line}' in write_report(folder, tmp_path / "report", 0).read_text()
+    )
 
 
 def test_rl_on_the_evaluated_split_is_said_in_red(tmp_path: Path) -> None:

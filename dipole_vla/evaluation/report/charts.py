@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dipole_vla.evaluation.report.inputs import Evaluation
+from dipole_vla.evaluation.report.inputs import Evaluation, Key
 from dipole_vla.evaluation.report.metrics import metric_title
 from dipole_vla.evaluation.report.signatures import INERT, Weights
 
@@ -43,20 +43,19 @@ RC = {
 
 
 def omega_curve(evaluation: Evaluation) -> str:
-    """Score against greed for each N; bands are the paired intervals of the gain, put on the reference's score."""
-    rows, reference, chosen = evaluation.summary["rows"], evaluation.reference, evaluation.chosen
+    """Score against greed for each N; bands are the paired intervals of the gain at equal N, put on that reference."""
+    rows, chosen = evaluation.summary["rows"], evaluation.chosen
     dipole = sorted((row for row in rows if row["policy"] == "dipole"), key=lambda row: row["omega"])
-    base = evaluation.summary_row(reference)["score"]
     with inline_figure(11, 4.8, "omega") as (figure, render):
         axes = figure.add_subplot()
         for count, style in zip(sorted({int(row["candidates"]) for row in dipole}), SWEEP_STYLES):
-            _sweep(axes, [row for row in dipole if row["candidates"] == count], base, f"DIPOLE, N = {count}", style)
+            _sweep(axes, evaluation, [row for row in dipole if row["candidates"] == count], count, style)
         place = (chosen.omega, 100 * evaluation.summary_row(chosen)["score"])
         axes.plot(*place, "o", markersize=15, markerfacecolor="none", markeredgecolor=INK, label="chosen")
-        _level(axes, 100 * base, f"reference, N = {reference.candidates}", ORANGE, (0, (4.5, 2)))
         for row in rows:
-            if row["policy"] == "reference" and row["candidates"] != reference.candidates:
-                _level(axes, 100 * row["score"], f"reference, N = {row['candidates']}", ORANGE, (0, (1, 1.5)))
+            if row["policy"] == "reference":
+                dash = (0, (4.5, 2)) if row["candidates"] == evaluation.reference.candidates else (0, (1, 1.5))
+                _level(axes, 100 * row["score"], f"reference, N = {row['candidates']}", ORANGE, dash)
             if row["policy"] == "human":
                 _level(axes, 100 * row["score"], "human", INK, (0, (1, 1)))
         omegas = sorted({float(row["omega"]) for row in dipole})
@@ -73,13 +72,17 @@ def omega_curve(evaluation: Evaluation) -> str:
         return render("Score against greed omega for each number of candidates")
 
 
-def _sweep(axes: Any, line: Sequence[dict[str, Any]], base: float, label: str, style: tuple[str, str, Any]) -> None:
-    """One N: rows sorted by omega, with the band of their gains (of their scores where no gain was recorded)."""
+def _sweep(
+    axes: Any, evaluation: Evaluation, line: Sequence[dict[str, Any]], count: int, style: tuple[str, str, Any]
+) -> None:
+    """One N: rows sorted by omega, with the band of their gains where there are intervals."""
     color, marker, dash = style
+    label, base = f"DIPOLE, N = {count}", Key("reference", None, count)
     omegas = [row["omega"] for row in line]
-    gains = [row.get("gain_ci95") for row in line]
-    bands = np.array([[base + b for b in gain] if gain else row["ci95"] for gain, row in zip(gains, line)])
-    axes.fill_between(omegas, 100 * bands[:, 0], 100 * bands[:, 1], color=color, alpha=0.16, linewidth=0)
+    if evaluation.has(base):
+        found = [evaluation.gain(Key("dipole", omega, count), base)[1] or (np.nan, np.nan) for omega in omegas]
+        bands = 100 * (evaluation.summary_row(base)["score"] + np.array(found))
+        axes.fill_between(omegas, bands[:, 0], bands[:, 1], color=color, alpha=0.16, linewidth=0)
     scores = [100 * row["score"] for row in line]
     axes.plot(omegas, scores, color=color, marker=marker, linestyle=dash, linewidth=2, markersize=5.5, label=label)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from dipole_vla.evaluation.statistics import LogBootstrap
+from dipole_vla.evaluation.statistics import Interval, LogIntervals
 from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import is_complete, read_json, verify
@@ -65,9 +65,18 @@ class Evaluation:
 
     @property
     def reference(self) -> Key:
-        """The imitation policy with the fewest candidates of the sweep: what every gain is measured against."""
+        """The imitation policy with the fewest candidates of the sweep: what critic and adapters gain together."""
         counts = [int(row["candidates"]) for row in self.summary["rows"] if row["policy"] == "reference"]
         return Key("reference", None, min(counts, default=1))
+
+    def same_n(self, key: Key) -> Key:
+        """The imitation policy with as many candidates, of which the same critic chooses: what the adapters gain."""
+        return Key("reference", None, key.candidates)
+
+    @property
+    def baseline(self) -> Key:
+        """What the chosen setting is compared with, in the headline and scene by scene."""
+        return self.same_n(self.chosen)
 
     @property
     def chosen(self) -> Key:
@@ -118,13 +127,14 @@ class Evaluation:
             raise InputError(f"{where}: scene {odd} is scored for only one of {key.label} and {baseline.label}")
         return first, second
 
-    def gain(self, key: Key, baseline: Key) -> tuple[float, float, float]:
+    def gain(self, key: Key, baseline: Key) -> tuple[float, Interval | None]:
         """Mean paired difference and its interval: over every drawn candidate where the summary has it (against the
         reference), else over the plans of `rows.parquet`."""
         row = self.summary_row(key)
-        if baseline == self.reference and row.get("gain") is not None and row.get("gain_ci95"):
-            low, high = row["gain_ci95"]
-            return float(row["gain"]), float(low), float(high)
+        for name, known in (("gain", self.reference), ("equal_n_gain", self.same_n(key))):
+            if baseline == known and row.get(name) is not None:
+                interval = row.get(f"{name}_ci95")
+                return float(row[name]), None if interval is None else (float(interval[0]), float(interval[1]))
         first, second = self.paired(key, baseline)
         return self.mean_interval(first["score"] - second["score"])
 
@@ -139,13 +149,12 @@ class Evaluation:
         return self.plans[policy_rows(self.plans, omega)]
 
     @cached_property
-    def bootstrap(self) -> LogBootstrap:
-        return LogBootstrap(self.table(self.reference)["log_name"].tolist())
+    def intervals(self) -> LogIntervals:
+        return LogIntervals(self.table(self.reference)["log_name"].tolist())
 
-    def mean_interval(self, values: pd.Series) -> tuple[float, float, float]:
+    def mean_interval(self, values: pd.Series) -> tuple[float, Interval | None]:
         """Mean over scenes with its 95 % interval over logs; `values` in the token order of `table`."""
-        low, high = self.bootstrap.interval(values.to_numpy())
-        return float(values.mean()), low, high
+        return float(values.mean()), self.intervals.interval(values.to_numpy())
 
     def _by_token(self, key: Key) -> pd.DataFrame:
         rows = self._select(key)
@@ -185,7 +194,8 @@ def load_evaluation(folder: Path) -> Evaluation:
     if lacking:
         raise InputError(f"{folder / 'rows.parquet'}: column {lacking[0]} is missing; run `dipole-vla evaluate` again")
     _check_numbers(folder / "rows.parquet", rows, ["score", *evaluation.sub_scores])
-    evaluation.paired(evaluation.chosen, evaluation.reference)
+    for known in (evaluation.reference, evaluation.baseline):
+        evaluation.paired(evaluation.chosen, known)
     if (folder / "plans.parquet").is_file():
         evaluation.plans = read_parquet(folder / "plans.parquet", REQUIRED_PLANS, without_poses=True)
     else:
@@ -228,7 +238,7 @@ def _check_summary(path: Path, summary: Any) -> None:
         if name not in summary["chosen"]:
             raise InputError(f"{path}: chosen.{name}: is missing; {remedy}")
     for number, row in enumerate(summary["rows"]):
-        for name in ("policy", "candidates", "score", "ci95"):
+        for name in ("policy", "candidates", "score"):
             if row.get(name) is None:
                 raise InputError(f"{path}: rows[{number}].{name}: is missing; {remedy}")
 

@@ -90,14 +90,15 @@ def _unbroken(sentence: str) -> str:
 
 
 def _content(evaluation: Evaluation, scenes: int) -> dict[str, Any]:
-    after, before = evaluation.paired(evaluation.chosen, evaluation.reference)
+    after, before = evaluation.paired(evaluation.chosen, evaluation.baseline)
     differences = (after["score"] - before["score"]).to_numpy()
     weights = read_weights(evaluation)
     losses, gains = extreme_cards(evaluation, scenes)
     signatures = sorted(check_all(evaluation), key=lambda signature: signature.verdict != "look")
     return {
         "headline": tables.headline(evaluation),
-        "reference_label": f"reference, N = {evaluation.reference.candidates}",
+        "reference_label": f"reference at N = {evaluation.baseline.candidates}",
+        "fewest": evaluation.reference.candidates,
         "columns": [(sub_score(name).short, sub_score(name).title) for name in evaluation.sub_scores],
         "table": tables.score_table(evaluation),
         "curve": Markup(charts.omega_curve(evaluation)),
@@ -148,6 +149,7 @@ def _made(evaluation: Evaluation) -> list[tuple[str, str]]:
     how = evaluation.candidates_meta.get("advantage") or facts.get("advantage")
     made = [
         ("metric", metric_title(summary["metric"])),
+        ("metric of the training", tables.training_metric(evaluation)),
         ("evaluated split", f"{summary['split']} ({summary['scenes']} scenes)"),
         ("RL ran on split", str(summary.get("rl_split") or "not recorded")),
         ("ω and N chosen on", str(summary["chosen"]["on"])),

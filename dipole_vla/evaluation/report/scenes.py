@@ -96,7 +96,7 @@ _COMFORT = ("comfort", "history_comfort", "two_frame_extended_comfort")
 
 def extreme_cards(evaluation: Evaluation, count: int) -> tuple[list[Card], list[Card]]:
     """Worst losses and best gains, the largest first, at most `count` each."""
-    after, before = evaluation.paired(evaluation.chosen, evaluation.reference)
+    after, before = evaluation.paired(evaluation.chosen, evaluation.baseline)
     difference = (after["score"] - before["score"]).sort_values(kind="stable")
     losses = _one_per_log(difference.index[difference < -SAME], after["log_name"], count)
     gains = _one_per_log(difference.index[difference > SAME][::-1], after["log_name"], count)

@@ -18,6 +18,7 @@ import torch
 
 from dipole_vla.data.tables import informative, rows_per_scene
 from dipole_vla.evaluation.report.inputs import Evaluation, Key, policy_rows
+from dipole_vla.evaluation.statistics import TOO_FEW, Interval, certain_sign
 from dipole_vla.objective import RULES, effective_fraction, positive_weight, rule_named
 
 Verdict = Literal["ok", "look", "not measured"]
@@ -185,9 +186,9 @@ def weak_positive(evaluation: Evaluation) -> Signature:
     positive, base = Key("dipole", 0.0, evaluation.reference.candidates), evaluation.reference
     if not evaluation.has(positive):
         return _unmeasured(sign, "ω = 0 was not swept", remedy)
-    mean, low, high = evaluation.gain(positive, base)
-    number = f"{_points(mean, low, high)} at N = {base.candidates}"
-    return Signature(sign, "look" if high < 0 else "ok", number, remedy)
+    mean, interval = evaluation.gain(positive, base)
+    number = f"{_points(mean, interval)} at N = {base.candidates}"
+    return _judged(sign, interval, certain_sign(interval) >= 0, number, remedy)
 
 
 def adapters_alike(evaluation: Evaluation) -> Signature:
@@ -197,9 +198,9 @@ def adapters_alike(evaluation: Evaluation) -> Signature:
     positive, negative = Key("dipole", 0.0, count), Key("dipole", -1.0, count)
     if not (evaluation.has(positive) and evaluation.has(negative)):
         return _unmeasured(sign, "ω = 0 and ω = −1 were not both swept", remedy)
-    mean, low, high = evaluation.gain(positive, negative)
-    number = f"positive minus negative policy: {_points(mean, low, high)}"
-    return Signature(sign, "ok" if low > 0 else "look", number, remedy)
+    mean, interval = evaluation.gain(positive, negative)
+    number = f"positive minus negative policy: {_points(mean, interval)}"
+    return _judged(sign, interval, certain_sign(interval) > 0, number, remedy)
 
 
 def adapter_distance(evaluation: Evaluation) -> Signature:
@@ -271,14 +272,14 @@ def flattered_critic(evaluation: Evaluation) -> Signature:
         return _unmeasured(sign, "the evaluation kept one candidate per scene", remedy)
     groups = plans.sort_values(["token", "index"]).groupby("token", sort=True)
     picked = plans.loc[groups["q"].idxmax()].set_index("token")["score"].sort_index()
-    gain, low, high = evaluation.mean_interval(picked - groups["score"].mean())
+    gain, interval = evaluation.mean_interval(picked - groups["score"].mean())
     possible = float((groups["score"].max() - groups["score"].mean()).mean())
     if possible < 1e-9:
         return _unmeasured(sign, "the candidates of every scene score the same", remedy)
     share = f"{gain / possible:.0%} of what perfect foresight would give".replace("-", "−")
     best = f"best of {int(groups.size().max())} by the critic"
-    number = f"{best} beats a random one by {_points(gain, low, high)}, {share}"
-    return Signature(sign, "ok" if low > 0 else "look", number, remedy)
+    number = f"{best} beats a random one by {_points(gain, interval)}, {share}"
+    return _judged(sign, interval, certain_sign(interval) > 0, number, remedy)
 
 
 def end_spread(plans: pd.DataFrame, omega: float | None) -> float | None:
@@ -291,8 +292,14 @@ def end_spread(plans: pd.DataFrame, omega: float | None) -> float | None:
     return float(np.median(spreads)) if spreads else None
 
 
-def _points(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
+def _points(mean: float, interval: Interval | None) -> str:
+    inside = TOO_FEW if interval is None else f"{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}"
+    return f"{100 * mean:+.1f} points [{inside}]".replace("-", "−")
+
+
+def _judged(sign: str, interval: Interval | None, is_ok: bool, number: str, remedy: str) -> Signature:
+    """The verdict of a sign read from an interval; without one there is no verdict."""
+    return Signature(sign, "not measured" if interval is None else "ok" if is_ok else "look", number, remedy)
 
 
 def _why_no_weights(evaluation: Evaluation) -> str:

@@ -1,7 +1,7 @@
 """Numbers and sentences of the report: headline, score table, what each sub-score won and lost.
 
-Scores are shown ×100 ("points"). Differences are against the reference policy, scene by scene; intervals resample
-whole logs (`evaluation.statistics`). Pictures are in `scenes`, curves in `charts`.
+Scores are shown ×100 ("points"). Differences are against the reference policy with as many candidates, scene by scene;
+intervals respect logs (`evaluation.statistics`). Pictures are in `scenes`, curves in `charts`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pandas as pd
 
 from dipole_vla.evaluation.report.inputs import Evaluation, Key
 from dipole_vla.evaluation.report.metrics import metric_title, sub_score
+from dipole_vla.evaluation.statistics import TOO_FEW, certain_sign, verdict
 
 GRADED_STEP = 0.05  # a graded sub-score counts as changed from here on
 SAME = 1e-9
@@ -37,7 +38,8 @@ class TableRow:
     omega: str
     candidates: int
     score: Cell
-    gain: Cell
+    equal: Cell  # against the reference with as many candidates
+    gain: Cell  # against the one with the fewest
     parts: list[Cell]
     is_chosen: bool
     is_oracle: bool
@@ -73,18 +75,8 @@ def plural(count: int, word: str) -> str:
 def headline(evaluation: Evaluation) -> dict[str, Any]:
     """The one number, its interval, what may be concluded, and what must be known before believing it."""
     summary, chosen = evaluation.summary, evaluation.chosen
-    row = evaluation.summary_row(chosen)
-    base = evaluation.summary_row(evaluation.reference)
-    low, high = row.get("gain_ci95") or (0.0, 0.0)
-    has_interval = bool(row.get("gain_ci95"))
-    if not has_interval:
-        verdict = "no interval was recorded"
-    elif low > 0:
-        verdict = "better beyond chance: the interval of the gain excludes zero"
-    elif high < 0:
-        verdict = "worse beyond chance: the interval of the gain excludes zero"
-    else:
-        verdict = "not distinguishable: the interval of the gain includes zero"
+    gain, interval = evaluation.gain(chosen, evaluation.baseline)
+    trained_on = training_metric(evaluation)
     on, is_biased = summary["chosen"]["on"], summary["chosen"]["on_these_scenes"]
     return {
         "metric": metric_title(summary["metric"]),
@@ -93,12 +85,16 @@ def headline(evaluation: Evaluation) -> dict[str, Any]:
         "scenes": plural(int(summary["scenes"]), "scene"),
         "logs": plural(int(summary["logs"]), "log") if summary.get("logs") else "",
         "chosen": f"ω = {chosen.omega:g}, N = {chosen.candidates}".replace("-", "−"),
-        "score": points(row["score"]),
-        "reference": points(base["score"]),
-        "gain": signed(row.get("gain") or 0.0),
-        "interval": f"{signed(low)} to {signed(high)}" if has_interval else "",
-        "verdict": verdict,
-        "sign": int(low > 0) - int(high < 0),
+        "score": points(evaluation.summary_row(chosen)["score"]),
+        "reference": points(evaluation.summary_row(evaluation.baseline)["score"]),
+        "gain": signed(gain),
+        "interval": f"95 % interval {_range(interval)}, paired" if interval else f"{TOO_FEW}: no interval",
+        "verdict": verdict(interval),
+        "sign": certain_sign(interval),
+        "same_critic": " with the same critic" if chosen.candidates > 1 else "",
+        "is_paired": "two_frame_extended_comfort" in evaluation.sub_scores,
+        "trained_on": trained_on,
+        "is_other_metric": trained_on not in ("unknown", metric_title(summary["metric"])),
         "is_leaked": bool(summary.get("rl_on_eval_split")),
         "choice": f"ω and N were chosen on these very scenes ({on}): the gain is optimistic."
         if is_biased
@@ -109,18 +105,34 @@ def headline(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _shares(evaluation: Evaluation) -> str:
-    """How much of the gain is the choice among N and how much the two adapters."""
-    chosen, base = evaluation.chosen, evaluation.reference
-    middle = Key("reference", None, chosen.candidates)
-    if chosen.candidates == base.candidates or not evaluation.has(middle):
+    """What the critic's choice among N gains without the adapters, and what both gain together."""
+    chosen, base, middle = evaluation.chosen, evaluation.reference, evaluation.baseline
+    if middle == base:
         return ""
-    adapters = evaluation.gain(chosen, middle)
-    choice = evaluation.gain(middle, base)
+    start = f"one plan of the reference ({points(evaluation.summary_row(base)['score'])})"
+    if base.candidates > 1:
+        start = (
+            f"the best of {base.candidates} plans of the reference ({points(evaluation.summary_row(base)['score'])})"
+        )
     return (
-        f"The same critic choosing among {chosen.candidates} plans of the reference gains {signed(choice[0])} points "
-        f"[{signed(choice[1])}, {signed(choice[2])}]; the two adapters add {signed(adapters[0])} "
-        f"[{signed(adapters[1])}, {signed(adapters[2])}] to that."
+        f"That number is the adapters' share. The critic's: choosing among {chosen.candidates} plans of the reference "
+        f"gains {_difference(*evaluation.gain(middle, base))} over {start}. Both together: "
+        f"{_difference(*evaluation.gain(chosen, base))}."
     )
+
+
+def training_metric(evaluation: Evaluation) -> str:
+    """Of the candidates that the pair learned from."""
+    metric = evaluation.provenance.get("metric")
+    return metric_title(metric) if metric else "unknown"
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return TOO_FEW if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
+
+
+def _difference(mean: float, interval: Sequence[float] | None) -> str:
+    return f"{signed(mean)} points [{_range(interval)}]"
 
 
 def score_table(evaluation: Evaluation) -> list[TableRow]:
@@ -137,46 +149,45 @@ def score_table(evaluation: Evaluation) -> list[TableRow]:
 
 def _table_row(evaluation: Evaluation, row: dict[str, Any]) -> TableRow:
     key = Key(row["policy"], row.get("omega"), int(row["candidates"]))
-    base = evaluation.summary_row(evaluation.reference)
-    is_base = key == evaluation.reference
-    low, high = row["ci95"]
-    gain = Cell("–")
-    if not is_base and row.get("gain") is not None:
-        interval = row.get("gain_ci95")
-        note = f"{signed(interval[0])} to {signed(interval[1])}" if interval else ""
-        certain = 0 if not interval else int(interval[0] > 0) - int(interval[1] < 0)
-        gain = Cell(signed(row["gain"]), note, certain)
-    parts = []
-    for name in evaluation.sub_scores:
-        value, usual = row.get(name), base.get(name)
-        if value is None:
-            parts.append(Cell("–"))
-            continue
-        if is_base or usual is None or abs(value - usual) < 5e-4:
-            parts.append(Cell(points(value)))
-        else:
-            parts.append(Cell(points(value), signed(value - usual), _certain_sign(evaluation, key, name)))
+    interval = row.get("ci95")
+    note = "" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
     return TableRow(
         policy=row["policy"],
         explanation=_explanation(key),
         omega="" if key.omega is None else f"{key.omega:g}".replace("-", "−"),
         candidates=key.candidates,
-        score=Cell(points(row["score"]), f"{points(low)} to {points(high)}"),
-        gain=gain,
-        parts=parts,
+        score=Cell(points(row["score"]), note),
+        equal=_gain_cell(evaluation, key, evaluation.same_n(key)),
+        gain=_gain_cell(evaluation, key, evaluation.reference),
+        parts=[_part_cell(evaluation, key, name) for name in evaluation.sub_scores],
         is_chosen=key == evaluation.chosen,
         is_oracle=key.policy == "oracle",
     )
 
 
-def _certain_sign(evaluation: Evaluation, key: Key, name: str) -> int:
-    """Direction of a sub-score's paired difference to the reference; 0 when its interval includes zero."""
-    first, second = evaluation.paired(key, evaluation.reference)
+def _gain_cell(evaluation: Evaluation, key: Key, baseline: Key) -> Cell:
+    if key == baseline or not evaluation.has(baseline):
+        return Cell("–")
+    gain, interval = evaluation.gain(key, baseline)
+    return Cell(signed(gain), _range(interval), certain_sign(interval))
+
+
+def _part_cell(evaluation: Evaluation, key: Key, name: str) -> Cell:
+    """A sub-score's mean and its difference to the reference with as many candidates."""
+    base, value = evaluation.same_n(key), evaluation.summary_row(key).get(name)
+    if value is None:
+        return Cell("–")
+    usual = evaluation.summary_row(base).get(name) if evaluation.has(base) else None
+    if usual is None or abs(value - usual) < 5e-4:
+        return Cell(points(value))
+    return Cell(points(value), signed(value - usual), _certain_sign(evaluation, key, base, name))
+
+
+def _certain_sign(evaluation: Evaluation, key: Key, base: Key, name: str) -> int:
+    """Direction of a sub-score's paired difference; 0 when its interval includes zero."""
+    first, second = evaluation.paired(key, base)
     difference = first[name] - second[name]
-    if difference.isna().any():
-        return 0
-    _, low, high = evaluation.mean_interval(difference)
-    return int(low > 0) - int(high < 0)
+    return 0 if difference.isna().any() else certain_sign(evaluation.mean_interval(difference)[1])
 
 
 def _explanation(key: Key) -> str:
@@ -196,7 +207,7 @@ def _explanation(key: Key) -> str:
 
 def changes(evaluation: Evaluation) -> list[Change]:
     """Per sub-score: scenes fixed and broken by the chosen policy, largest movement first kept in metric order."""
-    after, before = evaluation.paired(evaluation.chosen, evaluation.reference)
+    after, before = evaluation.paired(evaluation.chosen, evaluation.baseline)
     counted = [(name, *_moved(name, before[name], after[name])) for name in evaluation.sub_scores]
     widest = max([1, *(max(fixed, broken) for _, fixed, broken in counted)])
     return [_change(name, before[name], after[name], fixed, broken, widest) for name, fixed, broken in counted]

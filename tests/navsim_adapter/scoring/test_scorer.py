@@ -51,7 +51,7 @@ def test_a_candidate_scores_the_same_alone_and_in_any_company(data: st.DataObjec
 def test_threads_and_scenes_in_a_call_change_nothing(root: Path, scorer: Scorer, threads: int) -> None:
     tokens = sorted(scenes_of(root))[:6]
     poses = np.array([plans(root, token)[:20] for token in tokens])
-    own = Scorer(scenes_of(root), scorer.metric, threads=threads).score(tokens, poses, pair_frames=False)
+    own = Scorer(scenes_of(root), scorer.metric, threads=threads).score(tokens, poses)
     for scene, token in enumerate(tokens):
         assert same(own.table[scene], scorer.score([token], poses[scene : scene + 1]).table[0])
 
@@ -122,9 +122,14 @@ def test_unknown_metrics_and_thread_counts_are_refused() -> None:
         Scorer({}, "pdms", threads=0)
 
 
-def test_unpaired_candidates_have_no_two_frame_comfort(root: Path) -> None:
+def test_candidates_are_planners_of_their_own(root: Path) -> None:
     scorer = Scorer(scenes_of(root), "epdms")
     tokens = sorted(scenes_of(root))
     poses = np.array([plans(root, token)[:2] for token in tokens])
-    assert np.isnan(scorer.score(tokens, poses, pair_frames=False)["two_frame_extended_comfort"]).all()
-    assert not np.isnan(scorer.score(tokens, poses)["two_frame_extended_comfort"]).all()
+    scores, rows = scorer.score(tokens, poses), [(token, plan) for token in tokens for plan in range(2)]
+    names = [f"{token} {plan}" for token, plan in rows]
+    assert np.isnan(scores["two_frame_extended_comfort"]).all()
+    own = scorer.score_rows([token for token, _ in rows], names, list(poses.reshape(-1, *poses.shape[2:])))
+    assert same(own.table, scores.table.reshape(own.table.shape))
+    one = scorer.score_rows(tokens, ["one"] * len(tokens), list(poses[:, 0]))
+    assert not np.isnan(one["two_frame_extended_comfort"]).all()
