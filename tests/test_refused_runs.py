@@ -42,8 +42,8 @@ def test_an_evaluation_is_corrected_in_its_own_folder(loop, tmp_path, capsys, wi
     assert main(words([*right, "--seed", 5])) == 0  # which the refused runs had otherwise
     verify(out)
     said = capsys.readouterr().out
-    assert "dipole, N 1, omega 0" in said
-    assert "reference, N 1:" in said
+    assert "omega 0, N 1" in said
+    assert "against the reference at N 1" in said
 
 
 def test_a_collection_is_corrected_in_its_own_folder(loop, tmp_path, capsys) -> None:

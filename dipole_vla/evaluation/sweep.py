@@ -18,7 +18,7 @@ import torch
 
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.choice import choice_of
-from dipole_vla.evaluation.summary import summarise
+from dipole_vla.evaluation.summary import headline, summarise
 from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
@@ -117,22 +117,12 @@ def evaluate(
         _write_csv(out / "scores.csv", rows, summary)
         finish(out, made_by, exclude=(FOLDER,))
         shutil.rmtree(out / FOLDER)
-    for line in _told(summary):
-        console.print(line, markup=False, soft_wrap=True)
+    console.print(
+        f"{summary['metric']} x 100 on {summary['split']}, {summary['scenes']} scenes, {summary['logs']} logs:"
+    )
+    for line in headline(summary):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     wrote("evaluate", out / "summary.json")
-
-
-def _told(summary: dict[str, Any]) -> list[str]:
-    """The chosen setting and the reference at the same N, score x 100 with its interval."""
-    chosen, count = summary["chosen"], summary["chosen"]["candidates"]
-    shown = (("dipole", chosen["omega"], count), ("reference", None, count))
-    lines = [f"{summary['metric']} x 100 on {summary['split']}, {summary['scenes']} scenes, {summary['logs']} logs:"]
-    for row in summary["rows"]:
-        if (row["policy"], row["omega"], row["candidates"]) in shown:
-            omega = "" if row["omega"] is None else f", omega {row['omega']:g} (chosen on {chosen['on']})"
-            low, high = (100 * bound for bound in row["ci95"])
-            lines.append(f"  {row['policy']}, N {count}{omega}: {100 * row['score']:.1f}, 95 % {low:.1f} to {high:.1f}")
-    return lines
 
 
 def _grid(omega: Sequence[float], candidates: Sequence[int]) -> tuple[list[float], list[int]]:
