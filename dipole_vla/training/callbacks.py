@@ -50,14 +50,20 @@ class StepProgress(L.Callback):
 
 
 class FiniteGradients(L.Callback):
-    """Stops the run before a gradient that is not finite reaches the weights, naming the scenes of the batch.
+    """Stops the run before a gradient that is not finite reaches the weights, naming the scenes of the step.
 
     Under 16-mixed a scaler multiplies the loss, leaves out steps that overflow, and halves its scale: such a step is
     no fault of the scenes, unless the scale is down to one.
     """
 
+    def __init__(self) -> None:
+        self._step, self._tokens = -1, list[str]()
+
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        self._tokens = list(batch["token"]) if isinstance(batch, dict) and "token" in batch else []
+        if trainer.global_step != self._step:  # else a further batch is accumulated
+            self._step, self._tokens = trainer.global_step, []
+        if isinstance(batch, dict):
+            self._tokens += batch.get("token", [])
 
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)

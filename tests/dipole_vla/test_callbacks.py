@@ -31,6 +31,18 @@ def test_a_gradient_that_is_not_finite_stops_the_run(slope: float) -> None:
         step_with(None, slope)
 
 
+def test_a_bad_gradient_may_come_from_any_batch_of_its_step() -> None:
+    module, trainer = nn.Linear(2, 1), SimpleNamespace(precision_plugin=None, global_step=2)
+    watch = FiniteGradients()
+    watch.on_train_batch_start(trainer, module, {"token": ["of the step before"]}, 3)
+    trainer.global_step = 3
+    watch.on_train_batch_start(trainer, module, {"token": ["one"]}, 4)
+    watch.on_train_batch_start(trainer, module, {"token": ["two"]}, 5)
+    module.weight.grad = torch.full((1, 2), float("nan"))
+    with pytest.raises(InputError, match="step 3: the gradient is not finite on tokens one, two "):
+        watch.on_before_optimizer_step(trainer, module, None)
+
+
 def test_a_settling_loss_scale_does_not_stop_the_run() -> None:
     step_with(torch.amp.GradScaler("cpu", init_scale=2.0**16), float("inf"))
     with pytest.raises(InputError, match="not finite"):  # nothing left to settle
