@@ -84,7 +84,7 @@ class FitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         strategy = self.config.trainer.strategy
         named = str(getattr(strategy, "class_path", strategy))
-        if re.search(r"fsdp|ModelParallel", named, re.IGNORECASE):
+        if re.search(r"fsdp|ModelParallel|^deepspeed|DeepSpeedStrategy$", named, re.IGNORECASE):  # Lightning's own
             raise InputError(
                 f"trainer.strategy: {named} is not supported, its checkpoints would be others; use "
                 "dipole_vla.training.sharded.ShardedBackbone (FSDP2) or dipole_vla.training.deepspeed.PairDeepSpeed"

@@ -49,7 +49,13 @@ def test_a_settling_loss_scale_does_not_stop_the_run() -> None:
         step_with(torch.amp.GradScaler("cpu", init_scale=1.0), float("inf"))
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "lightning.pytorch.strategies.ModelParallelStrategy"])
+LIGHTNINGS = "lightning.pytorch.strategies"
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["fsdp", f"{LIGHTNINGS}.ModelParallelStrategy", "deepspeed_stage_2", f"{LIGHTNINGS}.DeepSpeedStrategy"],
+)
 def test_a_strategy_without_our_checkpoints_is_refused(strategy: str, tmp_path: Path, capsys) -> None:
     recipe = str(shipped_recipes() / "imitation.yaml")
     out = tmp_path / "x"
