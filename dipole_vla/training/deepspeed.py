@@ -13,6 +13,7 @@ What differs from Lightning's own strategy:
   float32, and the optimiser's state by parameter. It loads at any stage, any number of ranks, and without DeepSpeed;
   DeepSpeed's own folders hold pickles and load at one world size. The price is a gather of the little that trains.
 - Ranks may be CPUs (gloo): tests run this very engine.
+- Lightning alone counts and averages accumulated batches, as it does without DeepSpeed: a step is the same step.
 - Batches and buffers keep their precision, as under autocast: targets in bfloat16 would be 12 cm off at 30 m.
 - At the end of training the module is made an ordinary one again, ready for export.
 
@@ -23,8 +24,8 @@ context would not start at zero.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,9 +82,10 @@ class PairDeepSpeed(DeepSpeedStrategy):
     # -- the engine ----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer) -> None:
-        self.precision_plugin = _Autocast(self.precision_plugin.precision, self.root_device.type)
+        self.precision_plugin = _Precision(self.precision_plugin.precision)
         module = self.lightning_module
         assert module is not None
+        self._autocast_steps(module)
         self._dtypes = {name: p.dtype for name, p in module.named_parameters()}
         self._buffers = {name: b.clone() for name, b in module.named_buffers() if b.is_floating_point()}
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -91,6 +93,25 @@ class PairDeepSpeed(DeepSpeedStrategy):
         super().setup(trainer)
         for name, parameter in trained.items():  # the engine has rounded its float32 copies to its own precision
             self._set_weight(parameter, exact[name])
+        self.deepspeed_engine.set_gradient_accumulation_boundary(True)
+
+    def _autocast_steps(self, module: Any) -> None:
+        """Operations choose their precision, as without the engine, which turns off an autocast around its own call."""
+        dtype = self.precision_plugin._desired_dtype
+        if dtype != torch.float32:
+            module.training_step = torch.autocast(self.root_device.type, dtype)(module.training_step)
+
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        """The engine's own count goes on over the end of an epoch, and calls the hooks of a step at every batch."""
+        return False
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Around each batch of a step but the last one."""
+        self.deepspeed_engine.set_gradient_accumulation_boundary(False)
+        yield
+        self.deepspeed_engine.set_gradient_accumulation_boundary(True)
 
     def _init_optimizers(self):
         optimizer, schedule = super()._init_optimizers()
@@ -112,6 +133,7 @@ class PairDeepSpeed(DeepSpeedStrategy):
 
         module = self.lightning_module
         assert module is not None
+        vars(module).pop("training_step", None)  # the class's own shows again
         whole = {}
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
@@ -240,20 +262,16 @@ class PairDeepSpeed(DeepSpeedStrategy):
             safe_set_full_optimizer_state(parameter, value, name)
 
 
-class _Autocast(DeepSpeedPrecision):
-    """DeepSpeed's precision of parameters without a cast of the batch: operations choose, as without the engine."""
-
-    def __init__(self, precision: Any, device_type: str):
-        super().__init__(precision)
-        self.device_type = device_type
+class _Precision(DeepSpeedPrecision):
+    """DeepSpeed's precision of parameters; a batch keeps its own, and a loss is averaged once."""
 
     def convert_input(self, data: Any) -> Any:
         return data
 
-    def forward_context(self) -> AbstractContextManager:
-        if self._desired_dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device_type, self._desired_dtype)
+    def backward(self, tensor: Tensor, model: Any, optimizer: Any, *arguments: Any, **named: Any) -> None:
+        """Lightning has divided the loss by the number of batches in a step, and the engine will."""
+        batches = model.trainer.strategy.deepspeed_engine.gradient_accumulation_steps()
+        super().backward(tensor * batches, model, optimizer, *arguments, **named)
 
 
 def _own_part(parameter: Any, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ signs, stays gathered for the length of a step. DeepSpeed's stage 3 (`training.d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ ENTRIES = ("encode", "prepare", "denoise", "features")
 class ShardedBackbone(DDPStrategy):
     """Data parallel, with the frozen weights of `module.backbone` divided among the ranks."""
 
+    _accumulates = False
+
     def model_to_device(self) -> None:
         """Each weight goes to the device in this rank's part only."""
         module: Any = self.lightning_module
@@ -43,8 +46,19 @@ class ShardedBackbone(DDPStrategy):
         for tensor in [p.detach() for _, p in self._trained()]:
             torch.distributed.broadcast(tensor, src=0)
 
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Around each batch of a step but the last one: until then every rank adds up its own gradients."""
+        self._accumulates = True
+        try:
+            yield
+        finally:
+            self._accumulates = False
+
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Average what the ranks have. Of accumulated batches the earlier ones are equal already and stay so."""
+        """Average what the ranks have added up, once a step."""
+        if self._accumulates:
+            return
         gradients = [p.grad for _, p in self._trained() if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         torch.distributed.all_reduce(flat)

@@ -1,7 +1,8 @@
 """The real engine on two CPU ranks: the run is the one of a single process, at every stage, across restarts.
 
-Two ranks with two scenes each are one process that accumulates two batches of two: same data, same noise. The single
-process is therefore the truth, loss by loss, and DeepSpeed's arithmetic is measured on it.
+Two ranks that accumulate two batches of a scene each are one process that accumulates four: same data, same noise. The
+single process is therefore the truth, loss by loss, and DeepSpeed's arithmetic is measured on it. The finer measure, of
+moments and gradients in all settings, is `test_accumulation.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from tests.small_loop import small_steps
 
 pytestmark = pytest.mark.slow
 
-STEPS, HALF = 6, 4
+STEPS, HALF, SCENES = 6, 4, 4
+ALONE = ["--trainer.accumulate_grad_batches", str(SCENES)]
 LIMIT = 1800  # s, bounds hangs only
 ROOT = Path(__file__).resolve().parents[2]
 FSDP2 = json.dumps({"class_path": "dipole_vla.training.sharded.ShardedBackbone"})
@@ -49,10 +51,10 @@ STARTERS = {
 
 
 def start(loop: Path, out: Path, *more: str, starter: str = "lightning", callbacks: list | None = None):
-    """`dipole-vla fit` on two scenes a step and rank, in processes of its own."""
+    """`dipole-vla fit` on one scene a batch, in processes of its own."""
     line = next(line for line in small_steps(loop) if line[1] == "fit" and line[5] == str(loop / "dipole"))
     record = {"class_path": f"{CALLBACKS}.LossRecord", "init_args": {"folder": str(record_of(out))}}
-    argv = [*line[1:], "--out", str(out), "--trainer.max_steps", str(STEPS), "--data.batch_size", "2", *more]
+    argv = [*line[1:], "--out", str(out), "--trainer.max_steps", str(STEPS), "--data.batch_size", "1", *more]
     argv += ["--allow-import", "tests", "--trainer.callbacks", json.dumps([*(callbacks or []), record])]
     return subprocess.run(
         [sys.executable, *STARTERS[starter], "dipole_vla.cli", *argv],
@@ -74,7 +76,7 @@ def two_ranks(stage: int | str, offload: bool = False) -> list[str]:
     engine = {"class_path": "dipole_vla.training.deepspeed.PairDeepSpeed"}
     options = {"init_args": {"stage": stage, "offload_optimizer": offload}}
     strategy = stage if isinstance(stage, str) else json.dumps({**engine, **options})
-    return ["--trainer.devices", "2", "--trainer.strategy", strategy]
+    return ["--trainer.devices", "2", "--trainer.strategy", strategy, "--trainer.accumulate_grad_batches", "2"]
 
 
 def halfway(run: Path, out: Path) -> Path:
@@ -99,8 +101,8 @@ def adapters(run: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def single(loop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("single") / "dipole"
-    train(loop, out, "--trainer.accumulate_grad_batches", "2")
-    assert len(losses(record_of(out))) == 2 * STEPS
+    train(loop, out, *ALONE)
+    assert len(losses(record_of(out))) == SCENES * STEPS
     return out
 
 
@@ -114,7 +116,7 @@ def second_stage(loop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def close(one: Path, two: Path, since: int = 0) -> None:
     """Same loss for every batch of every step from `since` on, same folders in the end, to rounding."""
     first, second = losses(record_of(one)), losses(record_of(two))
-    assert list(second) == [place for place in first if place >= 2 * since]
+    assert list(second) == [place for place in first if place >= SCENES * since]
     assert [second[place] for place in second] == pytest.approx([first[place] for place in second], rel=1e-4)
     mine, theirs = adapters(one), adapters(two)
     assert mine.keys() == theirs.keys()
@@ -156,7 +158,7 @@ def test_a_killed_run_resumes_to_the_bit(loop: Path, second_stage: Path, tmp_pat
     last = f"{CHECKPOINTS}/step={STEPS:08d}.ckpt"
     assert same_state(second_stage / last, out / last)
     whole = losses(record_of(second_stage))
-    assert losses(record_of(out)) == {place: loss for place, loss in whole.items() if place >= 2 * HALF}
+    assert losses(record_of(out)) == {place: loss for place, loss in whole.items() if place >= SCENES * HALF}
 
 
 @pytest.mark.parametrize(
@@ -175,8 +177,8 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one_without_the_engine(
 ) -> None:
     out = halfway(second_stage, tmp_path / "x")
     began = (out / "stage.json").read_text()
-    (out / "stage.json").write_text(began.replace('"accumulate_grad_batches": 1', '"accumulate_grad_batches": 2'))
-    train(loop, out, "--trainer.accumulate_grad_batches", "2")
+    (out / "stage.json").write_text(began.replace('"accumulate_grad_batches": 2', '"accumulate_grad_batches": 4'))
+    train(loop, out, *ALONE)
     close(single, out, since=HALF)
 
 
