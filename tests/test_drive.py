@@ -21,6 +21,7 @@ from navsim_adapter.files import finish
 from navsim_adapter.score_table import read_about, read_trajectories
 from navsim_adapter.submission import read_submission
 from tests.dipole_vla.small_backbone import spread_adapters
+from tests.same_numbers import MAGNIFIED, assert_same_numbers
 from tests.shared import SHARED, needs_shared
 
 TEAM = ["--team-name", "T", "--authors", "A", "--email", "a@b.org", "--institution", "I", "--country", "C"]
@@ -76,9 +77,10 @@ def test_its_scores_are_the_rows_of_evaluate(
     assert sorted(scores.index) == sorted(rows.index)
     columns = [name for name in scores if name != "name"]
     assert columns[-1] == "score"
-    np.testing.assert_allclose(scores[columns], rows.loc[scores.index, columns], rtol=0, atol=1e-6)
+    wanted = rows.loc[scores.index, columns].to_numpy(float)
+    assert_same_numbers(scores[columns].to_numpy(float), wanted, MAGNIFIED)
     poses = read_trajectories(table).poses
-    np.testing.assert_allclose(poses, poses_of(rows.loc[scores.index]), rtol=0, atol=1e-4)
+    assert_same_numbers(poses, poses_of(rows.loc[scores.index]), MAGNIFIED)
 
 
 def test_the_settings_above_drive_apart(spread: Path) -> None:

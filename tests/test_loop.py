@@ -23,6 +23,7 @@ from dipole_vla.training.fit import newest_checkpoint
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import verify
 from navsim_adapter.scoring.scorer import Scorer
+from tests.same_numbers import MAGNIFIED, assert_same_numbers
 from tests.small_loop import small_steps
 
 STAGES = ("imitation", "candidates", "critic", "dipole", "validation", "evaluation", "report")
@@ -104,7 +105,7 @@ def test_a_round_collects_with_the_guided_policy_and_trains_on_what_it_drove(loo
     with torch.inference_mode():
         driven = policy.sample(batch.observation, omega=1.0, candidates=3, noise=noise).numpy()
     found = np.stack([np.stack(pose) for pose in rows[rows["source"] == "guided"]["poses"]])
-    np.testing.assert_allclose(found.reshape(driven.shape), driven, atol=1e-4)
+    assert_same_numbers(found.reshape(driven.shape), driven, MAGNIFIED)
 
     further = DipoleModule(loop / "imitation", start=loop / "dipole", rank=4, seed=9)  # where the round began
     for role in SIGNS:
@@ -174,4 +175,4 @@ def test_an_interrupted_collection_goes_on_and_ends_alike(loop: Path, tmp_path: 
     assert np.array_equal(resumed.poses, undisturbed.poses)
     assert np.array_equal(resumed.advantage, undisturbed.advantage)
     in_one_part = CandidateTable(loop / "candidates")  # where products of other sizes may round otherwise
-    np.testing.assert_allclose(resumed.poses, in_one_part.poses, rtol=0, atol=1e-4)
+    assert_same_numbers(resumed.poses, in_one_part.poses, MAGNIFIED)

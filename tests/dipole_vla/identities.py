@@ -10,6 +10,7 @@ from dipole_vla.guidance import guide
 from dipole_vla.paths import to_noise, to_x0
 from dipole_vla.policy import AdapterPair, Backbone, GuidedPolicy
 from dipole_vla.solvers import solve
+from tests.same_numbers import GRADIENT, MAGNIFIED, assert_same_numbers
 
 
 def check_identities(backbone: Backbone, observation: dict[str, Tensor], scope: str) -> None:
@@ -18,9 +19,8 @@ def check_identities(backbone: Backbone, observation: dict[str, Tensor], scope: 
     scenes, noise = len(observation["pixels"]), _noise(backbone, len(observation["pixels"]), 2)
     base = policy.sample(observation, omega=None, candidates=2, noise=noise)
     for omega in (-1.0, 0.0, 0.7, 3.0):
-        torch.testing.assert_close(
-            policy.sample(observation, omega=omega, candidates=2, noise=noise), base, rtol=1e-4, atol=1e-4
-        )
+        plans = policy.sample(observation, omega=omega, candidates=2, noise=noise)
+        assert_same_numbers(plans, base, MAGNIFIED)
     spread_adapters(policy.pair)
     for omega, sign in ((0.0, "positive"), (-1.0, "negative")):
         alone = _alone(policy, observation, noise, sign)
@@ -56,7 +56,7 @@ def _check_parameterisations(policy: GuidedPolicy, observation: dict[str, Tensor
     combined = guide(*signs, 1.5)
     for convert in (to_x0, to_noise):
         native, *each = (convert(backbone.prediction, backbone.schedule, p, x_t, t) for p in (combined, *signs))
-        torch.testing.assert_close(native, guide(*each, 1.5), rtol=1e-4, atol=1e-4)
+        assert_same_numbers(native, guide(*each, 1.5))
 
 
 def _check_rows(policy: GuidedPolicy, observation: dict[str, Tensor], scenes: int) -> None:
@@ -72,10 +72,10 @@ def _check_rows(policy: GuidedPolicy, observation: dict[str, Tensor], scenes: in
             alone = pair.denoise(
                 context.rows(torch.tensor([row // 3])), x_t[row : row + 1], t[row : row + 1], "positive"
             )
-            torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-5)
+            assert_same_numbers(alone[0], together[row])
         rows = torch.tensor([4, 0, 3, 5])
         some = pair.denoise(context.serving(rows // 3), x_t[rows], t[rows], "positive")
-        torch.testing.assert_close(some, together[rows], rtol=1e-5, atol=1e-5)
+        assert_same_numbers(some, together[rows])
 
 
 def _check_routed_rows(pair: AdapterPair, observation: dict[str, Tensor], scenes: int) -> None:
@@ -94,12 +94,12 @@ def _check_routed_rows(pair: AdapterPair, observation: dict[str, Tensor], scenes
             output = torch.stack(each)[signs, torch.arange(len(x_t))]
         outputs.append(output)
         gradients.append(torch.autograd.grad(output.square().mean(), list(pair.parameters()), allow_unused=True))
-    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+    assert_same_numbers(*outputs)
     for found, wanted in zip(*gradients):
         if wanted is None:  # nothing reads the last layer of PI0's prefix but its keys and values
             assert found is None
             continue
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()) + 1e-8)
+        assert_same_numbers(found, wanted, GRADIENT)
         assert wanted.any()
 
 

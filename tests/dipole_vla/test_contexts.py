@@ -16,6 +16,7 @@ from dipole_vla.data.tables import SceneTable
 from dipole_vla.rollout import batches
 from dipole_vla.training import CriticModule, ImitationModule
 from navsim_adapter.errors import InputError
+from tests.same_numbers import assert_same_numbers
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_every_scene_is_its_own_encoding_whatever_the_shards_and_ranks(inputs, t
         with torch.no_grad():
             wanted = backbone.encode(batch.observation)
         for name, tensor in store[i].items():
-            torch.testing.assert_close(tensor, wanted[name][0], rtol=1e-5, atol=1e-5)
+            assert_same_numbers(tensor, wanted[name][0])
 
 
 def make_contexts_by_two_ranks(folder, backbone, scenes):
@@ -144,7 +145,7 @@ def test_the_critic_reads_the_same_features_from_them(inputs, tmp_path):
     stored, _ = train(inputs, steps=1, module=CriticModule(inputs / "backbone"), data={"contexts": tmp_path / "c"})
     assert plain.features.keys() == stored.features.keys()
     for token, feature in plain.features.items():  # 8 scenes at once against 4
-        torch.testing.assert_close(stored.features[token], feature, rtol=1e-5, atol=1e-5)
+        assert_same_numbers(stored.features[token], feature)
 
 
 def test_contexts_of_another_backbone_are_refused(inputs, tmp_path):

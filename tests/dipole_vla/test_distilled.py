@@ -15,6 +15,7 @@ from dipole_vla.objective import per_sample_loss
 from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy, load_policy
 from dipole_vla.policy.distilled import DistilledPair
 from navsim_adapter.errors import InputError
+from tests.same_numbers import MAGNIFIED, SAMPLED, assert_same_numbers
 
 SCENES, CANDIDATES = 3, 2
 
@@ -51,7 +52,7 @@ def predictions(policy, omega):
 @pytest.mark.parametrize(("omega", "sign"), [(0.0, 0), (-1.0, 1)])
 def test_the_ends_are_the_signs_whatever_the_correction(omega, sign):
     found, signs = predictions(make_policy(), omega)
-    torch.testing.assert_close(found, signs[sign], rtol=1e-5, atol=1e-5)
+    assert_same_numbers(found, signs[sign])
     assert (predictions(make_policy(), 2.0)[0] - predictions(make_policy(is_trained=False), 2.0)[0]).abs().max() > 1e-3
 
 
@@ -72,9 +73,7 @@ def test_folding_an_omega_changes_nothing_but_rounding():
     before = policy.sample(make_observation(), 1.5, CANDIDATES, noise_of())
     others = policy.sample(make_observation(), 0.5, CANDIDATES, noise_of())
     policy.distilled.fold(1.5)
-    torch.testing.assert_close(
-        policy.sample(make_observation(), 1.5, CANDIDATES, noise_of()), before, rtol=1e-4, atol=5e-3
-    )
+    assert_same_numbers(policy.sample(make_observation(), 1.5, CANDIDATES, noise_of()), before, MAGNIFIED)
     assert torch.equal(policy.sample(make_observation(), 0.5, CANDIDATES, noise_of()), others)
 
 
@@ -99,10 +98,10 @@ def test_omega_per_scene_and_per_plan():
     mixed = policy.sample(make_observation(), table, CANDIDATES, noise_of())
     for scene in range(SCENES):
         alone = policy.sample(make_observation(), omegas[scene].item(), CANDIDATES, noise_of())
-        torch.testing.assert_close(plans[scene], alone[scene], rtol=1e-4, atol=5e-3)
+        assert_same_numbers(plans[scene], alone[scene], MAGNIFIED)
         for plan in range(CANDIDATES):
             alone = policy.sample(make_observation(), table[scene, plan].item(), CANDIDATES, noise_of())
-            torch.testing.assert_close(mixed[scene, plan], alone[scene, plan], rtol=1e-4, atol=5e-3)
+            assert_same_numbers(mixed[scene, plan], alone[scene, plan], MAGNIFIED)
 
 
 def test_rules_without_a_negative_adapter_are_distilled_against_the_base():
@@ -112,7 +111,7 @@ def test_rules_without_a_negative_adapter_are_distilled_against_the_base():
     x_t, t = torch.randn(SCENES * 2, 8, 4, generator=generator), torch.rand(SCENES * 2, generator=generator)
     with torch.no_grad():
         base = policy.pair.denoise(policy.encode(make_observation()).encoded(None), x_t, t, None)
-    torch.testing.assert_close(found, base, rtol=1e-5, atol=1e-5)
+    assert_same_numbers(found, base)
 
 
 def test_guided_states_are_those_of_the_guided_sampler():
@@ -123,7 +122,7 @@ def test_guided_states_are_those_of_the_guided_sampler():
     assert x_t.shape == wanted.shape == (SCENES * 11, 8, 4)
     with torch.no_grad():
         signs = [policy.pair.denoise(context, x_t, t, role) for role in ("positive", "negative")]
-    torch.testing.assert_close(wanted, guide(*signs, omega.repeat_interleave(11)), rtol=1e-4, atol=1e-4)
+    assert_same_numbers(wanted, guide(*signs, omega.repeat_interleave(11)), SAMPLED)
     assert torch.equal(x_t.unflatten(0, (SCENES, 11))[:, 0], noise_of()[:, 0])  # it starts from the noise given
 
 
@@ -144,13 +143,13 @@ def test_the_target_is_the_guided_policys_own_field(rule):
     context = policy.encode(make_observation()).encoded(None)
     x_t, t, wanted = guided_states(policy, context, omega, noise_of(candidates=1)[:, 0])
     states, field = (torch.stack(parts, 1).flatten(0, 1) for parts in zip(*seen))
-    torch.testing.assert_close(x_t, states, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(wanted, field, rtol=1e-4, atol=1e-4)
+    assert_same_numbers(x_t, states, MAGNIFIED)
+    assert_same_numbers(wanted, field, MAGNIFIED)
     if rule == "implicit":  # (1 + omega) positive - omega (2 base - positive)
         with torch.no_grad():
             positive, base = (policy.pair.denoise(context, x_t, t, role) for role in ("positive", None))
         by_hand = guide(positive, 2 * base - positive, omega.repeat_interleave(11))
-        torch.testing.assert_close(wanted, by_hand, rtol=1e-4, atol=1e-4)
+        assert_same_numbers(wanted, by_hand, SAMPLED)
 
 
 def test_training_brings_it_nearer_to_guidance_than_the_merge_is():

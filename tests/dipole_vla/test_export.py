@@ -15,6 +15,7 @@ from dipole_vla.cli import main
 from dipole_vla.export import distil
 from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy, load_policy
 from navsim_adapter.files import finish, is_complete
+from tests.same_numbers import MAGNIFIED, assert_same_numbers
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_the_loop_runs_with_torch_alone_and_gives_the_policys_plans(policy, tmp_
     found = torch.load(out / "out.pt", weights_only=True)
     observation = {name: tensors[name] for name in tensors if name != "noise"}
     wanted = load_policy(policy, device="cpu").sample(observation, 1.5, 2, tensors["noise"], steps=3)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    assert_same_numbers(found, wanted, MAGNIFIED)
     assert json.loads((out / "export.json").read_text())["omega"] == 1.5
 
 

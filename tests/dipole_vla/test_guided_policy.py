@@ -17,6 +17,7 @@ from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy, load_policy
 from dipole_vla.solvers import solve
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish, stamp
+from tests.same_numbers import MAGNIFIED, assert_same_numbers
 
 SCENES, CANDIDATES = 3, 4
 
@@ -64,7 +65,7 @@ def test_ends_are_one_policy_bit_for_bit(policy, omega, role):
 
 def test_in_between_both_signs_are_combined_at_every_step(policy):
     plans = policy.sample(make_observation(), 1.5, CANDIDATES, noise_of())
-    torch.testing.assert_close(plans, by_hand(policy, 1.5), rtol=1e-4, atol=5e-3)
+    assert_same_numbers(plans, by_hand(policy, 1.5), MAGNIFIED)
     assert (plans - policy.sample(make_observation(), 0.0, CANDIDATES, noise_of())).abs().max() > 1e-2
 
 
@@ -82,8 +83,7 @@ def test_a_fresh_pair_samples_as_the_base_for_every_omega():
     base = policy.sample(make_observation(), None, CANDIDATES, noise_of())
     for omega in (-1.0, -0.5, 0.0, 1.0, 4.0):
         plans = policy.sample(make_observation(), omega, CANDIDATES, noise_of())
-        # rounding of (1 + w) x - w x, magnified by 1 / alpha at the first steps
-        torch.testing.assert_close(plans, base, rtol=0, atol=1e-2)
+        assert_same_numbers(plans, base, MAGNIFIED)
 
 
 def test_encoded_scenes_are_shared_by_every_omega_and_number_of_candidates(policy):
@@ -102,8 +102,7 @@ def test_candidates_are_what_single_plans_would_be(policy):
     together = policy.sample(make_observation(), 1.0, CANDIDATES, noise_of())
     for index in range(CANDIDATES):
         alone = policy.sample(make_observation(), 1.0, 1, noise_of()[:, index : index + 1])
-        # other batch, other rounding, magnified by 1 / alpha = 150 at the first step; plans are tens of metres
-        torch.testing.assert_close(alone[:, 0], together[:, index], rtol=1e-4, atol=5e-3)
+        assert_same_numbers(alone[:, 0], together[:, index], MAGNIFIED)
 
 
 def test_omega_per_scene_and_per_plan(policy):
@@ -113,7 +112,7 @@ def test_omega_per_scene_and_per_plan(policy):
     assert torch.equal(plans, table)
     for scene, omega in enumerate(omegas.tolist()):
         alone = policy.sample(make_observation(), omega, CANDIDATES, noise_of())
-        torch.testing.assert_close(plans[scene], alone[scene], rtol=1e-4, atol=5e-3)
+        assert_same_numbers(plans[scene], alone[scene], MAGNIFIED)
     with pytest.raises(InputError, match="omega"):
         policy.sample(make_observation(), torch.ones(SCENES + 1), CANDIDATES, noise_of())
 

@@ -30,6 +30,7 @@ from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.recipes import call
 from dipole_vla.solvers import solve
 from navsim_adapter.errors import InputError
+from tests.same_numbers import MAGNIFIED, assert_same_numbers
 
 PARITY = Path(__file__).resolve().parents[1] / "data" / "parity" / "dp_vla"
 PUBLISHED_KEYS = Path(__file__).resolve().parents[3] / "shared" / "checkpoint_layouts" / "dp_vla.keys.txt"
@@ -44,11 +45,6 @@ def observation_of(facts):
     return {key: facts[f"in.{key}"] for key in ("pixels", "input_ids", "proprio")}
 
 
-def close(found, wanted, tolerance):
-    """Within `tolerance` of the largest number: clean actions of a random noise predictor reach hundreds."""
-    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * max(1.0, float(wanted.abs().max())))
-
-
 # --- parity ----------------------------------------------------------------------------------------------------
 
 
@@ -59,15 +55,16 @@ def test_an_imported_checkpoint_gives_the_upstream_numbers(tmp_path, facts, pred
     assert (model.prediction, model.action.kinematic, model.solver.start_scale) == (prediction, kinematic, 0.5)
     with torch.no_grad():
         context = model.encode(observation_of(facts))
-        close(context["tokens"], facts["tokens"], 1e-5)
-        close(model.denoise(context, facts["in.x_t"], facts["in.t"]), facts[f"{prediction}.prediction"], 1e-5)
+        assert_same_numbers(context["tokens"], facts["tokens"])
+        found = model.denoise(context, facts["in.x_t"], facts["in.t"])
+        assert_same_numbers(found, facts[f"{prediction}.prediction"])
 
         def denoise(x_t, t):
             return to_x0(model.prediction, model.schedule, model.denoise(context, x_t, t), x_t, t)
 
         for steps in (10, 5):
             sampled = solve(model.solver.with_steps(steps), model.schedule, denoise, facts["in.noise"])
-            close(sampled, facts[f"{prediction}.sampled.{steps}"], 1e-4)
+            assert_same_numbers(sampled, facts[f"{prediction}.sampled.{steps}"], MAGNIFIED)
 
 
 def test_imported_adapters_give_the_upstream_numbers(tmp_path, facts):
@@ -79,8 +76,8 @@ def test_imported_adapters_give_the_upstream_numbers(tmp_path, facts):
     _check_adapters(policy, facts)
     plans = policy.sample(observation_of(facts), noise=facts["in.noise"][:, None])[:, 0]
     wanted = policy.backbone.action.decode(facts["guided.sampled.10"])
-    close(plans[..., :2], wanted[..., :2], 1e-4)
-    close(plans[..., 2], wanted[..., 2], 1e-4)
+    assert_same_numbers(plans[..., :2], wanted[..., :2], MAGNIFIED)
+    assert_same_numbers(plans[..., 2], wanted[..., 2], MAGNIFIED)
 
 
 def _check_adapters(policy, facts):
@@ -88,7 +85,7 @@ def _check_adapters(policy, facts):
         context = policy.backbone.encode(observation_of(facts))
         for role in ("positive", "negative", None):
             found = policy.pair.denoise(context, facts["in.x_t"], facts["in.t"], role)
-            close(found, facts[f"guided.prediction.{role or 'base'}"], 1e-5)
+            assert_same_numbers(found, facts[f"guided.prediction.{role or 'base'}"])
 
 
 @pytest.mark.parametrize("scope", ["head", "all"])

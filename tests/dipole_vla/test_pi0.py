@@ -24,6 +24,7 @@ from dipole_vla.backbones.pi0 import PI0, PI0Sizes
 from dipole_vla.backbones.prompt import small_tokenizer
 from dipole_vla.policy import Backbone, GuidedPolicy
 from navsim_adapter.errors import InputError
+from tests.same_numbers import SAMPLED, assert_same_numbers
 
 CHUNK = 6
 
@@ -91,10 +92,10 @@ def test_an_imported_model_gives_the_upstream_numbers(upstream, published, tmp_p
     with torch.no_grad():
         wanted = upstream(noise=x_t, timestep=t, **native_inputs(seen)).logits
         found = model.denoise(model.encode(seen), x_t, t)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert_same_numbers(found, wanted)
     sampled = upstream.sample_actions(noise=x_t, num_steps=10, **native_inputs(seen))
     plans = GuidedPolicy(model).sample(seen, omega=None, noise=x_t[:, None])
-    torch.testing.assert_close(plans[:, 0], model.action.decode(sampled), rtol=0, atol=1e-4)
+    assert_same_numbers(plans[:, 0], model.action.decode(sampled), SAMPLED)
 
 
 def test_the_training_target_is_upstreams(upstream):
@@ -109,7 +110,7 @@ def test_the_training_target_is_upstreams(upstream):
         x_t = interpolate(model.schedule, actions, noise, t)
         predicted = upstream(noise=x_t, timestep=t, **native_inputs(seen)).logits
     error = (predicted - target("velocity", model.schedule, actions, noise, t)).square()
-    torch.testing.assert_close(output.loss, error, rtol=1e-5, atol=1e-6)
+    assert_same_numbers(output.loss, error)
 
 
 @pytest.mark.parametrize("scope", ["head", "all"])

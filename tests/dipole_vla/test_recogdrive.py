@@ -33,6 +33,7 @@ from dipole_vla.paths import to_x0
 from dipole_vla.policy import Backbone, GuidedPolicy
 from dipole_vla.solvers import solve
 from navsim_adapter.errors import InputError
+from tests.same_numbers import SAMPLED, assert_same_numbers
 
 PARITY = Path(__file__).resolve().parents[1] / "data" / "parity" / "recogdrive"
 LAYOUTS = Path(__file__).resolve().parents[3] / "shared" / "checkpoint_layouts"
@@ -55,10 +56,6 @@ def seen(facts):
     return {**read, "proprio": facts["in.proprio"], "status": facts["in.status"]}
 
 
-def close(found, wanted, tolerance):
-    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
-
-
 @pytest.fixture
 def source(tmp_path):
     return Path(shutil.copytree(PARITY, tmp_path / "source"))
@@ -77,9 +74,9 @@ def test_an_imported_planner_gives_the_upstream_numbers(tmp_path, facts, variant
         context = model.encode(cached(facts))
         # the public code is given the integer the network sees; ours the schedule's own time
         t = facts[f"{variant}.t"] if variant == "ddim" else facts[f"{variant}.t"].double() / 1000
-        close(model.denoise(context, facts["in.x_t"], t), facts[f"{variant}.prediction"], 1e-5)
+        assert_same_numbers(model.denoise(context, facts["in.x_t"], t), facts[f"{variant}.prediction"])
     plans = GuidedPolicy(model).sample(cached(facts), omega=None, noise=facts["in.noise"][:, None])
-    close(plans[:, 0], facts[f"{variant}.sampled"], 1e-4)
+    assert_same_numbers(plans[:, 0], facts[f"{variant}.sampled"], SAMPLED)
 
 
 def test_the_published_sampler_draws_the_upstream_noise(tmp_path, facts):
@@ -95,7 +92,7 @@ def test_the_published_sampler_draws_the_upstream_noise(tmp_path, facts):
 
         generator = torch.Generator().manual_seed(3)  # the same stream as the global generator, seeded alike
         sampled = solve(model.solver, model.schedule, denoise, facts["in.noise"], generator)
-    close(model.action.decode(sampled), facts["ddim.sampled.published"], 1e-4)
+    assert_same_numbers(model.action.decode(sampled), facts["ddim.sampled.published"], SAMPLED)
 
 
 def test_the_language_model_gives_the_upstream_hidden_states(tmp_path, facts):
@@ -107,15 +104,15 @@ def test_the_language_model_gives_the_upstream_hidden_states(tmp_path, facts):
         found = internvl.hidden_states(
             model.vlm, scene["pixels"], scene["tiles"], scene["input_ids"], scene["attention_mask"]
         )
-        close(found, facts["vlm.last_hidden_state"], 1e-5)
+        assert_same_numbers(found, facts["vlm.last_hidden_state"])
         context = model.encode({**cached(facts), "last_hidden_state": found})
-        close(model.encode(scene)["tokens"], context["tokens"], 1e-6)
+        assert_same_numbers(model.encode(scene)["tokens"], context["tokens"])
 
 
 def test_the_action_is_normalised_as_published(facts):
     action = ReCogDrive.tiny().action
-    close(action.encode(facts["in.poses"]), facts["normalised"], 1e-6)
-    close(action.decode(facts["normalised"]), facts["in.poses"], 1e-5)
+    assert_same_numbers(action.encode(facts["in.poses"]), facts["normalised"])
+    assert_same_numbers(action.decode(facts["normalised"]), facts["in.poses"])
 
 
 def test_delta_targets_are_velocities(tmp_path):
@@ -126,11 +123,11 @@ def test_delta_targets_are_velocities(tmp_path):
     straight[:, 0] = 2.5 * torch.arange(1, 9)
     wanted = [2 * (value - low) / (high - low) - 1
               for value, low, high in ((5, -1.62, 29.72), (0, -9.38, 9.98), (0, -1.02, 0.86))]  # fmt: skip
-    close(action.encode(straight), torch.tensor([wanted] * 8, dtype=torch.float64), 1e-9)
+    assert_same_numbers(action.encode(straight), torch.tensor([wanted] * 8, dtype=torch.float64), bits=30)
     turning = torch.cat(
         [straight[:, :2], torch.tensor([[3.0], [3.1], [-3.1], [-3.0], [-2.9], [-2.8], [-2.7], [-2.6]])], 1
     )
-    close(action.decode(action.encode(turning)), turning, 1e-6)
+    assert_same_numbers(action.decode(action.encode(turning)), turning, bits=30)
     assert action.encode(turning)[2, 2] > 0  # across pi: a small left turn, not a full one to the right
     with pytest.raises(InputError, match="waypoint or velocity"):
         import_checkpoint("recogdrive", PARITY / "ddim.ckpt", tmp_path / "bad", kinematic="diff")

@@ -13,6 +13,7 @@ from dipole_vla.objective import dichotomous_loss
 from dipole_vla.policy.separate import make_pair
 from dipole_vla.training import thrift
 from dipole_vla.training.thrift import recompute_blocks, settled, shared_base
+from tests.same_numbers import GRADIENT, assert_same_numbers
 
 GROUP = 3
 
@@ -57,7 +58,7 @@ def assert_same(found, wanted, exactly=True):
         if exactly:
             assert torch.equal(found[name], gradient), name
         else:
-            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+            assert_same_numbers(found[name], gradient, GRADIENT)
 
 
 @pytest.mark.parametrize("kind", ["lora", "separate"])

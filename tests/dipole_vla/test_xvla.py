@@ -29,6 +29,7 @@ from dipole_vla.paths import to_x0
 from dipole_vla.policy import AdapterPair, Backbone
 from dipole_vla.solvers import SolverSpec, solve
 from navsim_adapter.errors import InputError
+from tests.same_numbers import SAMPLED, assert_same_numbers
 
 PARITY = Path(__file__).resolve().parents[1] / "data" / "parity" / "xvla"
 PUBLISHED_KEYS = Path(__file__).resolve().parents[3] / "shared" / "checkpoint_layouts" / "xvla.keys.txt"
@@ -108,9 +109,10 @@ def test_an_imported_checkpoint_gives_the_upstream_numbers(tmp_path, naming, mod
     model, facts = XVLA.from_pretrained(tmp_path / "model"), facts_of(naming)
     with torch.no_grad():
         context = model.encode(observation_of(facts))
-        close(context["tokens"], facts[f"{mode}.tokens"], 1e-5)
-        close(context["auxiliary"], facts[f"{mode}.auxiliary"], 1e-5)
-        close(model.denoise(context, facts["in.x_t"], facts["in.t"]), facts[f"{mode}.prediction"], 1e-5)
+        assert_same_numbers(context["tokens"], facts[f"{mode}.tokens"])
+        assert_same_numbers(context["auxiliary"], facts[f"{mode}.auxiliary"])
+        found = model.denoise(context, facts["in.x_t"], facts["in.t"])
+        assert_same_numbers(found, facts[f"{mode}.prediction"])
 
         def denoise(x_t, t):
             return to_x0(model.prediction, model.schedule, model.denoise(context, x_t, t), x_t, t)
@@ -119,11 +121,7 @@ def test_an_imported_checkpoint_gives_the_upstream_numbers(tmp_path, naming, mod
     wanted = facts[f"{mode}.sampled"]
     if mode == "ee6d":  # the published code ends with a sigmoid on the grippers; ours returns the network's numbers
         sampled[..., [9, 19]] = sampled[..., [9, 19]].sigmoid()
-    close(sampled[..., : wanted.shape[-1]], wanted, 1e-4)
-
-
-def close(found, wanted, tolerance):
-    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+    assert_same_numbers(sampled[..., : wanted.shape[-1]], wanted, SAMPLED)
 
 
 @pytest.fixture
@@ -162,7 +160,7 @@ def test_a_missing_view_is_a_hidden_one(imported):
     del seen["view_mask"]
     seen["pixels"] = seen["pixels"][:, :2]
     shown = imported.encode(seen)
-    torch.testing.assert_close(shown["auxiliary"], hidden["auxiliary"], rtol=0, atol=1e-6)
+    assert_same_numbers(shown["auxiliary"], hidden["auxiliary"])
     assert not shown["auxiliary"][:, 17:].any()
     seen["view_mask"] = torch.zeros(2, 2)
     with pytest.raises(InputError, match="view_mask hides every view"):

@@ -12,6 +12,7 @@ from dipole_vla.rl.learner import PREDICTION, SCHEDULE, Learner, LearnerConfig, 
 from dipole_vla.rl.module import RLModule, adam
 from dipole_vla.rl.stack import StackedMLP, per_network_norms
 from navsim_adapter.errors import InputError
+from tests.same_numbers import GRADIENT, SAMPLED, assert_same_numbers
 
 
 def alone(stack, number, layer_norm=False):
@@ -55,10 +56,10 @@ def test_outputs_gradients_and_adam_steps_are_each_networks_own():
                 optimizer.zero_grad()
                 (single(x[number]) - wanted[number]).pow(2).mean().backward()
                 flat = torch.cat([p.grad.flatten() for p in single.parameters()])
-                torch.testing.assert_close(norms[number].float(), flat.norm())
+                assert_same_numbers(norms[number].float(), flat.norm(), GRADIENT)
                 optimizer.step()
         for number, single in enumerate(singles):
-            torch.testing.assert_close(stack(x)[number], single(x[number]), rtol=1e-4, atol=1e-5)
+            assert_same_numbers(stack(x)[number], single(x[number]), GRADIENT)
 
 
 def test_networks_of_a_group_share_its_rows_and_selected_ones_are_copies():
@@ -66,9 +67,9 @@ def test_networks_of_a_group_share_its_rows_and_selected_ones_are_copies():
     x = rows(2, 5, 3)
     together = stack(x)
     for number in range(4):
-        torch.testing.assert_close(together[number], alone(stack, number)(x[number // 2]))
+        assert_same_numbers(together[number], alone(stack, number)(x[number // 2]))
     chosen = stack.select([3, 0])
-    torch.testing.assert_close(chosen(x)[0], alone(stack, 3)(x[0]))
+    assert_same_numbers(chosen(x)[0], alone(stack, 3)(x[0]))
     assert not any(p.requires_grad for p in chosen.parameters())
 
 
@@ -104,9 +105,9 @@ def test_every_head_has_the_driving_codes_loss():
             rule=rule,
         )
         for role, head in roles.items():
-            torch.testing.assert_close(found[head], wanted[f"loss_{role}"], rtol=1e-5, atol=1e-6)
+            assert_same_numbers(found[head], wanted[f"loss_{role}"])
     plain = policies.losses(observation, action, noise, t)[0, names.index("bc")].mean()
-    torch.testing.assert_close(found["bc"], plain)
+    assert_same_numbers(found["bc"], plain)
     assert set(RULES) >= {"dichotomous", "exponential", "indicator", "positive_only"}
 
 
@@ -146,10 +147,10 @@ def test_training_seeds_together_is_training_each_alone():
     together, one = trained([3, 9]), trained([9])
     heads = len(config.heads)
     for mine, other in zip(together.policies.parameters(), one.policies.parameters()):
-        torch.testing.assert_close(mine[heads:], other, rtol=1e-4, atol=1e-6)
+        assert_same_numbers(mine[heads:], other, SAMPLED)
     for mine, other in zip(together.critic.target_q.parameters(), one.critic.target_q.parameters()):
-        torch.testing.assert_close(mine[2:], other, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(together.advantage_std[1], one.advantage_std[0])
+        assert_same_numbers(mine[2:], other, SAMPLED)
+    assert_same_numbers(together.advantage_std[1], one.advantage_std[0], SAMPLED)
 
 
 def test_bfloat16_products_change_little_and_leave_weights_and_returns_in_float32():
