@@ -25,7 +25,9 @@ from navsim_adapter.files import atomic_path, read_json, write_json
 __all__ = [
     "assign_strict",
     "base_state",
+    "check_default_dtype",
     "check_names",
+    "checked_fields",
     "fingerprint",
     "load_strict",
     "read_json",
@@ -133,6 +135,7 @@ def load_strict(model: nn.Module, path: Path, device: str | torch.device = "cpu"
     and assigned, so neither the model nor a dtype is ever in memory twice.
     """
     _check_device(device)
+    check_default_dtype()
     places, wanted = _places(path), model.state_dict()
     check_names(_shapes(path, places), wanted, str(path))
     with torch.no_grad():
@@ -143,6 +146,17 @@ def load_strict(model: nn.Module, path: Path, device: str | torch.device = "cpu"
                     module = model.get_submodule(owner)
                     tensor = opened.get_tensor(name).to(wanted[name].dtype)
                     module.load_state_dict({leaf: tensor}, strict=False, assign=True)
+
+
+def check_default_dtype() -> None:
+    """InputError where torch makes new tensors in another type than float32: a model would be cast unasked."""
+    found = torch.get_default_dtype()
+    if found != torch.float32:
+        name = str(found).removeprefix("torch.")
+        raise InputError(
+            f"torch.set_default_dtype: is {name}, in which weights would be rounded; models are read and made in "
+            "float32: set that first, and give a precision to the trainer"
+        )
 
 
 def _check_device(device: str | torch.device) -> None:
@@ -208,6 +222,7 @@ def _opened(path: Path, device: str | torch.device = "cpu"):
 
 def assign_strict(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """As `load_strict`, from tensors in memory; each is cast to the dtype the model declares."""
+    check_default_dtype()
     wanted = model.state_dict()
     check_names(tensors, wanted, where)
     model.load_state_dict({name: tensors[name].to(wanted[name].dtype) for name in wanted}, strict=True, assign=True)
@@ -231,16 +246,21 @@ def read_record(path: Path, keys: Iterable[str]) -> dict[str, Any]:
 
 def record_from(cls: type[T], raw: Any, where: str) -> T:
     """The frozen dataclass `cls` with the fields of `raw`; unknown fields and wrong types are InputErrors."""
+    return cls(**checked_fields(cls, raw, where))
+
+
+def checked_fields(cls: type, raw: Any, where: str) -> dict[str, Any]:
+    """`raw` as arguments of the dataclass `cls`, lists as tuples; InputError for an unknown field or a wrong type."""
     if not isinstance(raw, Mapping):
         raise InputError(f"{where}: must be a mapping, got {type(raw).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     values = {}
     for name, value in raw.items():
         if name not in fields:
             raise InputError(f"{where}.{name}: unknown field{did_you_mean(name, list(fields))}; remove it")
         values[name] = _tupled(value)
         _check_type(values[name], fields[name].default, f"{where}.{name}")
-    return cls(**values)
+    return values
 
 
 def _check_type(value: Any, default: Any, where: str) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dipole_vla.paths import Prediction, Schedule, noise_level, to_x0
+from dipole_vla.paths import Prediction, Schedule, noise_level, time_for_network, to_x0
 
 Role = Literal["positive", "negative"] | None
 """Which adapter predicts; None is the base model, adapters off."""
@@ -72,15 +72,16 @@ def guided_denoiser(
     roles = roles_for(omega, negative)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        at = time_for_network(schedule, t, x_t)
         if len(roles) == 1:
-            output = predict(x_t, t, roles[0])
+            output = predict(x_t, at, roles[0])
         elif not interval[0] <= float(noise_level(schedule, t[:1])) <= interval[1]:
-            output = predict(x_t, t, "positive")
+            output = predict(x_t, at, "positive")
         elif predict_guided is not None:
-            output = predict_guided(x_t, t)
+            output = predict_guided(x_t, at)
         else:
             assert omega is not None
-            output = guide(predict(x_t, t, "positive"), predict(x_t, t, negative), omega)
+            output = guide(predict(x_t, at, "positive"), predict(x_t, at, negative), omega)
         return to_x0(prediction, schedule, output, x_t, t)
 
     return denoise

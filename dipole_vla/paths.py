@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ class Schedule(Protocol):
         """(a, b) such that the path's velocity target is a * x0 + b * noise."""
         ...
 
-    def sample_t(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Training times, (batch,), on the generator's device."""
+    def sample_t(self, batch: int, generator: torch.Generator | None = None, device: Any = None) -> Tensor:
+        """Training times, (batch,), on `device`; drawn on the generator's, which it is if not given, else the CPU."""
         ...
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ class VPLinear:
     def velocity(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return -self.sigma(t), self.alpha(t)
 
-    def sample_t(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        return self.t_min + (1 - self.t_min) * _uniform(batch, generator)
+    def sample_t(self, batch: int, generator: torch.Generator | None = None, device: Any = None) -> Tensor:
+        return self.t_min + (1 - self.t_min) * _uniform(batch, generator, device)
 
     def network_time(self, t: Tensor) -> Tensor:
         return t.float()
@@ -127,8 +127,8 @@ class CosineTable:
     def velocity(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return -self.sigma(t), self.alpha(t)
 
-    def sample_t(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        return torch.randint(self.steps, (batch,), generator=generator, device=_device(generator))
+    def sample_t(self, batch: int, generator: torch.Generator | None = None, device: Any = None) -> Tensor:
+        return torch.randint(self.steps, (batch,), generator=generator, device=_source(generator, device)).to(device)
 
     def network_time(self, t: Tensor) -> Tensor:
         return t.long()
@@ -174,12 +174,12 @@ class LinearFlow:
         one = torch.ones_like(_precise(t))
         return (-one, one) if self.noise_at else (one, -one)
 
-    def sample_t(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample_t(self, batch: int, generator: torch.Generator | None = None, device: Any = None) -> Tensor:
         if self.is_stratified:
-            one = torch.rand(1, generator=generator, device=_device(generator))
+            one = torch.rand(1, generator=generator, device=_source(generator, device)).to(device)
             draw = (one + torch.arange(batch, device=one.device) / batch) % (1 - 1e-5)
         else:
-            draw = _uniform(batch, generator)
+            draw = _uniform(batch, generator, device)
         level = self.floor + self.slope * draw ** (1 / self.power)
         return level if self.noise_at else 1 - level
 
@@ -189,6 +189,23 @@ class LinearFlow:
     def time_of(self, log_snr: Tensor) -> Tensor:
         level = torch.sigmoid(-_precise(log_snr))
         return level if self.noise_at else 1 - level
+
+
+def time_for_network(schedule: Schedule, t: Tensor, x_t: Tensor) -> Tensor:
+    """A solver's float64 time as float32, like the x_t that networks are given, with the same `network_time`.
+
+    Where that counts in steps, the nearest float32 may lie on the other side of one; then it is one close to it.
+    """
+    if t.dtype != torch.float64 or x_t.dtype == torch.float64:
+        return t
+    short, wanted = t.float(), schedule.network_time(t)
+    if wanted.is_floating_point():
+        return short
+    for _ in range(2):  # the product with the number of steps rounds as well
+        found = schedule.network_time(short)
+        nearer = torch.nextafter(short, torch.where(found > wanted, -torch.inf, torch.inf).float())
+        short = torch.where(found == wanted, short, nearer)
+    return short
 
 
 def log_snr(schedule: Schedule, t: Tensor) -> Tensor:
@@ -261,9 +278,10 @@ def _rows(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
 
 
-def _device(generator: torch.Generator | None) -> torch.device:
-    return generator.device if generator is not None else torch.device("cpu")
+def _uniform(batch: int, generator: torch.Generator | None, device: Any) -> Tensor:
+    return torch.rand(batch, generator=generator, device=_source(generator, device)).to(device)
 
 
-def _uniform(batch: int, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(batch, generator=generator, device=_device(generator))
+def _source(generator: torch.Generator | None, device: Any) -> Any:
+    """Where numbers are drawn: a generator draws on its own device alone."""
+    return generator.device if generator is not None else device or "cpu"

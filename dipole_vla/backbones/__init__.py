@@ -22,8 +22,14 @@ FAMILIES: dict[str, tuple[str, str]] = {
 
 
 def backbone_class(family: str) -> type[Backbone]:
+    """The class of a family of `FAMILIES`; InputError if its module or class is not there."""
     module, name = FAMILIES[family]
-    found: type[Backbone] = getattr(importlib.import_module(module), name)
+    try:
+        found: type[Backbone] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as problem:
+        raise InputError(
+            f"FAMILIES[{family!r}]: {module}.{name} cannot be imported ({problem}); correct it"
+        ) from problem
     return found
 
 

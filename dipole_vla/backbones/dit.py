@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from navsim_adapter.errors import InputError
+
 
 class KeysValues(NamedTuple):
     """Projected scene tokens of one block, each (B, heads, tokens, head_dim)."""
@@ -46,6 +48,8 @@ class DiT(nn.Module):
     def __init__(self, sizes: DiTSizes) -> None:
         super().__init__()
         width = sizes.width
+        if sizes.heads < 1 or width % sizes.heads:
+            raise InputError(f"config.heads: must divide the width {width}, got {sizes.heads}")
         self.pos_emb = nn.Parameter(_position_table(sizes.horizon, width)[None])
         self.t_embedder = TimeEmbedder(width)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.depth))

@@ -31,7 +31,16 @@ from dipole_vla.backbones.florence_import import (
     read_sizes,
 )
 from dipole_vla.backbones.importing import Imported, PublishedPair
-from dipole_vla.backbones.source_files import field, load_tokenizer, read_config, read_weights, weights_path
+from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
+from dipole_vla.backbones.source_files import (
+    check_pixels,
+    field,
+    load_tokenizer,
+    read_config,
+    read_tensors_of,
+    refuse_adapters,
+    weights_path,
+)
 from dipole_vla.checkpoint import assign_strict, check_names, read_json
 from dipole_vla.policy.adapters import SIGNS
 from dipole_vla.policy.backbone import ActionSpec
@@ -79,10 +88,15 @@ def read(
             f"{source}: its config.json is neither DP-VLA's (no hidden_size) nor Florence-2's (no vision_config); "
             "pass the folder of a DP-VLA or Florence-2 model"
         )
-    weights = source if source.is_file() else weights_path(source)
+    weights = source if source.is_file() else weights_path(source, [f"lora/{role}" for role in SIGNS])
     if weights is None:
         return _from_adapters(source, base)
-    state, embedded = _sort(read_weights(weights), str(weights))
+    if source.is_file():
+        refuse_adapters(source)
+        if (source.parent / "lora").is_dir():
+            raise InputError(f"{source}: lora/ beside it would be lost; pass the folder instead of the file")
+    check_pixels(weights.parent, IMAGE_MEAN, IMAGE_STD)
+    state, embedded = _sort(read_tensors_of(weights), str(weights))
     notes: list[str] = []
     head = _head_sizes(config, state, source, heads)
     if head.heads < 1 or head.width % head.heads:
@@ -243,6 +257,7 @@ def _encoder(
     if folder is None:
         return Encoder(_recognised(state, source))
     raw = read_config(folder)
+    check_pixels(folder, IMAGE_MEAN, IMAGE_STD)
     if not is_florence(raw):
         return _encoder_of_full(folder, has_weights)
     if has_weights:
@@ -333,7 +348,10 @@ def _pair(
     folder = source / "lora" if source.is_dir() else source.parent / "lora"
     omega = float((config or {}).get("cfg_scale", 1.0))
     if source.is_dir() and folder.is_dir():
-        return _pair_of_folder(folder, omega)
+        pair = _pair_of_folder(folder, omega)
+        if embedded and not _are_same(embedded, pair.states):
+            raise InputError(f"{source}: the adapters inside its weights are not those in lora/; keep one of them")
+        return pair
     if not embedded:
         return None
     if sorted(embedded) != sorted(SIGNS):
@@ -345,6 +363,15 @@ def _pair(
         )
     rank, alpha = field(config, "lora_r", int, where), field(config, "lora_alpha", float, where)
     return PublishedPair(rank, alpha, embedded, omega, str(source))
+
+
+def _are_same(one: Mapping[str, Mapping[str, Tensor]], other: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    """Whether two pairs hold equal tensors under equal names."""
+    return one.keys() == other.keys() and all(
+        one[role].keys() == other[role].keys()
+        and all(torch.equal(tensor, other[role][name]) for name, tensor in one[role].items())
+        for role in one
+    )
 
 
 def _pair_of_folder(folder: Path, omega: float) -> PublishedPair:
@@ -359,7 +386,7 @@ def _pair_of_folder(folder: Path, omega: float) -> PublishedPair:
             if raw.get(name):
                 raise InputError(f"{path}: {name} is {raw[name]!r}; only plain LoRA can be imported")
         scales.add((field(raw, "r", int, str(path)), field(raw, "lora_alpha", float, str(path))))
-        weights = read_weights(folder / role / "adapter_model.safetensors")
+        weights = read_tensors_of(folder / role / "adapter_model.safetensors")
         states[role] = {
             re.sub(r"^(base_model\.model\.)", r"\1decoder.", name): tensor for name, tensor in weights.items()
         }

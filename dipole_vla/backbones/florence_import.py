@@ -19,7 +19,8 @@ from transformers import BartConfig
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
 from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
-from dipole_vla.backbones.source_files import read_config, read_weights, weights_path
+from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
+from dipole_vla.backbones.source_files import check_pixels, read_config, read_weights, weights_path
 from dipole_vla.checkpoint import check_names
 from navsim_adapter.errors import InputError
 
@@ -192,6 +193,7 @@ def read_florence(folder: Path) -> tuple[FlorenceSizes, dict[str, Tensor]]:
     The text decoder and the LM head are not used; every other key must be one of the encoder's.
     """
     raw = read_config(folder)
+    check_pixels(folder, IMAGE_MEAN, IMAGE_STD)
     sizes = read_sizes(raw, str(folder / "config.json"))
     path = weights_path(folder)
     if path is None:

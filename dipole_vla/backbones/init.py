@@ -10,7 +10,7 @@ import torch
 
 from dipole_vla.backbones import FAMILIES, backbone_class
 from dipole_vla.backbones.published import architecture
-from dipole_vla.checkpoint import record_from
+from dipole_vla.checkpoint import check_default_dtype, checked_fields, record_from
 from dipole_vla.policy.backbone import Backbone
 from dipole_vla.progress import console, skipped, wrote
 from navsim_adapter.errors import InputError, did_you_mean
@@ -50,15 +50,24 @@ def init(
     with making(out, made_by) as is_open:
         if not is_open:
             return skipped("init", out)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = kind.tiny(config)  # type: ignore[attr-defined]
+        model = _fresh(kind, config, seed)
         if encoder_weights is not None:
             model.read_encoder(encoder_weights)
         model.save_pretrained(out)
         finish(out, made_by)
     console.print(f"{family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     wrote("init", out)
+
+
+def _fresh(kind: type[Backbone], config: Any, seed: int) -> Any:
+    check_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return kind.tiny(config)  # type: ignore[attr-defined]
+        except (ValueError, RuntimeError, AssertionError, ZeroDivisionError) as problem:  # of the layers themselves
+            reason = (str(problem).splitlines() or [type(problem).__name__])[0][:160]
+            raise InputError(f"sizes: no {kind.family} can have these ({reason}); change them") from problem
 
 
 def _config(kind: type[Backbone], size: str, sizes: dict[str, Any]) -> Any:
@@ -70,8 +79,10 @@ def _config(kind: type[Backbone], size: str, sizes: dict[str, Any]) -> Any:
         if chosen.family != kind.family:
             raise InputError(f"size: {size} is of family {chosen.family}, got family {kind.family}; correct one")
         sizes = {**chosen.sizes, **sizes}
+    width = {"width": sizes["width"]} if size == "tiny" and "width" in sizes else {}  # of all parts of a tiny model
+    values = checked_fields(kind.config_class, {name: sizes[name] for name in sizes if name not in width}, "sizes")
     try:
-        config = make(**sizes)
+        config = make(**values, **width)
     except TypeError as problem:
         raise InputError(f"sizes: {problem}; known are the fields of {kind.config_class.__name__}") from problem
-    return record_from(kind.config_class, asdict(config), "sizes")  # whose fields are checked by type
+    return record_from(kind.config_class, asdict(config), "sizes")

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dipole_vla.backbones import internvl
 from dipole_vla.backbones.internvl import InternVLSizes
-from dipole_vla.backbones.source_files import field, read_config, read_weights, weights_path
+from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
+from dipole_vla.backbones.source_files import check_pixels, field, read_config, read_weights, weights_path
 from dipole_vla.checkpoint import check_names
 from navsim_adapter.errors import InputError
 
@@ -58,6 +59,7 @@ def read_sizes(folder: Path) -> InternVLSizes:
     raw, where = read_config(folder), str(folder / "config.json")
     if not is_internvl(raw):
         raise InputError(f"{where}: model_type is {raw.get('model_type')!r}, not internvl_chat or internvl")
+    check_pixels(folder, IMAGE_MEAN, IMAGE_STD)
     return _published_sizes(raw, where) if raw["model_type"] == "internvl_chat" else _native_sizes(raw, where)
 
 

@@ -30,13 +30,12 @@ def pixels(image: Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def normalised_pixels(pixels: Tensor) -> Tensor:
-    """uint8 (..., 3, H, W) -> float32 with ImageNet's mean and deviation removed; float pixels pass unchanged."""
+def normalised_pixels(pixels: Tensor, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD) -> Tensor:
+    """uint8 (..., 3, H, W) -> float32 with mean and deviation (of 0 to 1) removed; float pixels pass unchanged."""
     if pixels.dtype != torch.uint8:
         return pixels
-    mean = torch.tensor(IMAGE_MEAN, device=pixels.device)[:, None, None]
-    std = torch.tensor(IMAGE_STD, device=pixels.device)[:, None, None]
-    return (pixels.float() / 255 - mean) / std
+    offset, scale = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (mean, std))
+    return (pixels.float() / 255 - offset) / scale
 
 
 def history(scene: Mapping[str, Any]) -> Tensor:

@@ -163,7 +163,7 @@ class PI0(Backbone):
         solver: SolverSpec = PUBLISHED_SOLVER,
         tokenizer: PreTrainedTokenizerFast | None = None,
     ) -> None:
-        super().__init__(config, action or ActionSpec(dim=config.max_action), solver)
+        super().__init__(config, action or ActionSpec(dim=config.max_action, is_padded=True), solver)
         self.model = PI0Model(config.native())
         self.model.dit.embed_tokens = None  # the expert is only ever given embedded actions
         self.embed_action_time = ActionTimeEmbedding(config)

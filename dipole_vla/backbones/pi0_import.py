@@ -16,7 +16,14 @@ from torch import Tensor
 
 from dipole_vla.backbones.importing import Imported
 from dipole_vla.backbones.pi0 import PI0, PUBLISHED_SOLVER, PI0Sizes
-from dipole_vla.backbones.source_files import field, load_tokenizer, read_config, read_weights, weights_path
+from dipole_vla.backbones.source_files import (
+    check_pixels,
+    field,
+    load_tokenizer,
+    read_config,
+    read_weights,
+    weights_path,
+)
 from dipole_vla.checkpoint import assign_strict, check_names
 from dipole_vla.policy.backbone import ActionSpec
 from dipole_vla.solvers import SolverSpec
@@ -45,6 +52,7 @@ def read(source: Path, tokenizer: Path | None = None, horizon: int | None = None
     """See `importing.convert` for the options."""
     raw, where = read_config(source), str(source / "config.json")
     path = weights_path(source)
+    check_pixels(source, (0.5,) * 3, (0.5,) * 3)
     if path is None:
         raise InputError(f"{source}: has no weights (model.safetensors or its index); download them")
     if raw.get("model_type") == "pi0":
@@ -55,7 +63,7 @@ def read(source: Path, tokenizer: Path | None = None, horizon: int | None = None
         kind = raw.get("type", raw.get("model_type"))
         raise InputError(f"{where}: is of type {kind!r}, not pi0; pass the folder of a PI0 model")
     steps = int(raw.get("num_inference_steps") or raw.get("num_steps") or PUBLISHED_SOLVER.steps)
-    action = ActionSpec(horizon or field(raw, "chunk_size", int, where), dim=sizes.max_action)
+    action = ActionSpec(horizon or field(raw, "chunk_size", int, where), dim=sizes.max_action, is_padded=True)
     with torch.device("meta"):
         model = PI0(sizes, action, SolverSpec("euler", steps=steps))
     assign_strict(model, _tensors(model, read_weights(path), str(path)), str(path))

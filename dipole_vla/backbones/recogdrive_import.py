@@ -20,7 +20,7 @@ from dipole_vla.backbones.internvl import InternVLSizes
 from dipole_vla.backbones.internvl_import import find_folder, read_sizes, read_weights_of, to_ours
 from dipole_vla.backbones.recogdrive import BOUNDS, DDIM, ReCogDrive, ReCogDriveConfig, bounded_action, image_token_of
 from dipole_vla.backbones.recogdrive_planner import Planner, PlannerSizes, rotary_frequencies
-from dipole_vla.backbones.source_files import load_tokenizer, read_weights
+from dipole_vla.backbones.source_files import load_tokenizer, read_weights, refuse_adapters
 from dipole_vla.checkpoint import assign_strict, check_names
 from dipole_vla.paths import CosineTable
 from dipole_vla.solvers import SolverSpec
@@ -92,6 +92,7 @@ def _checkpoint(source: Path) -> Path:
     """The planner's file: the source, or the only .ckpt in it."""
     if source.is_file():
         return source
+    refuse_adapters(source)
     found = sorted(source.glob("*.ckpt"))
     if len(found) != 1:
         raise InputError(f"{source}: holds {len(found)} .ckpt files; pass the planner's file itself")

@@ -7,7 +7,7 @@ parameters keep timm's names under `encoder.`, so a file of timm weights is read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from dipole_vla.backbones.dit import DiT, DiTSizes, KeysValues, Layout
 from dipole_vla.backbones.dp_vla import SMALL_SOLVER
-from dipole_vla.backbones.observing import history, normalised_pixels, pictures, pixels, status
+from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD, history, normalised_pixels, pictures, pixels, status
 from dipole_vla.backbones.source_files import read_weights
-from dipole_vla.checkpoint import assign_strict
+from dipole_vla.checkpoint import assign_strict, read_json
 from dipole_vla.paths import Prediction, VPLinear
 from dipole_vla.policy.backbone import ActionSpec, Backbone, Context, Observation
 from dipole_vla.solvers import SolverSpec
@@ -39,6 +39,8 @@ class TimmConfig(DiTSizes):
     """All sizes; the defaults are a ConvNeXt-T with a three-block head, 60 million parameters.
 
     encoder: a timm model name. image_size: (height, width) of each view, aspect not kept.
+    image_mean, image_std, interpolation: as the encoder was trained with, which `TimmDriver.tiny` fills in. Empty is
+        ImageNet's: a folder that says nothing was trained so.
     """
 
     width: int = 512
@@ -50,8 +52,18 @@ class TimmConfig(DiTSizes):
     image_size: tuple[int, ...] = (256, 448)
     cameras: tuple[str, ...] = ("CAM_L0", "CAM_F0", "CAM_R0")
     prediction: str = "noise"
+    image_mean: tuple[float, ...] = ()
+    image_std: tuple[float, ...] = ()
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
+        for name in ("image_mean", "image_std"):
+            numbers = getattr(self, name)
+            if len(numbers) not in (0, 3) or (name == "image_std" and any(number <= 0 for number in numbers)):
+                raise InputError(f"config.{name}: must be empty or three numbers, above 0 for a std, got {numbers}")
+        if self.interpolation.upper() not in Resampling.__members__:
+            known = ", ".join(name.lower() for name in Resampling.__members__)
+            raise InputError(f"config.interpolation: must be one of {known}, got {self.interpolation!r}")
         if self.prediction not in ("noise", "sample"):
             raise InputError(f"config.prediction: this family predicts noise or sample, got {self.prediction!r}")
         if not timm.is_model(self.encoder):
@@ -86,6 +98,7 @@ class TimmDriver(Backbone):
 
     def __init__(self, config: TimmConfig, action: ActionSpec | None = None, solver: SolverSpec = SMALL_SOLVER) -> None:
         super().__init__(config, action or ActionSpec(config.horizon, config.action_dim), solver)
+        token_shape(config)  # an encoder that gives no tokens is refused before it is built
         self.encoder = image_encoder(config)
         self.tokens = SceneTokens(config)
         self.decoder = DiT(config.part(DiTSizes))
@@ -93,8 +106,18 @@ class TimmDriver(Backbone):
 
     @classmethod
     def tiny(cls, config: TimmConfig | None = None, solver: SolverSpec = SMALL_SOLVER) -> TimmDriver:
-        """A small model with fresh weights (from torch's global generator)."""
-        return cls(config or TimmConfig.tiny(), solver=solver)
+        """A small model with fresh weights (from torch's global generator), shown pictures as timm shows them."""
+        model = cls(config or TimmConfig.tiny(), solver=solver)
+        model._show(timm.data.resolve_model_data_config(model.encoder))
+        return model
+
+    def _show(self, trained_with: Mapping[str, Any]) -> None:
+        """Take mean, std and interpolation from timm's description of an encoder, where none are set."""
+        if not self.config.image_mean and not self.config.image_std:
+            wanted = {name: trained_with[key] for name, key in _SHOWN.items() if key in trained_with}
+            self.config = replace(
+                self.config, **{k: tuple(v) if k != "interpolation" else v for k, v in wanted.items()}
+            )
 
     @property
     def schedule(self) -> VPLinear:
@@ -105,18 +128,29 @@ class TimmDriver(Backbone):
         return self.config.prediction  # type: ignore[return-value]
 
     def processor(self) -> TimmProcessor:
-        return TimmProcessor(self.config.cameras, self.config.image_size)
+        return TimmProcessor(self.config.cameras, self.config.image_size, self.config.interpolation)
 
     def read_encoder(self, path: Path) -> None:
-        """Take the encoder's weights from a file of timm's; what the classifier needs alone is left out."""
+        """Take the encoder's weights from a file of timm's; what the classifier needs alone is left out.
+
+        A config.json of timm's beside the file says how these weights were trained, where the name alone does not.
+        """
         unused = tuple(f"{name}." for name in _CLASSIFIER)
         file = {name: tensor for name, tensor in read_weights(path).items() if not name.startswith(unused)}
         assign_strict(self.encoder, file, str(path))
+        beside = path.parent / "config.json"
+        described = read_json(beside) if beside.is_file() else {}
+        trained_with = described.get("pretrained_cfg") if isinstance(described, dict) else None
+        by_name = timm.data.resolve_model_data_config(self.encoder)
+        if isinstance(trained_with, dict) and self.config.image_mean == tuple(by_name["mean"]):
+            self.config = replace(self.config, image_mean=(), image_std=())
+            self._show({**by_name, **trained_with})
 
     def encode(self, observation: Observation) -> Context:
         """pixels (B, views, 3, H, W), uint8 or normalised floats; proprio (B, 20)."""
         dtype = self.decoder.pos_emb.dtype
-        pixels = normalised_pixels(observation["pixels"]).to(dtype)
+        mean, std = self.config.image_mean or IMAGE_MEAN, self.config.image_std or IMAGE_STD
+        pixels = normalised_pixels(observation["pixels"], mean, std).to(dtype)
         features = channels_last(self.encoder.forward_features(pixels.flatten(0, 1)), self.encoder.num_features)
         return Context({"tokens": self.tokens(features, pixels.shape[1]), "proprio": observation["proprio"].to(dtype)})
 
@@ -150,6 +184,9 @@ class TimmDriver(Backbone):
                 setattr(self.encoder.get_submodule(owner), leaf, fresh[name])
 
 
+_SHOWN = {"image_mean": "mean", "image_std": "std", "interpolation": "interpolation"}
+"""Our names of what timm's data configuration says."""
+
 _CLASSIFIER = ("head", "fc", "classifier", "fc_norm", "head_drop", "global_pool")
 """What timm's models have behind their features, each some of these; it would never see a gradient."""
 
@@ -168,20 +205,35 @@ def image_encoder(config: TimmConfig) -> Any:
 
 @lru_cache
 def token_shape(config: TimmConfig) -> tuple[int, int]:
-    """(tokens, channels) of one view's features."""
-    with torch.device("meta"):
-        encoder = image_encoder(config).eval()
-        features = encoder.forward_features(torch.empty(1, 3, *config.image_size))
-        found = channels_last(features, encoder.num_features)
+    """(tokens, channels) of one view's features; InputError for an encoder that gives none of pictures of this size."""
+    try:
+        with torch.device("meta"):
+            encoder = image_encoder(config).eval()
+            features = encoder.forward_features(torch.empty(1, 3, *config.image_size))
+            found = channels_last(features, encoder.num_features)
+    except InputError:
+        raise
+    except Exception as problem:  # the encoders of timm check themselves in many ways
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0][:120]
+        raise InputError(
+            f"config.encoder: {config.encoder} cannot read pictures of {tuple(config.image_size)} ({reason}); "
+            "change image_size or the encoder"
+        ) from problem
     return found.shape[1], found.shape[2]
 
 
 def channels_last(features: Tensor, width: int) -> Tensor:
     """Whatever an encoder's feature map is, (N, C, H, W), (N, H, W, C) or (N, T, C), as (N, T, C)."""
+    if not isinstance(features, Tensor):
+        raise InputError(
+            f"config.encoder: gives a {type(features).__name__} of features, not image tokens; use another"
+        )
     if features.dim() == 4:
         features = features.flatten(2).transpose(1, 2) if features.shape[1] == width else features.flatten(1, 2)
     if features.dim() != 3 or features.shape[2] != width:
-        raise InputError(f"config.encoder: gives features of shape {tuple(features.shape)}, which are no image tokens")
+        raise InputError(
+            f"config.encoder: gives features of shape {tuple(features.shape)}, which are no image tokens; use another"
+        )
     return features
 
 
@@ -206,6 +258,7 @@ class TimmProcessor:
 
     cameras: tuple[str, ...]
     image_size: tuple[int, ...]
+    interpolation: str = "bicubic"
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
         return {
@@ -215,4 +268,4 @@ class TimmProcessor:
 
     def _pixels(self, image: Image) -> Tensor:
         height, width = self.image_size
-        return pixels(image.resize((width, height), Resampling.BICUBIC))
+        return pixels(image.resize((width, height), Resampling[self.interpolation.upper()]))

@@ -131,7 +131,7 @@ class XVLA(Backbone):
         solver: SolverSpec = PUBLISHED_SOLVER,
         tokenizer: PreTrainedTokenizerFast | None = None,
     ) -> None:
-        super().__init__(config, action or ActionSpec(dim=config.action_dim), solver)
+        super().__init__(config, action or ActionSpec(dim=config.action_dim, is_padded=True), solver)
         self.vlm = FlorenceEncoder(config.part(FlorenceSizes))
         self.transformer = SoftPromptedTransformer(config.part(SoftTransformerSizes))
         self.tokenizer = tokenizer

@@ -16,8 +16,16 @@ from torch import Tensor
 
 from dipole_vla.backbones.florence_import import LOGITS_BIAS, EncoderLayout, is_older, present, read_sizes
 from dipole_vla.backbones.importing import Imported
+from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
 from dipole_vla.backbones.soft_transformer import SoftTransformerSizes
-from dipole_vla.backbones.source_files import field, load_tokenizer, read_config, read_weights, weights_path
+from dipole_vla.backbones.source_files import (
+    check_pixels,
+    field,
+    load_tokenizer,
+    read_config,
+    read_weights,
+    weights_path,
+)
 from dipole_vla.backbones.xvla import XVLA, XVLAConfig
 from dipole_vla.checkpoint import assign_strict, check_names, read_json, read_tensors
 from dipole_vla.policy.backbone import ActionSpec
@@ -77,6 +85,7 @@ def read(
     path = weights_path(source)
     if path is None:
         raise InputError(f"{source}: has no model.safetensors; download it")
+    check_pixels(source, IMAGE_MEAN, IMAGE_STD)
     file = read_weights(path)
     raw = _with_defaults(raw, file)
     processing = _processing(source, raw, where)
@@ -221,6 +230,7 @@ def _action(
     return ActionSpec(
         horizon=horizon or field(raw, "chunk_size", int, where),
         dim=config.action_dim,
+        is_padded=True,
         heading="angle" if is_angle else "cos_sin",
         offset=processing.offset,
         scale=processing.scale,

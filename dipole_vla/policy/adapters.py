@@ -24,6 +24,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dipole_vla import checkpoint
 from dipole_vla.guidance import Role
@@ -64,7 +65,9 @@ class AdapterPair:
         self.alpha = rank if alpha is None else alpha
         self.base_fingerprint = backbone.fingerprint()
         backbone.freeze()
+        _check_targets(backbone, scope)
         self.layers = _attach(backbone, self._lora_config())
+        self._uncalled = _watched(backbone)
         self._initialise(seed)
         self.route(None)
 
@@ -98,7 +101,7 @@ class AdapterPair:
     def denoise(self, context: Context, x_t: Tensor, t: Tensor, role: Role) -> Tensor:
         """Native prediction of one role, float32, shape of x_t (B*G, horizon, dim); see `Backbone.denoise`."""
         self.route(role)
-        return self.backbone.denoise(context, x_t, t)
+        return self._checked(self.backbone.denoise(context, x_t, t))
 
     def prepare_both(self, contexts: Mapping[Role, Context], roles: tuple[Role, Role]) -> Context:
         """`prepare` under each of two roles, stacked: rows of the first, then of the second.
@@ -115,7 +118,7 @@ class AdapterPair:
         x_t (B*G, horizon, dim), t (B*G,), as for one role; row i of either half of the context serves G rows.
         """
         with torch.no_grad(), self.layers_as(partial(mixed, roles=roles)):
-            output = self.backbone.denoise(context, torch.cat([x_t, x_t]), torch.cat([t, t]))
+            output = self._checked(self.backbone.denoise(context, torch.cat([x_t, x_t]), torch.cat([t, t])))
         first, second = output.chunk(2)
         return first, second
 
@@ -133,8 +136,17 @@ class AdapterPair:
         serves = torch.cat([scenes[:positives], scenes[positives:] + len(contexts["positive"])])
         context = replace(self.prepare_both(contexts, SIGNS), serves=serves)
         with self.layers_as(partial(mixed, roles=SIGNS, rows=(positives, len(order) - positives))):
-            output = self.backbone.denoise(context, x_t[order], t[order])
+            output = self._checked(self.backbone.denoise(context, x_t[order], t[order]))
         return output[torch.argsort(order)]
+
+    def _checked(self, output: Tensor) -> Tensor:
+        """After the first pass: InputError naming adapted layers that it did not call, which would never train."""
+        if self._uncalled:
+            raise InputError(
+                f"scope {self.scope!r}: the forward pass never calls {_some(list(self._uncalled))}, so adapters there "
+                f"do nothing; leave them out of lora_scopes of {self.backbone.family}, or call them as modules"
+            )
+        return output
 
     @contextmanager
     def layers_as(self, forward: Callable[[LoraLayer], Callable[..., Tensor]]) -> Iterator[None]:
@@ -251,6 +263,66 @@ class AdapterPair:
         state = checkpoint.read_tensors(path)
         checkpoint.check_names(state, self.state(role), str(path))
         return state
+
+
+def _check_targets(backbone: Backbone, scope: str) -> None:
+    """InputError unless the scope's expression matches modules, all of which can carry adapters and will be called."""
+    where, pattern = f"scope {scope!r}: lora_scopes of {backbone.family}", backbone.lora_scopes[scope]
+    modules = dict(backbone.named_modules())
+    try:
+        matched = [name for name in modules if re.fullmatch(pattern, name)]
+    except re.error as problem:
+        raise InputError(f"{where}: {pattern!r} is no regular expression ({problem}); correct it") from problem
+    if not matched:
+        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        raise InputError(f"{where}: {pattern!r} matches no module; linear layers are {_some(linear)}")
+    for name in matched:
+        kinds = (nn.Linear, nn.Conv2d) if name.startswith(backbone.encoder_names) else (nn.Linear,)
+        if not isinstance(modules[name], kinds):
+            allowed = " or ".join(kind.__name__ for kind in kinds)
+            raise InputError(
+                f"{where}: {pattern!r} matches {name}, a {type(modules[name]).__name__}; only {allowed} can carry "
+                "adapters there: narrow the expression"
+            )
+    dead = [name for name in matched if any(_reads_weights_alone(modules[above]) for above in _above(name))]
+    if dead:
+        raise InputError(
+            f"{where}: {_some(dead)} lie in torch's {type(modules[_above(dead[0])[-1]]).__name__}, which reads their "
+            "weights without calling them, so adapters there do nothing; leave them out or write that layer out"
+        )
+
+
+def _above(name: str) -> list[str]:
+    """Names of the modules that hold `name`, from the outermost."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _reads_weights_alone(module: nn.Module) -> bool:
+    """Whether torch computes with the weights of its children: always, or by a fused kernel when no gradient flows."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        return bool(module.self_attn.batch_first)
+    return isinstance(module, nn.MultiheadAttention)
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _watched(backbone: Backbone) -> dict[str, RemovableHandle]:
+    """Names of the adapted layers not called yet: each takes its own out, and its hook off, at its first call."""
+    uncalled: dict[str, RemovableHandle] = {}
+    for name, module in backbone.named_modules():
+        if isinstance(module, LoraLayer):
+            uncalled[name] = module.register_forward_pre_hook(partial(_called, uncalled, name))
+    return uncalled
+
+
+def _called(uncalled: dict[str, RemovableHandle], name: str, layer: nn.Module, inputs: Any) -> None:
+    handle = uncalled.pop(name, None)
+    if handle is not None:
+        handle.remove()
 
 
 def _attach(backbone: Backbone, config: LoraConfig) -> list[LoraLayer]:

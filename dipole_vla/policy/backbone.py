@@ -34,11 +34,12 @@ class ActionSpec:
     """What the network's action means: `horizon` ego poses, `interval` seconds apart, and their normaliser.
 
     Network action = (raw - offset) / scale, channel by channel; raw channels are x, y (metres, ego frame), then the
-    heading as (cos, sin) or as an angle. Further channels up to `dim` are padding, always zero.
+    heading as (cos, sin) or as an angle. Further channels up to `dim` are padding, always zero, and must be asked for.
 
     kinematic: "waypoint" gives x and y as positions, "diff" as steps between poses (the first from the origin),
         "velocity" all three as such steps per second (ReCogDrive's delta targets; heading as an angle).
     offset, scale: empty (0 and 1), one number per raw channel, or horizon rows of them.
+    is_padded: whether channels beyond the pose are meant as padding; a network of other quantities is refused.
     """
 
     horizon: int = 8
@@ -48,6 +49,7 @@ class ActionSpec:
     heading: Literal["cos_sin", "angle"] = "cos_sin"
     offset: tuple[Any, ...] = ()
     scale: tuple[Any, ...] = ()
+    is_padded: bool = False
 
     def __post_init__(self) -> None:
         if self.kinematic not in ("waypoint", "diff", "velocity"):
@@ -58,6 +60,11 @@ class ActionSpec:
             raise InputError(f"action.heading: must be angle with kinematic velocity, got {self.heading!r}")
         if self.dim < self.real_dim:
             raise InputError(f"action.dim: must be >= {self.real_dim} for heading {self.heading!r}, got {self.dim}")
+        if self.dim > self.real_dim and not self.is_padded:
+            raise InputError(
+                f"action.dim: is {self.dim}, but a pose with heading {self.heading!r} has {self.real_dim} channels and "
+                "the others would be zeroed; set is_padded=True where they are padding"
+            )
         for name in ("offset", "scale"):
             shape = np.shape(getattr(self, name))
             if shape not in ((0,), (self.real_dim,), (self.horizon, self.real_dim)):
@@ -72,6 +79,16 @@ class ActionSpec:
     def real_dim(self) -> int:
         """Channels that mean something; losses and guidance see only these."""
         return 4 if self.heading == "cos_sin" else 3
+
+    def meaning(self) -> dict[str, Any]:
+        """The fields that say what numbers mean: part of a backbone's fingerprint."""
+        return {name: value for name, value in asdict(self).items() if name != "is_padded"}
+
+    @classmethod
+    def from_record(cls, raw: Any, where: str) -> ActionSpec:
+        """As `checkpoint.record_from`; folders written before padding was asked for by name have all it takes."""
+        values = checkpoint.checked_fields(cls, raw, where)
+        return cls(**{"is_padded": True, **values})
 
     def encode(self, poses: Tensor) -> Tensor:
         """Poses (..., horizon, 3), x, y, heading in the ego frame -> network action (..., horizon, dim)."""
@@ -283,7 +300,7 @@ class Backbone(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and values of the base weights and the action's meaning; adapters left out."""
-        return checkpoint.fingerprint(checkpoint.base_state(self), {"action": asdict(self.action)})
+        return checkpoint.fingerprint(checkpoint.base_state(self), {"action": self.action.meaning()})
 
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES) -> None:
         """Write config.json, model.safetensors (without adapters; in shards above `max_shard_bytes`) and assets."""
@@ -312,7 +329,7 @@ class Backbone(nn.Module, ABC):
         with torch.device("meta"):
             return cls(
                 checkpoint.record_from(cls.config_class, raw["config"], where + "config"),
-                checkpoint.record_from(ActionSpec, raw["action"], where + "action"),
+                ActionSpec.from_record(raw["action"], where + "action"),
                 checkpoint.record_from(SolverSpec, raw["solver"], where + "solver"),
             )
 

@@ -41,7 +41,7 @@ _AREA_TYPES = {  # nuPlan's SemanticMapLayer values
 }
 _STEEP = 1e-6  # m per radian: coordinates that move less say nothing about the heading
 _WKB_POLYGON, _WKB_MULTIPOLYGON = 3, 6
-_WKB_Z, _WKB_SRID = 0x80000000, 0x20000000
+_WKB_Z, _WKB_M, _WKB_SRID = 0x80000000, 0x40000000, 0x20000000
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def combine(pdms: SceneCache, epdms: SceneCache) -> SceneCache:
 
 
 def read_wkb(content: bytes) -> Shape:
-    """Rings of a (multi)polygon in little-endian well-known binary, as shapely pickles it; heights are dropped."""
+    """Rings of a (multi)polygon in little-endian well-known binary, as shapely pickles it, in x and y alone."""
     kind, place, width = _wkb_header(content, 0)
     if kind == _WKB_POLYGON:
         return Shape(tuple(_wkb_rings(content, place, width)[0]))
@@ -140,8 +140,11 @@ def _wkb_header(content: bytes, place: int) -> tuple[int, int, int]:
     order, flags = struct.unpack_from("<BI", content, place)
     if order != 1:
         raise ValueError("a geometry that is not little-endian")
-    has_height = bool(flags & _WKB_Z) or (flags & 0xFFFF) // 1000 == 1
-    return (flags & 0xFFFF) % 1000, place + (9 if flags & _WKB_SRID else 5), 3 if has_height else 2
+    further, kind = divmod(flags & 0xFFFF, 1000)  # ISO's own code: 1 with a height, 2 with a measure, 3 with both
+    if further > 3 or flags & ~(0xFFFF | _WKB_Z | _WKB_M | _WKB_SRID):
+        raise ValueError(f"a geometry of the unknown type {flags:#x}")
+    has_height, has_measure = bool(flags & _WKB_Z or further & 1), bool(flags & _WKB_M or further & 2)
+    return kind, place + (9 if flags & _WKB_SRID else 5), 2 + has_height + has_measure
 
 
 def _wkb_rings(content: bytes, place: int, width: int) -> tuple[list[np.ndarray], int]:

@@ -235,9 +235,29 @@ def test_polygons_are_read_as_geos_reads_them(geometry: shapely.Geometry) -> Non
         np.testing.assert_array_equal(ring, shapely.get_coordinates(line))
 
 
+@pytest.mark.parametrize("flavor", ["extended", "iso"])
+@pytest.mark.parametrize("axes", ["", "Z", "M", "ZM"])
+def test_heights_and_measures_are_left_out(axes: str, flavor: str) -> None:
+    """Either way of writing them, in a polygon and in the parts of several."""
+    more = " 9" * len(axes)
+    outer = ", ".join(f"{x} {y}{more}" for x, y in ((0, 0), (4, 0), (4, 4), (0, 4), (0, 0)))
+    inner = ", ".join(f"{x} {y}{more}" for x, y in ((1, 1), (2, 1), (2, 2), (1, 1)))
+    for text in (
+        f"POLYGON {axes} (({outer}), ({inner}))",
+        f"MULTIPOLYGON {axes} ((({outer}), ({inner})), (({outer})))",
+    ):
+        geometry = shapely.from_wkt(text)
+        rings = read_wkb(shapely.to_wkb(geometry, output_dimension=4, flavor=flavor)).rings
+        wanted = shapely.get_rings(shapely.get_parts(geometry))
+        assert len(rings) == len(wanted)
+        for ring, line in zip(rings, wanted):
+            np.testing.assert_array_equal(ring, shapely.get_coordinates(line))
+
+
 def test_other_geometries_are_refused() -> None:
     nested = b"\x01" + struct.pack("<II", 6, 1)
-    for content in (shapely.to_wkb(shapely.Point(1, 2)), nested * 3, shapely.to_wkb(_SQUARE)[:-4], b""):
+    unknown = [b"\x01" + struct.pack("<I", kind) + shapely.to_wkb(_SQUARE)[5:] for kind in (4003, 0x10000003)]
+    for content in (shapely.to_wkb(shapely.Point(1, 2)), nested * 3, shapely.to_wkb(_SQUARE)[:-4], b"", *unknown):
         with pytest.raises((ValueError, struct.error)):
             read_wkb(content)
 
