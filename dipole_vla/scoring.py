@@ -68,7 +68,7 @@ def drive_columns(
     kinds, of_log = np.unique(np.asarray(logs), return_inverse=True)
     with bar("neighbouring plans", len(kinds)) as progress:
         for log in range(len(kinds)):
-            own = np.flatnonzero(of_log == log)
+            own = np.flatnonzero(of_log == log).tolist()
             scores = scorer.score_rows([tokens[i] for i in own], [planners[i] for i in own], [poses[i] for i in own])
             for name, values in columns(scores).items():
                 found.setdefault(name, np.empty(len(of_log)))[own] = values
