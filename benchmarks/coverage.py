@@ -66,7 +66,7 @@ def coverage(
     for trial in range(trials):
         if trial % DRAWS == 0:
             log = np.repeat(np.arange(logs), rng.integers(sizes[0], sizes[1] + 1, logs))
-            intervals = LogIntervals(log.tolist())
+            intervals = LogIntervals(log.astype(str).tolist())
         found = intervals.interval(draw(log, logs, correlation, rng))
         none += found is None
         held += found is None or (found[0] <= 1e-12 and found[1] >= -1e-12)
