@@ -34,10 +34,12 @@ def identity(scorer: Scorer) -> dict[str, Any]:
     A cache counts by its content, so a copy of it is the same and one built again is another.
     """
     cache = getattr(getattr(scorer, "cache", None), "folder", None)
+    pairing = {"pairs": "plans of one planner"} if pairs_frames(scorer) else {}  # not so in folders of before
     return {
         "class": f"{type(scorer).__module__}.{type(scorer).__qualname__}",
         "metric": getattr(scorer, "metric", None),
         "cache": stamp(cache) if cache else None,
+        **pairing,
     }
 
 

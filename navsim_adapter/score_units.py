@@ -187,9 +187,13 @@ def _scene_results(scene: SceneCache, plans: Sequence[Plan], traffic: str) -> It
             yield plan, SceneResult(int(scene.time_us), sub_scores, axle, end, scores.states[place])
 
 
-@lru_cache(maxsize=2)
 def _read(path: str) -> tuple[Trajectories, dict[str, list[int]]]:
-    """A table and the rows of each token, read once per process."""
+    """A table and the rows of each token, read once per process as long as the file is the same."""
+    return _read_as_it_is(path, file_stamps([path]))
+
+
+@lru_cache(maxsize=2)
+def _read_as_it_is(path: str, stamp: str) -> tuple[Trajectories, dict[str, list[int]]]:
     table = read_trajectories(path, any_numbers=True)
     places: dict[str, list[int]] = {}
     for row, token in enumerate(table.tokens):
