@@ -79,6 +79,8 @@ def collect(
     if is_made(out, made_by):
         shutil.rmtree(out / FOLDER, ignore_errors=True)
         return skipped("collect", out)
+    if with_human:
+        table.futures(range(1))  # rendered scenes have none
     require_scenes(scorer, table.tokens)
     actor = load_policy(policy, device=device)
 

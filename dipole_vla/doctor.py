@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from dipole_vla.launch import overridden, raw_recipe
 from navsim_adapter.errors import InputError
+from navsim_adapter.option_checks import local_path
 
 Level = Literal["ok", "note", "FAIL"]
 SLOW_SYNC = 0.1  # s for a small synced write; a checkpoint makes a few
@@ -67,7 +68,7 @@ def doctor(config: Path | None = None, out: Path | None = None, arguments: Seque
         arguments: what the recipe's command is given beside it, as a list; on the command line: after --.
     """
     recipe = overridden(raw_recipe(config), arguments) if config else {}
-    case = Case(recipe, Path(out or recipe.get("out") or "."))
+    case = Case(recipe, local_path("out", out or recipe.get("out") or "."))
     findings = [finding for check in CHECKS for finding in _findings(check, case)]
     rank, host = _rank(), socket.gethostname()
     for finding in findings:

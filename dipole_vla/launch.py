@@ -25,7 +25,7 @@ from dipole_vla.progress import console
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_text
 from navsim_adapter.foreign import check_yaml
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.option_checks import check_range, local_path
 
 Command = Literal["fit", "collect", "evaluate"]
 
@@ -116,7 +116,7 @@ def launch(
         arguments: further arguments of the command, as a list; on the command line: after --. Doctor sees them too.
     """
     recipe = overridden(raw_recipe(config), arguments)
-    folder = Path(str(recipe.get("out", config.stem)))
+    folder = local_path(f"{config}: out", str(recipe.get("out", config.stem)))
     chosen = command or _command_of(config, recipe)
     job = Job(
         chosen, config, folder, nodes, gpus, time, array, partition, account, cpus, grace, setup, program, arguments

@@ -219,6 +219,7 @@ def is_made(
     made_by: Mapping[str, Any],
     found: Mapping[str, Any] | None = None,
     passing: Collection[str] = (),
+    option: str = "--out",
 ) -> bool:
     """Whether the same stage already finished an output folder. Nothing is written.
 
@@ -228,6 +229,7 @@ def is_made(
     found: what the inputs were found to be (`file_stamps`). It may change: a finished folder is then made anew.
         `finish` must be given both together.
     passing: top-level entries that are no result; they do not keep a folder for the run that left them.
+    option: what names the folder.
     """
     folder, wanted = Path(folder), _plain(made_by)
     began = _stamp_of(folder)
@@ -238,7 +240,7 @@ def is_made(
     if began == wanted:
         return is_complete(folder, {**wanted, **_plain(found or {})})
     if _holds_results(folder, passing):
-        raise InputError(f"{folder}: {differs('this folder', began, wanted)}; remove it or choose another --out")
+        raise InputError(f"{folder}: {differs('this folder', began, wanted)}; remove it or choose another {option}")
     return False
 
 

@@ -109,7 +109,7 @@ def test_contexts_of_another_backbone(inputs, tmp_path, capsys) -> None:
     make_backbone(seed=1).save_pretrained(other / "backbone")
     write_manifest(other / "backbone")
     line = fit(other, tmp_path / "two", data={"contexts": str(tmp_path / "contexts")})
-    refused(line, capsys, "backbone_fingerprint", "name another folder")
+    refused(line, capsys, "backbone_fingerprint", "choose another folder")
 
 
 def test_a_folder_of_adapters_is_not_a_backbone(inputs, tmp_path, capsys) -> None:

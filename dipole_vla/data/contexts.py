@@ -144,7 +144,7 @@ def make_contexts(
 ) -> ContextStore:
     """The contexts of `scenes` in `folder`, read if they are there, else made; size and free disk are said first."""
     folder, ranks, made_by = Path(folder), ranks or Ranks(), _made_by(encoder, scenes, dtype)
-    if is_made(folder, made_by, passing=(INDEX,)):
+    if is_made(folder, made_by, passing=(INDEX,), option="folder"):
         return ContextStore(folder)
     held = making(folder, made_by, wait=True, passing=(INDEX,)) if ranks.leads else nullcontext(False)
     with held as is_open:  # not for a rank that does not lead, nor where another run has just finished it

@@ -83,6 +83,7 @@ def evaluate(
     if actor.pair is None:
         raise InputError(f"{policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`")
     require_critic(actor, policy, max(counts))
+    table.futures(range(1))  # the human is scored, too, and rendered scenes have none
     require_scenes(scorer, table.tokens)
     leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, allow_eval_split)
     chosen = None

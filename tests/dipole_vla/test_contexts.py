@@ -151,7 +151,7 @@ def test_the_critic_reads_the_same_features_from_them(inputs, tmp_path):
 def test_contexts_of_another_backbone_are_refused(inputs, tmp_path):
     scenes = SceneTable(inputs / "scenes")
     make_contexts(tmp_path / "c", encoder_of(make_backbone()), scenes)
-    with pytest.raises(InputError, match=r"backbone_fingerprint: .*choose another"):
+    with pytest.raises(InputError, match=r"backbone_fingerprint: .*choose another folder"):
         make_contexts(tmp_path / "c", encoder_of(make_backbone(seed=1)), scenes)
     with pytest.raises(InputError, match="dtype"):
         make_contexts(tmp_path / "c", encoder_of(make_backbone()), scenes, "bfloat16")
