@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from navsim_adapter.errors import InputError
 
+TOLERANCE = 1e-6  # spread of returns, scores or G within a scene that is no preference: numbers between 0 and 1
 
-def group_relative(returns: Tensor, tolerance: float = 1e-6) -> Tensor:
+
+def group_relative(returns: Tensor) -> Tensor:
     """Advantages (S, K) of K candidates per scene from their returns (S, K): (return - mean) / (std + 1e-6).
 
-    Scenes that tell nothing apart (see `informative_groups`) get 0 throughout; leave them out of training, where
+    Scenes that tell nothing apart (see `informative`) get 0 throughout; leave them out of training, where
     they would be plain imitation of the policy's own samples.
     """
     if returns.dim() != 2 or returns.shape[1] < 2:
@@ -23,9 +26,14 @@ def group_relative(returns: Tensor, tolerance: float = 1e-6) -> Tensor:
         raise InputError(f"returns: not finite in scene row {scene}; score the candidates again")
     centred = returns - returns.mean(1, keepdim=True)
     advantages = centred / (returns.std(1, correction=0, keepdim=True) + 1e-6)
-    return torch.where(informative_groups(returns, tolerance)[:, None], advantages, torch.zeros_like(advantages))
+    kept = torch.from_numpy(informative(returns.cpu().numpy())).to(returns.device)
+    return torch.where(kept[:, None], advantages, torch.zeros_like(advantages))
 
 
-def informative_groups(returns: Tensor, tolerance: float = 1e-6) -> Tensor:
-    """(S,) whether a scene's candidates score differently at all (spread above `tolerance`)."""
-    return returns.amax(1) - returns.amin(1) > tolerance
+def informative(values: np.ndarray) -> np.ndarray:
+    """(S,) bool of returns, scores or advantages (S, K): scenes whose candidates differ.
+
+    The one rule: what gets no advantage, what training leaves out, what `collect` and the report count. Group-relative
+    advantages of scenes that differ are some tenths apart, so it finds the same scenes in them as in the returns.
+    """
+    return np.ptp(values, axis=1) > TOLERANCE

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import expectile as scipy_expectile
 
 from dipole_vla.critic.one_step import CriticConfig, OneStepCritic, expectile_loss
-from dipole_vla.critic.returns import group_relative, informative_groups
+from dipole_vla.critic.returns import group_relative, informative
 from navsim_adapter.errors import InputError
 from tests.same_numbers import GRADIENT, assert_same_numbers
 
@@ -20,7 +20,7 @@ def test_group_relative_returns_are_standardised_within_the_scene():
 def test_a_scene_whose_candidates_score_alike_has_no_advantage_and_is_marked():
     returns = torch.tensor([[0.3, 0.3, 0.3], [0.1, 0.2, 0.9]])
     assert group_relative(returns)[0].tolist() == [0.0, 0.0, 0.0]
-    assert informative_groups(returns).tolist() == [False, True]
+    assert informative(returns.numpy()).tolist() == [False, True]
 
 
 def test_bad_returns_are_refused():

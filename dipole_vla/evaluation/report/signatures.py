@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dipole_vla.data.tables import informative, rows_per_scene
+from dipole_vla.critic.returns import TOLERANCE, informative
+from dipole_vla.data.tables import rows_per_scene
 from dipole_vla.evaluation.report.inputs import Evaluation, Key, policy_rows
 from dipole_vla.evaluation.statistics import TOO_FEW, Interval, certain_sign
 from dipole_vla.objective import RULES, effective_fraction, positive_weight, rule_named
@@ -135,7 +136,7 @@ def equal_groups(evaluation: Evaluation) -> Signature:
     if table is None:
         return _unmeasured(sign, evaluation.missing.get("candidates", ""), remedy)
     spread = table.groupby("token", sort=True)["score"].agg(np.ptp)
-    share = float((spread < 1e-9).mean())
+    share = float((spread <= TOLERANCE).mean())
     number = f"{share:.0%} of {len(spread)} scenes"
     return Signature(sign, "look" if share > EQUAL_GROUPS else "ok", number, remedy)
 
