@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dipole_vla.critic.returns import group_relative
+from dipole_vla.critic.returns import group_relative, informative
+from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import load_policy
@@ -75,6 +76,7 @@ def collect(
         "omega": omega,
         "with_human": with_human,
         "seed": seed,
+        **pictures_entry(table.pictures, began(out), out),
     }
     if is_made(out, made_by):
         shutil.rmtree(out / FOLDER, ignore_errors=True)
@@ -118,7 +120,7 @@ def _score_part(
         tokens += batch.tokens
     poses = np.concatenate(drawn)
     if with_human:
-        human = table.futures(positions)
+        human = table.futures(positions, poses.shape[2])
         poses = np.concatenate([human[:, None], poses], axis=1)
     scores = scorer.score(tokens, poses)
     group = poses.shape[1]
@@ -154,8 +156,9 @@ def _assemble(out: Path, table: SceneTable, actor, made_by: dict, recipe: dict, 
             "scenes": len(table),
             "candidates": advantage.shape[1],
             "advantage": "group-relative: (return - group mean) / (group std + 1e-6)",
-            "degenerate_groups": int((np.ptp(advantage, axis=1) < 1e-9).sum()),
+            "degenerate_groups": int((~informative(advantage)).sum()),
             "policy_fingerprint": actor.fingerprint,
+            "base_fingerprint": actor.fingerprint if actor.pair is None else actor.pair.base_fingerprint,
             "omega": made_by["omega"],
             "allow_eval_split": allow_eval_split,
             "sources": {"scenes": str(table.folder), "sensors": str(table.sensors)},

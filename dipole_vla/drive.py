@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from dipole_vla import __version__
+from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.parts import read_parts, run_parts
 from dipole_vla.policy import GuidedPolicy, load_policy
@@ -77,9 +78,10 @@ def drive(
         "seed": seed,
         "name": name,
     }
+    unfinished = out.with_name(f"{out.name}.parts")
+    made_by |= pictures_entry(table.pictures, _about(out) if out.exists() else began(unfinished), out)
     if _is_made(out, made_by):
         return skipped("drive", out)
-    unfinished = out.with_name(f"{out.name}.parts")
 
     taken: list[float] = []  # seconds a scene, of the parts made here
 
@@ -101,6 +103,7 @@ def drive(
                 "split": table.split,
                 "rl_split": actor.rl_split,
                 "rl_on_eval_split": leaks,
+                "rl_metric": actor.provenance.get("metric"),
                 "version": __version__,
                 "commit": commit(),
             }
@@ -128,10 +131,7 @@ def _is_made(out: Path, made_by: Mapping[str, Any]) -> bool:
     """Whether the table is there; InputError where `out` is one of other inputs, or something else."""
     if not out.exists():
         return False
-    try:
-        about = read_about(out)
-    except InputError:
-        about = {}
+    about = _about(out)
     if about.get("command") != made_by["command"]:
         raise InputError(f"{out}: is there, and was not made by drive; choose another --out")
     for key, wanted in made_by.items():
@@ -141,6 +141,13 @@ def _is_made(out: Path, made_by: Mapping[str, Any]) -> bool:
                 "another --out"
             )
     return True
+
+
+def _about(out: Path) -> Mapping[str, Any]:
+    try:
+        return read_about(out)
+    except InputError:
+        return {}
 
 
 def _plan_part(

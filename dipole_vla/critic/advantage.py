@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dipole_vla.critic.one_step import fitted_critic
-from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable, open_table
+from dipole_vla.critic.one_step import fitted_critic, refuse_other_metric
+from dipole_vla.data.pictures import began, pictures_entry
+from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable, open_table, refuse_horizon
 from dipole_vla.policy import load_policy
-from dipole_vla.progress import bar, skipped, wrote
+from dipole_vla.progress import bar, console, skipped, wrote
 from dipole_vla.rollout import batches
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish, making, stamp, write_json
@@ -41,10 +42,14 @@ def advantage(
     """
     check_range("--batch_size", batch_size, 1)
     inputs = {"candidates": stamp(candidates), "critic": stamp(critic), "scenes": stamp(scenes)}
-    made_by = {"command": "advantage", **inputs}
-    actor = load_policy(backbone, device=device)
-    model, _ = fitted_critic(critic, backbone, actor.fingerprint, actor.noise_shape[0], actor.device)
     table, scored = SceneTable(scenes, sensors), CandidateTable(candidates)
+    made_by = {"command": "advantage", **inputs, **pictures_entry(table.pictures, began(out), out)}
+    actor = load_policy(backbone, device=device)
+    model, fitted = fitted_critic(critic, backbone, actor.fingerprint, actor.noise_shape[0], actor.device)
+    refuse_horizon(scored.folder, "candidates", scored.poses.shape[2], model.config.horizon)
+    remark = refuse_other_metric(critic, fitted, scored.folder, scored.metric)
+    if remark:
+        console.print(remark, markup=False, soft_wrap=True)
     missing = [token for token in scored.tokens if token not in table.position]
     if missing:
         raise InputError(

@@ -7,6 +7,7 @@ IQL for the RL benchmarks is not here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,23 @@ def fitted_critic(
             f"{folder}: rates plans of {critic.config.horizon} poses, {backbone} makes {horizon}; fit another"
         )
     return critic, provenance
+
+
+def refuse_other_metric(
+    critic: str | Path, provenance: Mapping[str, Any], candidates: Path, metric: str | None
+) -> str | None:
+    """InputError where the critic learned other scores than the candidates' `metric`; a remark where nobody noted
+    which it learned."""
+    learned = provenance.get("metric")
+    if learned is None or metric is None:
+        unknown = critic if learned is None else candidates
+        return f"{unknown}: does not say by which metric it was scored; critic and candidates are not compared"
+    if learned != metric:
+        raise InputError(
+            f"{critic}: learned scores by {learned}, {candidates} is scored by {metric}; fit a critic to these "
+            "candidates, or collect by the critic's metric"
+        )
+    return None
 
 
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:

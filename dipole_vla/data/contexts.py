@@ -1,6 +1,6 @@
 """Contexts on disk: what the frozen encoder says about each scene, computed once instead of once a pass.
 
-    contexts.json        which backbone and scenes, dtype, shapes, scenes per shard
+    contexts.json        which backbone, scenes and pictures, dtype, shapes, scenes per shard
     00000.safetensors …  a shard's scenes in the order of the scene table, read row by row from a memory map
 
 `DrivingData(contexts=FOLDER)` makes the folder on first use and reads it from then on; `dipole-vla contexts` makes it
@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dipole_vla import backbones, checkpoint
+from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.policy.backbone import Context, Observation
 from dipole_vla.progress import bar, console, skipped, wrote
@@ -128,7 +129,7 @@ def contexts(
     model = backbones.load_backbone(backbone, device)
     encoder = Encoder(model.encode, model.processor(), model.fingerprint(), model.device)
     table = SceneTable(scenes, sensors)
-    if is_made(out, _made_by(encoder, table, dtype), passing=(INDEX,)):
+    if is_made(out, _made_by(Path(out), encoder, table, dtype), passing=(INDEX,)):
         return skipped("contexts", out)
     make_contexts(out, encoder, table, dtype, batch_size)
     wrote("contexts", out)
@@ -143,7 +144,8 @@ def make_contexts(
     ranks: Ranks | None = None,
 ) -> ContextStore:
     """The contexts of `scenes` in `folder`, read if they are there, else made; size and free disk are said first."""
-    folder, ranks, made_by = Path(folder), ranks or Ranks(), _made_by(encoder, scenes, dtype)
+    folder, ranks = Path(folder), ranks or Ranks()
+    made_by = _made_by(folder, encoder, scenes, dtype)
     if is_made(folder, made_by, passing=(INDEX,), option="folder"):
         return ContextStore(folder)
     held = making(folder, made_by, wait=True, passing=(INDEX,)) if ranks.leads else nullcontext(False)
@@ -153,6 +155,7 @@ def make_contexts(
                 write_json(folder / INDEX, {**made_by, "shape": asdict(_measure(encoder, scenes, dtype, batch_size))})
             _announce(folder, _shape_of(folder))
         ranks.wait()
+        is_made(folder, made_by, passing=(INDEX,), option="folder")  # another machine may see other pictures
         _write_shards(folder, encoder, scenes, dtype, batch_size, ranks)
         ranks.wait()
         if is_open:
@@ -161,12 +164,13 @@ def make_contexts(
     return ContextStore(folder)
 
 
-def _made_by(encoder: Encoder, scenes: SceneTable, dtype: ContextDtype) -> dict[str, Any]:
+def _made_by(folder: Path, encoder: Encoder, scenes: SceneTable, dtype: ContextDtype) -> dict[str, Any]:
     return {
         "command": "contexts",
         "backbone_fingerprint": encoder.fingerprint,
         "scenes": stamp(scenes.folder),
         "dtype": dtype,
+        **pictures_entry(scenes.pictures, began(folder), folder),
     }
 
 

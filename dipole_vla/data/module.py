@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dipole_vla.data.contexts import ContextDtype, ContextStore, Encoder, Ranks, make_contexts
 from dipole_vla.data.stream import StepStream
-from dipole_vla.data.tables import CandidateTable, SceneTable
+from dipole_vla.data.tables import CandidateTable, SceneTable, refuse_horizon
+from dipole_vla.progress import console
 from navsim_adapter.errors import InputError
 from navsim_adapter.option_checks import check_range
 
@@ -67,10 +68,13 @@ class DrivingData(L.LightningDataModule):
             processor = module.backbone.processor()
             scenes = SceneTable(self.scenes, self.sensors)
             candidates = CandidateTable(self.candidates) if self.candidates else None
+            if candidates is not None:
+                say(self.trainer, candidates.remark_on_pictures(scenes))
             contexts = self._contexts(scenes) if self.contexts else None
             self.dataset = DrivingDataset(
                 scenes, processor, candidates, self.keep_in_memory, module.needs_observation, contexts
             )
+            self.dataset.refuse_other_horizon(module.backbone.action.horizon)
 
     def _contexts(self, scenes: SceneTable) -> ContextStore:
         assert self.contexts is not None
@@ -109,6 +113,12 @@ class DrivingData(L.LightningDataModule):
         if isinstance(batch, InputError):
             raise batch
         return {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()}
+
+
+def say(trainer: L.Trainer, remark: str | None) -> None:
+    """One line on the terminal, of one rank."""
+    if remark and trainer.is_global_zero:
+        console.print(remark, markup=False, soft_wrap=True)
 
 
 def collate(items: Sequence[dict[str, Any] | InputError]) -> dict[str, Any] | InputError:
@@ -153,6 +163,13 @@ class DrivingDataset(Dataset):
                 raise InputError(
                     f"{candidates.folder}: every scene's candidates scored alike; collect with more spread"
                 )
+
+    def refuse_other_horizon(self, horizon: int) -> None:
+        """InputError where the actions are not as long as the backbone's plans."""
+        if self.candidates is None:
+            refuse_horizon(self.scenes.folder, "human futures", self.futures.shape[1], horizon)
+        else:
+            refuse_horizon(self.candidates.folder, "candidates", self.candidates.poses.shape[2], horizon)
 
     def __len__(self) -> int:
         return len(self.items)

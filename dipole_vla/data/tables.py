@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dipole_vla.critic.returns import informative
+from dipole_vla.data.columns import Names, column, column_of_text, numbers, views
+from dipole_vla.data.pictures import checksums, read_picture
 from dipole_vla.splits import SeenByRL
 from navsim_adapter.errors import InputError
-from navsim_adapter.files import read_json, verify_listed
+from navsim_adapter.files import MANIFEST, read_json, stamp, verify_listed
 
 SCENE_COLUMNS = ("token", "log_name", "history", "velocity", "acceleration", "command", "cameras", "future")
 CANDIDATE_COLUMNS = ("token", "index", "source", "poses", "score", "return", "advantage")
@@ -39,14 +42,20 @@ class SceneTable:
     """The scenes of one split: what the driver knew (history, command, pictures) and what the human did."""
 
     def __init__(self, folder: str | Path, sensors: str | Path | None = None):
-        """folder: as written by `navsim-adapter convert`. sensors: root of the camera paths; default as recorded."""
+        """folder: as written by `navsim-adapter convert`. sensors: root of the camera paths; default as recorded.
+
+        InputError names a scene that is there twice, and one whose motion is not all numbers.
+        """
         self.folder = Path(folder)
         self.table = open_table(self.folder, SCENE_COLUMNS)
         about = read_json(self.folder / "scenes.json")
         self.split: str = about["split"]
         self.sensors = Path(sensors or about["sensors"])
-        self.tokens: list[str] = list(self.table["token"])
-        self.log_names: list[str] = list(self.table["log_name"])
+        self.tokens = column_of_text(self.table, "token", self.folder)
+        self.log_names = column_of_text(self.table, "log_name", self.folder)
+        _refuse_twice(self.tokens, self.folder, "convert again")
+        for name in ("history", "velocity", "acceleration"):
+            numbers(self.table, name, Names(self.folder, self.tokens, "correct its log or leave the token out"))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -67,48 +76,58 @@ class SceneTable:
                 raise InputError(
                     f"scene {row['token']}: camera {camera} is not in the table; convert with its pictures"
                 )
-            path = self.sensors / relative
-            try:
-                with Image.open(path, formats=("JPEG", "PNG")) as picture:  # others run programs, EPS one
-                    pictures[camera] = picture.convert("RGB")
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-                reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-                raise InputError(
-                    f"{path}: picture of scene {row['token']} cannot be read ({reason}); "
-                    "fetch the file again or leave the token out"
-                ) from problem
+            pictures[camera] = read_picture(self.sensors / relative, f"picture of scene {row['token']}")
         return pictures
 
-    def futures(self, positions: Sequence[int] | None = None) -> np.ndarray:
-        """Human futures (scenes, 8, 3) float64, of all scenes or of these; InputError names a scene that has none."""
+    @cached_property
+    def pictures(self) -> dict[str, str | None]:
+        """Checksums by camera of a sample of the pictures, see `data.pictures`."""
+        return checksums(self.sensors, self.tokens, lambda chosen: self.table.select(chosen)[:]["cameras"])
+
+    def futures(self, positions: Sequence[int] | None = None, horizon: int | None = None) -> np.ndarray:
+        """Human futures (scenes, 8, 3) float64, of all scenes or of these.
+
+        horizon: poses that a plan beside them has. InputError names a scene that has no future, or an unusable one.
+        """
         rows = self.table if positions is None else self.table.select(positions)
-        futures = list(rows["future"])
-        for token, future in zip(rows["token"], futures):
-            if future is None:
-                raise InputError(
-                    f"{self.folder}: scene {token} has no human future; filter with num_future_frames >= 8, and leave "
-                    "rendered scenes, which have none, to `dipole-vla drive`"
-                )
-        return np.asarray(futures, dtype=np.float64)
+        tokens = self.tokens if positions is None else [self.tokens[i] for i in positions]
+        is_null = column(rows, "future").is_null().to_numpy()
+        if is_null.any():
+            raise InputError(
+                f"{self.folder}: scene {tokens[int(is_null.argmax())]} has no human future; filter with "
+                "num_future_frames >= 8, and leave rendered scenes, which have none, to `dipole-vla drive`"
+            )
+        names = Names(self.folder, tokens, "correct its log or leave the token out")
+        futures = np.concatenate(numbers(rows, "future", names)).astype(np.float64)
+        _refuse_shape(futures.shape[1:], self.folder, "future")
+        if horizon is not None:
+            refuse_horizon(self.folder, "human futures", futures.shape[1], horizon)
+        return futures
 
 
 class CandidateTable:
     """Scored candidates grouped by scene: (scenes, K) arrays in the order of `tokens`."""
 
     def __init__(self, folder: str | Path):
+        """InputError names the scene whose rows are not as those of the others, or hold no finite numbers."""
         self.folder = Path(folder)
-        table = open_table(self.folder, CANDIDATE_COLUMNS).with_format("numpy")
+        table = open_table(self.folder, CANDIDATE_COLUMNS)
         self.about: dict[str, Any] = read_json(self.folder / "candidates.json")
-        tokens = np.asarray(table["token"])
+        tokens = np.array(column_of_text(table, "token", self.folder), dtype=object)
         group = rows_per_scene(tokens, self.folder)
         self.tokens: list[str] = tokens[::group].tolist()
-        self.poses = np.asarray(table["poses"], dtype=np.float32).reshape(len(self.tokens), group, -1, 3)
-        self.score = np.asarray(table["score"], dtype=np.float64).reshape(-1, group)
-        self.returns = np.asarray(table["return"], dtype=np.float64).reshape(-1, group)
-        self.advantage = np.asarray(table["advantage"], dtype=np.float64).reshape(-1, group)
-        for name in ("poses", "score", "advantage"):
-            if not np.isfinite(getattr(self, name)).all():
-                raise InputError(f"{self.folder}: column {name} holds NaN or infinity; collect again")
+        names = Names(self.folder, self.tokens, "collect again", group)
+        index = np.sort(np.concatenate(numbers(table, "index", names)).reshape(-1, group))
+        is_twice = (index[:, 1:] == index[:, :-1]).any(1)
+        if is_twice.any():
+            raise names.wrong(int(is_twice.argmax()) * group, "a candidate is there twice (column index)")
+        row = numbers(table, "poses", names)[0].shape[1:]
+        _refuse_shape(row, self.folder, "poses")
+        self.poses = ScenePoses(table.select_columns(["poses"]), (len(self.tokens), group, *row))
+        self.score, self.returns, self.advantage = (
+            np.concatenate(numbers(table, name, names)).astype(np.float64).reshape(-1, group)
+            for name in ("score", "return", "advantage")
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tokens)
@@ -124,21 +143,120 @@ class CandidateTable:
         return SeenByRL(frozenset({self.about["split"]}), frozenset(self.tokens), noted, self.about["allow_eval_split"])
 
     @property
+    def metric(self) -> str | None:
+        """By which they were scored, with its version."""
+        return self.about.get("metric")
+
+    @property
     def informative(self) -> np.ndarray:
-        """(scenes,) bool: the groups that training sees."""
+        """(scenes,) bool: the groups that training sees. The others would only teach imitation of own samples."""
         return informative(self.advantage)
+
+    def refuse_other_base(self, base: str) -> str | None:
+        """InputError where another base than this one drove as the reference; a remark where the base did not drive,
+        or nobody noted who did.
+
+        base: fingerprint of the backbone that is trained.
+        """
+        omega, driver = self.about.get("omega"), self.about.get("policy_fingerprint")
+        drove = self.about.get("base_fingerprint", driver if omega is None else None)
+        if omega is not None:
+            whose = "" if drove in (None, base) else " of another base"
+            return f"{self.folder}: was driven with omega {omega:g} by a guided policy{whose}, not by the base"
+        if drove is None:
+            return f"{self.folder}: does not say which policy drove; it counts as this base's own"
+        if drove != base:
+            raise InputError(
+                f"{self.folder}: was driven by base {drove[:12]}…, this training's is {base[:12]}…; collect with this "
+                "backbone, or train the one that drove"
+            )
+        return None
+
+    def remark_on_pictures(self, scenes: SceneTable) -> str | None:
+        """Where the policy that drove saw other pictures of these very scenes, which is allowed."""
+        made_by = read_json(self.folder / MANIFEST)["made_by"]
+        saw = made_by.get("pictures") or {}
+        others = [name for name, known in saw.items() if known and scenes.pictures.get(name) not in (None, known)]
+        if not others or made_by.get("scenes") != stamp(scenes.folder):
+            return None
+        return f"{self.folder}: who drove saw other pictures of {', '.join(others)} than {scenes.sensors} holds"
+
+
+class ScenePoses:
+    """Poses (scenes, K, horizon, 3) float32 of a candidates table, read from the mapped file when they are asked for.
+
+    A loader process that gets a copy gets the path of the file.
+    """
+
+    def __init__(self, table: Any, shape: tuple[int, ...]):
+        """shape: of the whole, of a table whose rows were checked."""
+        self.table, self.shape = table, shape
+        self._chunks = views(table, "poses", shape[2:])
+        self._ends = np.cumsum([len(chunk) for chunk in self._chunks])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """(K, horizon, 3) of a scene, (scenes, K, horizon, 3) of a slice; other keys read everything first."""
+        if isinstance(key, slice) and key.step in (None, 1):
+            start, stop, _ = key.indices(len(self))
+            return self._read(start, max(start, stop))
+        if isinstance(key, int):
+            scene = range(len(self))[key]
+            return self._read(scene, scene + 1)[0]
+        return self._read(0, len(self))[key]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._read(0, len(self)).astype(dtype or np.float32, copy=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ScenePoses, (self.table, self.shape)
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        first, last = start * self.shape[1], stop * self.shape[1]
+        rows = np.empty((last - first, *self.shape[2:]), np.float32)
+        index, done = int(np.searchsorted(self._ends, first, side="right")), 0
+        while done < len(rows):
+            chunk = self._chunks[index]
+            part = chunk[first + done - (self._ends[index] - len(chunk)) :][: len(rows) - done]
+            rows[done : done + len(part)] = part
+            index, done = index + 1, done + len(part)
+        return rows.reshape(stop - start, *self.shape[1:])
 
 
 def rows_per_scene(tokens: np.ndarray, folder: str | Path) -> int:
-    """K of a candidates table with these tokens; InputError where rows are not K per scene, scene after scene."""
-    scenes = len(set(tokens.tolist()))
-    group = len(tokens) // scenes
-    if len(tokens) != group * scenes or (tokens.reshape(-1, group) != tokens[::group, None]).any():
-        raise InputError(f"{folder}: rows are not {group} per scene in scene order; collect again")
+    """K of a candidates table with these tokens; InputError names the scene whose rows are not K, one after another."""
+    starts = np.concatenate([[0], np.flatnonzero(tokens[1:] != tokens[:-1]) + 1])
+    sizes = np.diff(starts, append=len(tokens))
+    group = int(sizes[0])
+    _refuse_twice(tokens[starts].tolist(), Path(folder), "collect again")
+    if (sizes != group).any():
+        scene = int((sizes != group).argmax())
+        raise InputError(
+            f"{folder}: scene {tokens[starts[scene]]} has {sizes[scene]} rows, the first scene {group}; collect again"
+        )
     return group
 
 
-def informative(advantage: np.ndarray) -> np.ndarray:
-    """(scenes, K) -> (scenes,) bool: groups whose advantages differ. The others would only teach imitation of own
-    samples (dipole.md 1.3)."""
-    return np.ptp(advantage, axis=1) > 1e-9
+def refuse_horizon(folder: Path, what: str, found: int, horizon: int) -> None:
+    """InputError where plans are not as long as the backbone's."""
+    if found != horizon:
+        raise InputError(
+            f"{folder}: {what} have {found} poses, the backbone's plans have {horizon}; use a backbone of {found}, or "
+            f"make the table with {horizon}"
+        )
+
+
+def _refuse_shape(shape: tuple[int, ...], folder: Path, name: str) -> None:
+    if len(shape) != 2 or shape[1] != 3 or not shape[0]:
+        raise InputError(f"{folder}: column {name} has rows of shape {shape}, (poses, 3) was wanted; make it again")
+
+
+def _refuse_twice(tokens: Sequence[str], folder: Path, remedy: str) -> None:
+    """tokens: of scenes; in a candidates table one for each run of its rows."""
+    if len(set(tokens)) == len(tokens):
+        return
+    seen: set[str] = set()
+    twice = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+    raise InputError(f"{folder}: scene {twice} is there twice, or its rows are not together; {remedy}")

@@ -29,13 +29,13 @@ def choice_of(
         raise InputError(f"choose_on: {folder}: no evaluation; give a folder that `dipole-vla evaluate` wrote")
     summary = read_json(folder / "summary.json")
     omega, candidates = summary["chosen"]["omega"], summary["chosen"]["candidates"]
-    metric, own_metric = made_by.get("scorer", {}).get("metric"), scorer["metric"]
+    metric, own_metric = _metric(made_by.get("scorer") or {}), _metric(scorer)
     of_policy = summary["provenance"]["policy_fingerprint"]
     seen = set(pq.read_table(folder / "rows.parquet", columns=["token"])["token"].to_pylist())
     shared = sum(token in seen for token in tokens)
     for is_wrong, reason in (
         (shared, f"holds {shared} of these {len(tokens)} scenes; choose on scenes that are not evaluated here"),
-        (made_by["choose_on"], "reports what another evaluation chose; give that one"),
+        (made_by.get("choose_on"), "reports what another evaluation chose; give that one"),
         (of_policy != policy, f"is of policy {of_policy[:12]}…, this one is {policy[:12]}…; evaluate this one there"),
         (metric != own_metric, f"is by the metric {metric}, this one by {own_metric}; choose by the same"),
         (
@@ -46,3 +46,8 @@ def choice_of(
         if is_wrong:
             raise InputError(f"choose_on: {folder}: {reason}")
     return {"omega": omega, "candidates": candidates, "on": summary["split"], "on_these_scenes": False}
+
+
+def _metric(scorer: Mapping[str, Any]) -> str | None:
+    """By what it scores; a scorer that names no metric of its own is one."""
+    return scorer.get("metric") or scorer.get("class")

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.choice import choice_of
 from dipole_vla.evaluation.summary import headline, summarise
@@ -78,6 +79,7 @@ def evaluate(
         "candidates": counts,
         "choose_on": stamp(choose_on) if choose_on else None,
         "seed": seed,
+        **pictures_entry(table.pictures, began(out), Path(out)),
     }
     actor = load_policy(policy, device=device)
     if actor.pair is None:
@@ -111,6 +113,7 @@ def evaluate(
             **_origin(policy, actor, scenes, table, recipe or {}),
         }
         rows, summary = summarise(plans, omegas, counts, facts, chosen, scorer)
+        summary["rl_metric"] = actor.provenance.get("metric")
         for name, content in (("plans.parquet", plans), ("rows.parquet", rows)):
             with atomic_path(out / name) as aside:
                 pq.write_table(content, aside)
@@ -123,6 +126,8 @@ def evaluate(
     )
     for line in headline(summary):
         console.print(f"  {line}", markup=False, soft_wrap=True)
+    if summary["rl_metric"] not in (None, summary["metric"]):
+        console.print(f"trained on {summary['rl_metric']}, evaluated by {summary['metric']}", markup=False)
     wrote("evaluate", out / "summary.json")
 
 
@@ -172,7 +177,7 @@ def _evaluate_part(
         tokens += batch.tokens
         logs += batch.log_names
     poses, q = np.concatenate(drawn), np.concatenate(values)
-    human = table.futures(positions)
+    human = table.futures(positions, poses.shape[2])
     poses = np.concatenate([human[:, None], poses], axis=1)
     scores = scorer.score(tokens, poses)
     per_scene = poses.shape[1]

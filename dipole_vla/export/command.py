@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dipole_vla.checkpoint import write_json
+from dipole_vla.data.pictures import began, pictures_entry
+from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.statistics import TOO_FEW
 from dipole_vla.export.distil import Distillation, distil
 from dipole_vla.export.peft import write_peft
@@ -75,7 +77,8 @@ def export(
         if scenes is None:
             raise InputError("--scenes: is required to distil; give a folder written by `navsim-adapter convert`")
         training = Distillation(highest, rank, steps, batch_size, lr, held_out, seed)
-        made_by |= {"scenes": stamp(scenes), **training.__dict__}
+        pictures = SceneTable(scenes, sensors).pictures
+        made_by |= {"scenes": stamp(scenes), **training.__dict__, **pictures_entry(pictures, began(out), out)}
         made_by["scorer"] = identity(scorer) if scorer is not None else None
     elif format == "torchscript":
         made_by |= {"candidates": candidates, "solver_steps": solver_steps, "seed": seed}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.utils.data import default_collate
 from dipole_vla.backbones import load_backbone
 from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.data.contexts import Encoder
-from dipole_vla.data.module import DrivingData
+from dipole_vla.data.module import DrivingData, say
 from dipole_vla.progress import bar
 from dipole_vla.splits import RL_TOKENS
 from dipole_vla.training.base import FineTuning, float32_by_default, split_decay, stored_context
@@ -78,6 +79,7 @@ class CriticModule(FineTuning):
         dataset, device = data.dataset, self.trainer.strategy.root_device
         if dataset.candidates is None:
             raise InputError("data.candidates: the critic learns from scored candidates; give the folder of `collect`")
+        say(self.trainer, dataset.candidates.refuse_other_base(self.fingerprint))
         self.backbone.to(device)  # the trainer moves the module only after this hook
         with bar("critic features", len(dataset)) as progress:
             for start in range(0, len(dataset), FEATURES_BATCH):
@@ -87,7 +89,7 @@ class CriticModule(FineTuning):
                 self.features.update(zip([dataset.scenes.tokens[scene] for scene in scenes], features))
                 progress.advance(len(scenes))
         table = torch.stack(list(self.features.values()))
-        poses = torch.from_numpy(dataset.candidates.poses)
+        poses = torch.from_numpy(np.asarray(dataset.candidates.poses))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.noise_seed)
             self.critic = OneStepCritic(CriticConfig(table.shape[1], poses.shape[2], **self.sizes))
@@ -125,5 +127,9 @@ class CriticModule(FineTuning):
         self.critic.save_pretrained(folder)
         seen = data.dataset.candidates.seen
         write_json(folder / RL_TOKENS, sorted(seen.tokens))
-        made = {"backbone": str(self.backbone_folder), "backbone_fingerprint": self.fingerprint}
+        made = {
+            "backbone": str(self.backbone_folder),
+            "backbone_fingerprint": self.fingerprint,
+            "metric": data.dataset.candidates.metric,
+        }
         write_json(folder / "provenance.json", {**provenance, **made, **seen.provenance()})

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.backbones import load_backbone
-from dipole_vla.critic.one_step import fitted_critic
+from dipole_vla.critic.one_step import fitted_critic, refuse_other_metric
 from dipole_vla.data.contexts import Encoder
-from dipole_vla.data.module import DrivingData
+from dipole_vla.data.module import DrivingData, say
+from dipole_vla.data.tables import CandidateTable
 from dipole_vla.guidance import Role
 from dipole_vla.objective import (
     RULES,
@@ -95,12 +96,14 @@ class DipoleModule(FineTuning):
         self.backbone = load_backbone(backbone)
         self.pair = make_pair(pair, self.backbone, scope, rank, alpha, seed)
         self.seen_before = SeenByRL()
+        self.start_folder, self.started, self.fitted = start, dict[str, Any](), dict[str, Any]()
         if start is not None:
             self.pair.load(start)
-            self.seen_before |= _seen_by_policy(Path(start))
+            self.started = read_json(Path(start) / POLICY)["provenance"]
+            self.seen_before |= SeenByRL.recorded(read_json(Path(start) / RL_TOKENS), self.started)
         if critic is not None:
-            _, made = fitted_critic(critic, backbone, self.pair.base_fingerprint, self.backbone.action.horizon)
-            self.seen_before |= _seen_by_critic(Path(critic), made)
+            _, self.fitted = fitted_critic(critic, backbone, self.pair.base_fingerprint, self.backbone.action.horizon)
+            self.seen_before |= _seen_by_critic(Path(critic), self.fitted)
         self.copies = None if isinstance(self.pair, AdapterPair) else self.pair.copies  # for Lightning to see
         for role in SIGNS:
             for parameter in self.pair.parameters(role):
@@ -112,17 +115,35 @@ class DipoleModule(FineTuning):
         self.base_drove = True  # whether mu is the frozen backbone; the candidates tell
 
     def setup(self, stage: str) -> None:
-        """Refuse candidates that the base did not drive to a rule that tilts the base."""
+        """Refuse candidates of another base, those that the base did not drive to a rule that tilts the base, and a
+        critic of another metric."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, DrivingData) or data.dataset is None or data.dataset.candidates is None:
             return
-        omega = data.dataset.candidates.about.get("omega")
+        candidates = data.dataset.candidates
+        omega = candidates.about.get("omega")
         self.base_drove = omega is None
         if RULES[self.rule].negative_role is None and not self.base_drove:
             raise InputError(
                 f"{data.candidates}: was driven with omega {omega:g}, but model.rule {self.rule} trains no negative: "
                 "the base has its place, and did not drive; collect with omega null, or use the dichotomous rule"
             )
+        say(self.trainer, candidates.refuse_other_base(self.pair.base_fingerprint))
+        if self.critic_folder is not None:
+            say(
+                self.trainer,
+                refuse_other_metric(self.critic_folder, self.fitted, candidates.folder, candidates.metric),
+            )
+        if self.start_folder is not None:
+            say(self.trainer, self._other_metric(candidates))
+
+    def _other_metric(self, candidates: CandidateTable) -> str | None:
+        """A remark where the pair goes on by another metric than it began with, which is allowed."""
+        before = self.started.get("metric")
+        if before == candidates.metric:
+            return None
+        was = f"was trained on {before}" if before else "does not say by which metric it was trained"
+        return f"{self.start_folder}: {was}, {candidates.folder} is scored by {candidates.metric}: goes on by that"
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [parameter for _, parameter in self.named_trained()]}]
@@ -237,7 +258,8 @@ class DipoleModule(FineTuning):
             **provenance,
             **seen.provenance(),
             "advantage": scored.about["advantage"],
-            "metric": scored.about["metric"],
+            "metric": scored.metric,
+            "start_metric": self._metrics_before(),
             "beta": self.beta,
             "routing": self.routing,
             "rule": self.rule,
@@ -249,9 +271,10 @@ class DipoleModule(FineTuning):
         with self.averaged():
             policy.save_pretrained(folder, self.backbone_folder, self.critic_folder, sorted(seen.tokens), made)
 
-
-def _seen_by_policy(folder: Path) -> SeenByRL:
-    return SeenByRL.recorded(read_json(folder / RL_TOKENS), read_json(folder / POLICY)["provenance"])
+    def _metrics_before(self) -> str | None:
+        """Of the rounds before this one, several as in "pdms-v1.1, epdms-v2.2"."""
+        names = [*str(self.started.get("start_metric") or "").split(", "), self.started.get("metric")]
+        return ", ".join(dict.fromkeys(name for name in names if name)) or None
 
 
 def _seen_by_critic(folder: Path, provenance: Mapping[str, Any]) -> SeenByRL:

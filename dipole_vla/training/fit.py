@@ -21,6 +21,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from dipole_vla.data.pictures import began, pictures_entry
+from dipole_vla.data.tables import SceneTable
 from dipole_vla.preemption import Preempted, requeue
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
@@ -34,6 +36,7 @@ from navsim_adapter.option_checks import check_range, local_path
 
 INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
 NO_NUMBER = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing")  # beyond rounding; may change midway
+# (the root of the pictures: what lies under it may not, see `_pictures`)
 TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 OTHER_ENDS: dict[str, tuple[Any, ...]] = {  # the trainer's other counts of a run's end, and when they mean nothing
@@ -92,6 +95,7 @@ class FitCLI(LightningCLI):
         self.recipe = plain(self.parser, self.config)
         self.out: Path = local_path("--out", self.config.out)
         self.made_by = _made_by(self.recipe)
+        self.made_by["data"] |= _pictures(self.recipe, self.out)
         trainer = self.config.trainer
         for key in ("max_steps", "accumulate_grad_batches"):
             check_range(f"trainer.{key}", trainer[key], 1)
@@ -228,6 +232,16 @@ def _parse(argv: Sequence[str], recipe: str, held: ExitStack) -> FitCLI:
     parser = LightningArgumentParser(exit_on_error=False)
     with one_line(recipe, parser, argv):
         return FitCLI(argv, held)
+
+
+def _pictures(recipe: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Which pictures the scenes have, wherever they lie now."""
+    arguments = recipe["data"].get("init_args", {})
+    if "sensors" not in arguments:  # data of another kind
+        return {}
+    before = began(out)
+    table = SceneTable(arguments["scenes"], arguments["sensors"])
+    return pictures_entry(table.pictures, before and before.get("data", {}), out)
 
 
 def _made_by(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Kept(L.Callback):
 
 
 def data_of(inputs: Path, **options: Any) -> DrivingData:
-    return DrivingData(inputs / "scenes", inputs / "candidates", **{"batch_size": 4, **options})
+    return DrivingData(inputs / "scenes", **{"candidates": inputs / "candidates", "batch_size": 4, **options})
 
 
 def train(

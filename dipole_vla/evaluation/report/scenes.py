@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dipole_vla.data.pictures import read_picture
 from dipole_vla.evaluation.report import encounters
 from dipole_vla.evaluation.report.encounters import Encounter
 from dipole_vla.evaluation.report.inputs import Evaluation, policy_rows
 from dipole_vla.evaluation.report.metrics import sub_score
 from dipole_vla.evaluation.report.tables import points, signed
 from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
-from navsim_adapter.errors import InputError
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Moment, Plan, picture, seen_by
 
 CAMERA, CAMERA_WIDTH = "CAM_F0", 480
@@ -307,14 +307,7 @@ def _camera(evaluation: Evaluation, scene: Mapping[str, Any]) -> tuple[str, str]
 
 
 def _shrunk(path: Path) -> bytes:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise InputError(f"{path}: picture cannot be read ({reason}); fetch the file again") from problem
+    image = read_picture(path)
     image.thumbnail((CAMERA_WIDTH, CAMERA_WIDTH))
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=82)
