@@ -155,7 +155,7 @@ def make_contexts(
                 write_json(folder / INDEX, {**made_by, "shape": asdict(_measure(encoder, scenes, dtype, batch_size))})
             _announce(folder, _shape_of(folder))
         ranks.wait()
-        is_made(folder, made_by, passing=(INDEX,), option="folder")  # another machine may see other pictures
+        is_made(folder, made_by, option="folder")  # another machine may see other pictures than the one that began
         _write_shards(folder, encoder, scenes, dtype, batch_size, ranks)
         ranks.wait()
         if is_open:
