@@ -65,6 +65,8 @@ def _fresh(kind: type[Backbone], config: Any, seed: int) -> Any:
         torch.manual_seed(seed)
         try:
             return kind.tiny(config)  # type: ignore[attr-defined]
+        except InputError:
+            raise
         except (ValueError, RuntimeError, AssertionError, ZeroDivisionError) as problem:  # of the layers themselves
             reason = (str(problem).splitlines() or [type(problem).__name__])[0][:160]
             raise InputError(f"sizes: no {kind.family} can have these ({reason}); change them") from problem

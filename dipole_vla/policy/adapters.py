@@ -284,25 +284,24 @@ def _check_targets(backbone: Backbone, scope: str) -> None:
                 f"{where}: {pattern!r} matches {name}, a {type(modules[name]).__name__}; only {allowed} can carry "
                 "adapters there: narrow the expression"
             )
-    dead = [name for name in matched if any(_reads_weights_alone(modules[above]) for above in _above(name))]
+    dead = {name: owner for name in matched if (owner := _reads_alone(modules, name)) is not None}
     if dead:
         raise InputError(
-            f"{where}: {_some(dead)} lie in torch's {type(modules[_above(dead[0])[-1]]).__name__}, which reads their "
-            "weights without calling them, so adapters there do nothing; leave them out or write that layer out"
+            f"{where}: {_some(list(dead))} lie in torch's {next(iter(dead.values()))}, which reads their weights "
+            "without calling them, so adapters there do nothing; leave them out or write that layer out"
         )
 
 
-def _above(name: str) -> list[str]:
-    """Names of the modules that hold `name`, from the outermost."""
+def _reads_alone(modules: Mapping[str, nn.Module], name: str) -> str | None:
+    """Class of torch above `name` that computes with its weights alone: always, or fused when no gradient flows."""
     parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
-
-
-def _reads_weights_alone(module: nn.Module) -> bool:
-    """Whether torch computes with the weights of its children: always, or by a fused kernel when no gradient flows."""
-    if isinstance(module, nn.TransformerEncoderLayer):
-        return bool(module.self_attn.batch_first)
-    return isinstance(module, nn.MultiheadAttention)
+    for end in range(len(parts) - 1, 0, -1):
+        above: Any = modules[".".join(parts[:end])]
+        if type(above).forward is nn.MultiheadAttention.forward:
+            return nn.MultiheadAttention.__name__
+        if type(above).forward is nn.TransformerEncoderLayer.forward and above.self_attn.batch_first:
+            return nn.TransformerEncoderLayer.__name__
+    return None
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
