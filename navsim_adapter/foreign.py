@@ -61,17 +61,36 @@ def check_geopackage(path: str | Path, layers: Iterable[str]) -> None:
 
 
 def check_yaml(path: str | Path) -> None:
-    """A recipe of human size: no flood of aliases (they multiply when it is written out again), no endless nesting."""
+    """A recipe of human size: no flood of aliases (they multiply when it is written out again), no endless nesting, and
+    no key twice in one mapping, of which YAML would keep the last without a word."""
     path = Path(path)
     try:
         if path.stat().st_size > YAML_BYTES:
             raise InputError(f"{path}: {path.stat().st_size} bytes; a recipe has at most {YAML_BYTES}")
         aliases = depth = 0
-        for event in yaml.parse(path.read_text(), Loader=yaml.SafeLoader):
+        text = path.read_text()
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
             aliases += isinstance(event, yaml.AliasEvent)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if aliases > ALIASES or depth > DEPTH:
                 raise InputError(f"{path}: more than {ALIASES} aliases or {DEPTH} levels; write the recipe out")
+        _check_keys(path, yaml.compose(text, Loader=yaml.SafeLoader), set())
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
         reason = " ".join(str(problem).split())[:200] or type(problem).__name__
         raise InputError(f"{path}: cannot be read as YAML ({reason}); correct it") from problem
+
+
+def _check_keys(path: Path, node: yaml.Node | None, looked_at: set[int]) -> None:
+    """looked_at: nodes by identity; an alias is the node it stands for."""
+    if node is None or id(node) in looked_at:
+        return
+    looked_at.add(id(node))
+    lines: dict[str, int] = {}
+    for item in node.value if isinstance(node, yaml.CollectionNode) else ():
+        key, value = item if isinstance(node, yaml.MappingNode) else (None, item)
+        if isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise InputError(f"{path}: key {key.value!r} stands in lines {lines[key.value]} and {line}; keep one")
+            lines[key.value] = line
+        _check_keys(path, value, looked_at)
