@@ -14,6 +14,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -122,12 +123,9 @@ def _ranks(case: Case) -> Iterator[Finding]:
     """All ranks of this start add one: every machine reaches every other, with NCCL where there are GPUs."""
     import torch
     import torch.distributed as dist
-    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-    environment: Any = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else None
-    if environment is None and SLURMEnvironment.detect():
-        environment = SLURMEnvironment(auto_requeue=False)
-    if environment is None or environment.world_size() == 1:
+    environment = _environment()
+    if environment is None:
         yield Finding("ok", "ranks", "one process; start it with srun or torchrun to check the network between ranks")
         return
     rank, world = environment.global_rank(), environment.world_size()
@@ -210,6 +208,9 @@ def _inputs(case: Case) -> Iterator[Finding]:
     """Folders of earlier stages are finished; what is beside them is where they say."""
     from navsim_adapter.files import verify_listed
 
+    kind = str((case.recipe.get("model") or {}).get("class_path"))
+    if kind.endswith(("DipoleModule", "CriticModule")) and not case.arguments("data").get("candidates"):
+        yield Finding("FAIL", "data", "data.candidates: is not given, and this training learns from them")
     named = {**case.arguments("model"), **case.arguments("data"), **case.arguments("scorer"), **case.recipe}
     for key in ("backbone", "policy", "critic", "start", "candidates", "scenes", "cache", "choose_on"):
         folder = named.get(key)
@@ -302,4 +303,18 @@ def _existing(path: Path) -> Path:
 
 
 def _rank() -> int:
-    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID") if name in os.environ), 0)
+    """0 also where what started the ranks contradicts itself, as the check of the ranks says."""
+    with suppress(RuntimeError):
+        environment = _environment()
+        return environment.global_rank() if environment else 0
+    return 0
+
+
+def _environment() -> Any:
+    """What started several ranks of which this is one, None if nothing did: a RANK alone is somebody else's."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    environment: Any = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else None
+    if environment is None and SLURMEnvironment.detect():
+        environment = SLURMEnvironment(auto_requeue=False)
+    return environment if environment is not None and environment.world_size() > 1 else None

@@ -8,9 +8,12 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -20,6 +23,12 @@ from navsim_adapter.errors import InputError, did_you_mean
 from navsim_adapter.foreign import check_yaml
 from navsim_adapter.option_checks import local_path
 
+_OURS = ("dipole_vla", "navsim_adapter")
+_PASSING_ON = {  # modules that hand a recipe's values to a library, or a library's to another
+    "dipole_vla.recipes", "dipole_vla.plan", "dipole_vla.ranks", "dipole_vla.training.fit",
+    "dipole_vla.training.deepspeed",
+}  # fmt: skip
+_LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 TRUSTED = ("dipole_vla", "navsim_adapter", "lightning.pytorch", "torch.optim")
 
 
@@ -134,35 +143,73 @@ def plain(parser: ArgumentParser, namespace: Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def one_line(recipe: str, parser: ArgumentParser, argv: Sequence[str] = ()) -> Iterator[None]:
-    """Turn a parser's complaint into an InputError of one line that names the recipe and the key.
+def one_line(
+    recipe: str, parser: ArgumentParser, argv: Sequence[str] = (), elsewhere: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Turn a parser's complaint into an InputError of one line that names the recipe, or the command line, and the key.
 
-    argv: what was typed; a complaint about that is not the recipe's.
+    argv: what was typed.  elsewhere: keys that are not accepted, with what stands for them.
+
+    What a library says of a value it was given is told, too; a failure in our own code or the user's stays what it is.
     """
     try:
         yield
     except InputError:
         raise
-    except ValueError as problem:  # how the parser wraps what a constructor raised
-        told = _told(problem)
-        if told is None:
-            raise
-        raise InputError(f"{recipe}: {told}") from problem
     except ArgumentError as problem:
         known = [action.dest for action in parser._actions]
-        text = _shorten(str(problem), known)
-        where = "command line" if _is_typed(text, argv) else recipe
-        raise InputError(f"{where}: {text}") from problem
+        text = _shorten(str(problem), known, elsewhere or {})
+        raise InputError(f"{_origin(recipe, argv, text)}: {text}") from problem
+    except Exception as problem:
+        told = _told(problem) or _innermost(problem)  # the parser wraps what a constructor raised
+        if not isinstance(told, InputError) and not said_by_a_library(problem):
+            raise
+        text = " ".join(str(told).split())[:400] or type(told).__name__
+        named = re.search(r"given class_path '(?:[\w.]*\.)?(\w+)'", str(problem))
+        if named and not isinstance(told, InputError):
+            text = f"{named[1]}: {text}"
+        raise InputError(f"{_origin(recipe, argv, text)}: {text}") from problem
 
 
-def _is_typed(text: str, argv: Sequence[str]) -> bool:
-    """Whether a complaint is about an option of the command line."""
-    found = re.match(r"unrecognized arguments: --([\w.]+)|([\w.]+): ", text)
-    typed = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    return found is not None and (found[1] is not None or found[2].replace(".init_args", "") in typed)
+def said_by_a_library(problem: BaseException) -> bool:
+    """Whether a library refused what a recipe gave it: no code ran in between but that which reads recipes."""
+    names = frames_of(problem)
+    own = {name for name in names if not name or name.startswith(_OURS)}
+    return own <= _PASSING_ON and names[-1] not in own
 
 
-def _shorten(text: str, known: list[str]) -> str:
+def frames_of(problem: BaseException) -> list[str]:
+    """Modules whose code was running where an exception came from, the innermost last; "" for code of the user's,
+    which lies outside the interpreter's folders."""
+    names = [_module_of(frame) for frame, _ in walk_tb(problem.__traceback__)]
+    return names if problem.__cause__ is None else names + frames_of(problem.__cause__)
+
+
+def _module_of(frame: FrameType) -> str:
+    name, file = str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename
+    return name if name.startswith(_OURS) or file.startswith((*_LIBRARIES, "<")) else ""
+
+
+def _innermost(problem: BaseException) -> BaseException:
+    return problem if problem.__cause__ is None else _innermost(problem.__cause__)
+
+
+def _origin(recipe: str, argv: Sequence[str], text: str) -> str:
+    """The recipe, or the command line where the key that a message begins with was typed there."""
+    key = re.match(r"([\w.]+): ", text)
+    option = re.search(r"[Oo]ption '([\w.]+)'|unrecognized arguments: --([\w.]+)", text)
+    blamed = ".".join(part for part in (key and key[1], option and (option[1] or option[2])) if part)
+    if option and option[2]:
+        return "command line"
+    words = [word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    typed = [word.replace("init_args.", "") for word in words if word != "config"]
+    blamed = blamed.replace("init_args.", "")
+    named = [*typed, *argv]  # a class is a value, by its path or its name alone
+    is_typed = blamed and any(word == blamed or word.endswith(f".{blamed}") for word in named)
+    return "command line" if is_typed else recipe
+
+
+def _shorten(text: str, known: list[str], elsewhere: Mapping[str, str]) -> str:
     """The parser's nested complaint as `key: what is wrong (what was meant)`."""
     text = re.sub(r"\s*\n\s*", " ", text).strip()
     text = re.sub(r" - Expected a <class 'NoneType'>.*", "", text)  # the other branch of an Optional
@@ -181,7 +228,8 @@ def _shorten(text: str, known: list[str]) -> str:
     if unknown:
         word = unknown[1] or unknown[2]
         names = [*known, *(name.rsplit(".", 1)[-1] for name in known), *(_parameters(named[1]) if named else [])]
-        text += did_you_mean(word, names)
+        stands_for = elsewhere.get(word.partition(".")[0])
+        text += f"; {stands_for}" if stands_for else did_you_mean(word, names)
     text = _in_words(text)
     text = f"{key}: {text}" if key else text
     return text if len(text) < 400 else f"{text[:200]} … {text[-180:]}"

@@ -10,26 +10,33 @@ from typing import Any, Self
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 from torch import Tensor, nn
 
 from dipole_vla.data.contexts import Encoder
+from dipole_vla.data.module import DrivingData
 from dipole_vla.policy import Backbone, Context
 from dipole_vla.training.ema import WeightMean
 from navsim_adapter.errors import InputError
 from navsim_adapter.option_checks import check_range
+
+EXPORTED = ("advantage", "metric", "split", "allow_eval_split")  # of candidates.json: what an export says of them
 
 
 class FineTuning(L.LightningModule):
     """A LightningModule whose checkpoints hold only what trains, and which ends in an exported folder.
 
     needs_observation: whether training steps look at the scene itself (pictures, prompt, history).
+    needs_candidates: who of this training needs scored candidates, for the message; empty if nobody does.
     """
 
     needs_observation = True
+    needs_candidates = ""
 
     def __init__(self, lr: float, warmup_steps: int, weight_decay: float, seed: int, ema_decay: float = 0.0):
         super().__init__()
         check_range("model.lr", lr, 0)
+        check_range("model.seed", seed, 0, 2**32 - 1)
         check_range("model.warmup_steps", warmup_steps, 0)
         check_range("model.weight_decay", weight_decay, 0)
         self.lr, self.warmup_steps, self.weight_decay, self.noise_seed = lr, warmup_steps, weight_decay, seed
@@ -37,6 +44,27 @@ class FineTuning(L.LightningModule):
         self.mean: WeightMean | None = None  # made with the optimiser
         self.strict_loading = False  # frozen weights are not in the checkpoint
         self._restored_mean: Mapping[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse what would be missed only after the last step, or never. Cheap: `fit` asks before it opens its folder,
+        and the trainer again.
+
+        stage: Lightning's, or "look" for a look alone.
+        """
+        trainer: Any = self.trainer
+        data: Any = getattr(trainer, "datamodule", None)
+        check_candidates(type(self), type(data), getattr(data, "candidates", None))
+        if self.needs_candidates and data.dataset is not None:
+            absent = [key for key in EXPORTED if key not in data.dataset.candidates.about]
+            if absent:
+                raise InputError(f"{data.candidates}: candidates.json does not say {absent[0]!r}; collect them again")
+        exact = {id(tensor) for _, tensor in self.named_exact()}
+        rounded = [name for name, parameter in self.named_trained() if id(parameter) not in exact]
+        if rounded and isinstance(trainer.precision_plugin, HalfPrecision):
+            raise InputError(
+                f"trainer.precision: {trainer.precision} keeps no float32 copy of what trains here (first "
+                f"{rounded[0]}), and steps too small for it are lost; use bf16-mixed"
+            )
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -115,7 +143,7 @@ class FineTuning(L.LightningModule):
             tokens = _not_finite_scenes(batch) or batch["token"]
             raise InputError(
                 f"step {self.trainer.global_step}: loss is {loss.item()} on tokens {', '.join(tokens)}; "
-                "check these scenes, or lower model.lr; no step was taken, the last checkpoint is intact"
+                f"{suspects(self.trainer)}; no step was taken, the last checkpoint is intact"
             )
         return loss
 
@@ -140,6 +168,27 @@ class FineTuning(L.LightningModule):
             self._restored_mean = checkpoint["weight_mean"]
             if self.mean is not None:
                 self.mean.restore(checkpoint["weight_mean"])
+
+
+def check_candidates(kind: type[FineTuning], data: type | None, candidates: Any) -> None:
+    """InputError if a training of that kind could take steps on such data, and then not export what it has learnt."""
+    if not kind.needs_candidates:
+        return
+    if data is None or not issubclass(data, DrivingData):
+        named = getattr(data, "__name__", data)
+        raise InputError(f"data: {named} holds no scored candidates; name dipole_vla.data.module.DrivingData")
+    if candidates is None:
+        raise InputError(
+            f"data.candidates: {kind.needs_candidates} learns from scored candidates; give the folder of `collect`"
+        )
+
+
+def suspects(trainer: Any) -> str:
+    """What may be behind a number that is not finite."""
+    precision = str(getattr(trainer, "precision", ""))
+    half = f", or train without trainer.precision {precision}" * precision.startswith(("16", "bf16"))
+    overflow = ", whose numbers end at 65504" * precision.startswith("16")
+    return f"check these scenes, or lower model.lr{half}{overflow}"
 
 
 @contextmanager

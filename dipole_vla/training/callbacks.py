@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from dipole_vla.progress import bar
+from dipole_vla.training.base import suspects
 from navsim_adapter.errors import InputError
 
 
@@ -71,16 +72,16 @@ class FiniteGradients(L.Callback):
             return
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         if gradients and not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
-            self._stop(trainer.global_step)
+            self._stop(trainer, trainer.global_step)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if getattr(trainer.strategy, "skipped_step", False):  # DeepSpeed steps, and looks, in its engine
-            self._stop(trainer.global_step - 1)
+            self._stop(trainer, trainer.global_step - 1)
 
-    def _stop(self, step: int) -> None:
+    def _stop(self, trainer, step: int) -> None:
         raise InputError(
             f"step {step}: the gradient is not finite on tokens {', '.join(self._tokens)} (of this rank); the step was "
-            "not applied, the last checkpoint is intact; check these scenes, or lower model.lr"
+            f"not applied, the last checkpoint is intact; {suspects(trainer)}"
         )
 
 

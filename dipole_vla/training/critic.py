@@ -15,11 +15,10 @@ from torch.utils.data import default_collate
 from dipole_vla.backbones import load_backbone
 from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.data.contexts import Encoder
-from dipole_vla.data.module import DrivingData, say
+from dipole_vla.data.module import say
 from dipole_vla.progress import bar
 from dipole_vla.splits import RL_TOKENS
 from dipole_vla.training.base import FineTuning, float32_by_default, split_decay, stored_context
-from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_json
 
 FEATURES_BATCH = 64
@@ -29,6 +28,7 @@ class CriticModule(FineTuning):
     """Fit Q(scene, trajectory) to scored returns and V(scene) to an expectile of Q."""
 
     needs_observation = False  # features are read once, before the first step
+    needs_candidates = "the critic"
 
     def __init__(
         self,
@@ -73,12 +73,10 @@ class CriticModule(FineTuning):
 
     def setup(self, stage: str) -> None:
         """Read every scene's features once (the backbone is frozen), size the critic by them, fit its statistics."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.critic is not None or not isinstance(data, DrivingData) or data.dataset is None:
+        super().setup(stage)
+        dataset, device = self.trainer.datamodule.dataset, self.trainer.strategy.root_device  # type: ignore[attr-defined]
+        if self.critic is not None or stage != "fit":
             return
-        dataset, device = data.dataset, self.trainer.strategy.root_device
-        if dataset.candidates is None:
-            raise InputError("data.candidates: the critic learns from scored candidates; give the folder of `collect`")
         say(self.trainer, dataset.candidates.refuse_other_base(self.fingerprint))
         self.backbone.to(device)  # the trainer moves the module only after this hook
         with bar("critic features", len(dataset)) as progress:

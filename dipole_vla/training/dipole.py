@@ -44,6 +44,8 @@ PROBED = 16  # rows on which the signs and the base are compared
 class DipoleModule(FineTuning):
     """Fit the positive and the negative policy to scored candidates. Sees only (observation, action, advantage)."""
 
+    needs_candidates = "a pair"
+
     def __init__(
         self,
         backbone: Path,
@@ -117,6 +119,7 @@ class DipoleModule(FineTuning):
     def setup(self, stage: str) -> None:
         """Refuse candidates of another base, those that the base did not drive to a rule that tilts the base, and a
         critic of another metric."""
+        super().setup(stage)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, DrivingData) or data.dataset is None or data.dataset.candidates is None:
             return

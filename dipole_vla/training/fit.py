@@ -11,41 +11,44 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from dipole_vla import ranks
+from dipole_vla.data.module import DrivingData
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.preemption import Preempted, requeue
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
-from dipole_vla.recipes import one_line, plain, recipe_of, take_imports
-from dipole_vla.training.base import FineTuning
+from dipole_vla.recipes import frames_of, one_line, plain, recipe_of, said_by_a_library, take_imports
+from dipole_vla.training.accepted import check_built, check_keys, class_of, listed, recorded_callbacks, shown
+from dipole_vla.training.base import FineTuning, check_candidates
 from dipole_vla.training.callbacks import Curves, FiniteGradients, StepProgress
 from dipole_vla.training.checkpoints import Checkpoints, SyncedFiles, newest_checkpoint
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import RECIPE, finish, is_complete, making, stamp, write_text
-from navsim_adapter.option_checks import check_range, local_path
+from navsim_adapter.option_checks import local_path
 
 INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
 NO_NUMBER = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing")  # beyond rounding; may change midway
 # (the root of the pictures: what lies under it may not, see `_pictures`)
 TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 CHECKPOINTS, LOGS = "checkpoints", "logs"
-OTHER_ENDS: dict[str, tuple[Any, ...]] = {  # the trainer's other counts of a run's end, and when they mean nothing
-    "fast_dev_run": (False,),
-    "limit_train_batches": (None,),
-    "overfit_batches": (0.0,),
-    "max_epochs": (None, -1),
-    "min_epochs": (None,),
-    "min_steps": (None,),
+LOOK = "look"  # the stage of `setup` before a folder is opened
+OF_OURS = "model.lr is the rate, model.warmup_steps and then linear decay its course, model.weight_decay AdamW's decay"
+ELSEWHERE = {  # keys that LightningCLI is known for, and where a recipe of ours has them
+    "optimizer": OF_OURS,
+    "lr_scheduler": OF_OURS,
+    "ckpt_path": "a run goes on from the newest checkpoint of its --out by itself",
 }
 
 
@@ -69,6 +72,7 @@ class FitCLI(LightningCLI):
             run=False,
             save_config_callback=None,
             seed_everything_default=0,
+            auto_configure_optimizers=False,  # the modules have their own
             trainer_defaults={
                 "logger": False,  # a recipe may name one; else CSV beside the result
                 "enable_checkpointing": False,  # `fit` adds its own
@@ -84,47 +88,67 @@ class FitCLI(LightningCLI):
         parser.add_argument("--out", type=Path, required=True, help="folder of this run and of its result")
         parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between checkpoints")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        check_keys(self.config)
+        kind = class_of(self.config.model)
+        if isinstance(kind, type) and issubclass(kind, FineTuning):
+            check_candidates(kind, class_of(self.config.data), self.config.get("data.init_args.candidates"))
+
     def before_instantiate_classes(self) -> None:
-        strategy = self.config.trainer.strategy
-        named = str(getattr(strategy, "class_path", strategy))
-        if re.search(r"fsdp|ModelParallel|^deepspeed|DeepSpeedStrategy$", named, re.IGNORECASE):  # Lightning's own
-            raise InputError(
-                f"trainer.strategy: {named} is not supported, its checkpoints would be others; use "
-                "dipole_vla.training.sharded.ShardedBackbone (FSDP2) or dipole_vla.training.deepspeed.PairDeepSpeed"
-            )
         self.recipe = plain(self.parser, self.config)
         self.out: Path = local_path("--out", self.config.out)
         self.made_by = _made_by(self.recipe)
         self.made_by["data"] |= _pictures(self.recipe, self.out)
-        trainer = self.config.trainer
-        for key in ("max_steps", "accumulate_grad_batches"):
-            check_range(f"trainer.{key}", trainer[key], 1)
-        check_range("checkpoint_every", self.config.checkpoint_every, 1)
-        for key, meaningless in OTHER_ENDS.items():
-            value = self.config.trainer[key]
-            if value not in meaningless:
-                raise InputError(
-                    f"trainer.{key}: {value} is not supported, a run ends at trainer.max_steps; for a short one give "
-                    "--trainer.max_steps N and another --out"
-                )
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            with suppress(Exception):  # what is wrong with these keys is said when the trainer is built
+                console.quiet = self._processes() > 1
         if is_complete(self.out, self.made_by):
             raise AlreadyComplete(self.out)
 
     def instantiate_classes(self) -> None:
-        """Build everything, then open the folder: a recipe with a wrong value has not begun one."""
+        """Build everything, look at the data, then open the folder: a recipe with a wrong value has not begun one."""
         super().instantiate_classes()
-        if _rank():
+        check_built(self.trainer, self.config.trainer)
+        ranks.believe(self.trainer)
+        if not self.trainer.is_global_zero:
             return
+        self._look()
         if not self.held.enter_context(making(self.out, self.made_by, passing=(RECIPE, LOGS))):
             raise AlreadyComplete(self.out)
         write_text(self.out / RECIPE, yaml.safe_dump(self.recipe, sort_keys=False))
 
     def instantiate_trainer(self, **options: Any) -> L.Trainer:
+        built = self.config_init.trainer
         try:
-            return super().instantiate_trainer(**options)
-        except (MisconfigurationException, ValueError) as problem:
+            plugins = listed(built.plugins)
+            if self._processes() == 1 and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+                options["plugins"] = [*plugins, ranks.OneProcess()]
+            return super().instantiate_trainer(**shown(listed(built.callbacks)), **options)
+        except Exception as problem:
+            if not said_by_a_library(problem):
+                raise
             why = " ".join(str(problem).split())[:200]
             raise InputError(f"trainer: {why}; correct accelerator, devices or what else it names") from problem
+
+    def _processes(self) -> int:
+        trainer = self.config.trainer
+        return ranks.processes(trainer.accelerator, trainer.devices, trainer.num_nodes)
+
+    def _look(self) -> None:
+        """Open the data and let the module look at it, as the trainer will, who finds it open then.
+
+        Contexts that ranks make together, or in this very folder, have to wait.
+        """
+        trainer, module, data = cast(Any, self.trainer), self.model, self.datamodule
+        trainer.strategy.connect(module)
+        trainer.datamodule, module.trainer = data, trainer
+        if isinstance(data, DrivingData):
+            data.trainer = trainer
+            is_early = data.contexts and data.contexts.resolve().is_relative_to(self.out.resolve())
+            if not is_early and not (data.contexts and trainer.world_size > 1):
+                data.setup(LOOK)
+        module.setup(LOOK)
 
 
 def fit(argv: Sequence[str], checkpoint: Path | None = None) -> None:
@@ -135,7 +159,7 @@ def fit(argv: Sequence[str], checkpoint: Path | None = None) -> None:
     argv = take_imports(argv)
     recipe = recipe_of(argv, "fit")
     quiet_lightning()
-    console.quiet = _rank() != 0
+    console.quiet = False
     with ExitStack() as held:
         try:
             cli = _parse(argv, recipe, held)
@@ -153,6 +177,7 @@ def _train(cli: FitCLI, checkpoint: Path | None) -> None:
     trainer.callbacks += [StepProgress(f"fit {name}"), FiniteGradients(), keeper]
     trainer.loggers = trainer.loggers or [Curves(cli.out / LOGS, until=_step_of(checkpoint))]
     trainer.strategy.checkpoint_io = SyncedFiles()
+    opened = _entries(cli.out)
     try:
         trainer.fit(module, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except Exception as problem:
@@ -170,14 +195,21 @@ def _train(cli: FitCLI, checkpoint: Path | None) -> None:
         step = f"step {trainer.global_step} of {trainer.max_steps}"
         raise Preempted(f"{cli.out}: {why}, {step} is saved; run the same command to go on")
     if trainer.is_global_zero:
+        others = {entry for entry, files in _entries(cli.out).items() if files != opened.get(entry)}
         module.export(cli.out, provenance(cli.recipe))
-        finish(cli.out, cli.made_by, exclude=(CHECKPOINTS, LOGS))
+        finish(cli.out, cli.made_by, exclude=(CHECKPOINTS, LOGS, *others))
         wrote(f"fit {name}", cli.out)
 
 
-def _rank() -> int:
-    """As the environment gives it, before any process group is there."""
-    return rank_zero_only.rank  # type: ignore[attr-defined]
+def _entries(folder: Path) -> dict[str, set[tuple[str, int, int]]]:
+    """Top-level names in a folder with the files below them, their sizes and times: what changes while a run trains
+    is a logger's or a profiler's, who may write on after the end, and no part of the result."""
+    files = {path: path.lstat() for path in folder.rglob("*") if path.is_file()}
+    found: dict[str, set[tuple[str, int, int]]] = {}
+    for path, facts in files.items():
+        inner = path.relative_to(folder)
+        found.setdefault(inner.parts[0], set()).add((str(inner), facts.st_size, facts.st_mtime_ns))
+    return found
 
 
 def _step_of(checkpoint: Path | None) -> int:
@@ -204,6 +236,11 @@ def _told(problem: Exception, out: Path) -> InputError | None:
             f"{problem.filename or out}: no space left; the last checkpoint is intact; make room and run the same "
             "command again"
         )
+    is_setting_up = not any(name.startswith("lightning.pytorch.loops") for name in frames_of(problem))
+    is_memory = isinstance(problem, MemoryError) or "memory" in text  # the command line knows a remedy
+    is_asked = isinstance(problem, MisconfigurationException) or (is_setting_up and not is_memory)
+    if is_asked and said_by_a_library(problem):
+        return InputError(f"trainer: {' '.join(text.split())[:300]}; correct the key of the recipe that it names")
     return None
 
 
@@ -213,6 +250,7 @@ def quiet_lightning() -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report that was asked for
     for message in (
         "LightningCLI's args parameter",
         ".*num_workers",
@@ -223,6 +261,7 @@ def quiet_lightning() -> None:
         ".*Experiment logs directory .* exists",  # `Curves` keeps what is there
         ".*all_gather_into_tensor",
         ".*No device id is provided",
+        ".*AMP with fp16 is not supported",  # `check_built` refuses what would run instead
         ".*srun. command is available",  # a login node, or a test
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -230,7 +269,7 @@ def quiet_lightning() -> None:
 
 def _parse(argv: Sequence[str], recipe: str, held: ExitStack) -> FitCLI:
     parser = LightningArgumentParser(exit_on_error=False)
-    with one_line(recipe, parser, argv):
+    with one_line(recipe, parser, argv, ELSEWHERE):
         return FitCLI(argv, held)
 
 
@@ -258,6 +297,9 @@ def _made_by(recipe: dict[str, Any]) -> dict[str, Any]:
             arguments.pop("start", None)
         sections[section] = {"class": recipe[section]["class_path"], **arguments}
     sections["trainer"] = {key: recipe["trainer"].get(key) for key in TRAINER}
+    callbacks = recorded_callbacks(recipe["trainer"].get("callbacks"))
+    if callbacks:
+        sections["trainer"]["callbacks"] = callbacks
     for section in ("model", "data", "trainer"):
         for key, value in sections[section].items():
             if isinstance(value, float) and not math.isfinite(value):

@@ -14,6 +14,7 @@ from dipole_vla.data.module import DrivingData
 from dipole_vla.objective import per_sample_loss
 from dipole_vla.paths import interpolate, target
 from dipole_vla.training.base import FineTuning, float32_by_default, split_decay
+from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_json
 from navsim_adapter.option_checks import check_range
 
@@ -55,9 +56,23 @@ class ImitationModule(FineTuning):
                 parameter.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.fit_action and isinstance(data, DrivingData) and data.dataset is not None:
-            self.backbone.action = self.backbone.action.fitted(torch.from_numpy(data.dataset.scenes.futures()))
+        """Set the action normaliser, where it is to be fitted."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if not self.fit_action:
+            return
+        if not isinstance(data, DrivingData):
+            raise InputError("model.fit_action: only the futures of dipole_vla.data.module.DrivingData can be fitted")
+        if data.dataset is not None:
+            scenes = data.dataset.scenes
+            futures = torch.from_numpy(scenes.futures())
+            bad = (~futures.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+            if bad:
+                raise InputError(
+                    f"{data.scenes}: future of scene {scenes.tokens[bad[0]]} (and {len(bad) - 1} more) is not finite; "
+                    "convert the log again, or leave the scene out"
+                )
+            self.backbone.action = self.backbone.action.fitted(futures)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         named = list(self.backbone.named_parameters())

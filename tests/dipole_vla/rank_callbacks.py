@@ -6,10 +6,13 @@ import csv
 from pathlib import Path
 
 import lightning.pytorch as L
+from lightning.pytorch.loggers import CSVLogger
 
 
 class LossRecord(L.Callback):
     """Writes the loss of every batch of every rank, by its place in the data's global order, one file per rank."""
+
+    only_looks = True  # a resumed run may write elsewhere
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
@@ -29,6 +32,27 @@ def losses(folder: Path) -> dict[int, float]:
     """Loss by place, of all ranks; a place that was run twice holds the later value."""
     rows = [row for path in sorted(folder.glob("rank-*.csv")) for row in csv.reader(path.open(newline=""))]
     return {int(place): float(loss) for place, loss in sorted(rows, key=lambda row: int(row[0]))}
+
+
+class Scaled(L.Callback):
+    """Trains: multiplies every gradient."""
+
+    def __init__(self, factor: float):
+        if factor == 0:
+            raise TypeError("a mistake in a class of the user's")
+        self.factor = factor
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer) -> None:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= self.factor
+
+
+class ScatteredLogger(CSVLogger):
+    """Writes into a folder of its own wherever it is told to, and does not say where."""
+
+    def __init__(self, save_dir: str):
+        super().__init__(save_dir, name="scattered", version=0)
 
 
 class PoisonedGradient(L.Callback):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
@@ -17,12 +18,13 @@ from small_data import Kept, adapters, train, write_inputs, write_manifest
 
 from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.data.stream import StepStream
-from dipole_vla.data.tables import CandidateTable
+from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.objective import RULES, dichotomous_loss
 from dipole_vla.policy import GuidedPolicy
 from dipole_vla.policy.adapters import SIGNS
 from dipole_vla.splits import refuse_evaluation
 from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
+from dipole_vla.training.base import suspects
 from dipole_vla.training.ema import WeightMean
 from navsim_adapter.errors import InputError
 from tests.same_numbers import FORWARD, SAMPLED, assert_same_numbers
@@ -142,14 +144,39 @@ def test_a_critic_trains_in_float32_on_a_backbone_in_half_precision(inputs, tmp_
     DipoleModule(inputs / "backbone", critic=tmp_path / "critic", rank=2)  # its backbone is the one on disk
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_imitation_in_bfloat16(inputs, precision):
+def test_imitation_in_bfloat16(inputs):
     losses = []
-    for how in ("32-true", precision):
+    for how in ("32-true", "bf16-mixed"):
         module = ImitationModule(inputs / "backbone", lr=1e-4)
         _, rows = train(inputs, steps=2, module=module, trainer={"precision": how})
         losses.append([row["loss"] for row in rows])
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_in_half_precision_alone_are_refused(inputs, precision):
+    """Near losses prove little: of steps of 1e-5 in bfloat16 most change no weight."""
+    with pytest.raises(InputError, match=f"trainer.precision: {precision} keeps no float32 copy"):
+        train(inputs, module=ImitationModule(inputs / "backbone"), trainer={"precision": precision})
+
+
+def test_a_future_that_is_not_finite_is_named_by_the_normaliser(inputs, tmp_path, monkeypatch):
+    def futures(self):
+        table = np.zeros((len(self), 8, 3), np.float32)
+        table[2, 3] = np.nan
+        return table
+
+    monkeypatch.setattr(SceneTable, "futures", futures)
+    with pytest.raises(InputError, match="future of scene scene02"):
+        train(inputs, module=ImitationModule(inputs / "backbone", fit_action=True))
+
+
+@pytest.mark.parametrize(("precision", "words"), [("16-true", "without trainer.precision 16-true"), ("32-true", "")])
+def test_a_number_that_is_not_finite_may_be_the_precisions(precision, words):
+    said = suspects(SimpleNamespace(precision=precision))
+    assert "check these scenes" in said
+    assert words in said
+    assert ("precision" in said) == bool(words)
 
 
 def test_a_pose_far_ahead_keeps_its_centimetres_in_half_precision(inputs):
