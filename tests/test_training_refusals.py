@@ -67,7 +67,8 @@ def fit(inputs: Path, tmp_path: Path):
 def refused(line: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> str:
     capsys.readouterr()
     assert main(line) == 2
-    (said,) = capsys.readouterr().err.strip().splitlines()
+    *waits, said = capsys.readouterr().err.strip().splitlines()
+    assert all(wait.startswith("plan: ") for wait in waits), waits
     for word in words:
         assert word in said, said
     return said

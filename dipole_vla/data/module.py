@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from dipole_vla.data.contexts import ContextDtype, ContextStore, Encoder, Ranks, make_contexts
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable, refuse_horizon
-from dipole_vla.progress import console
 from navsim_adapter.errors import InputError
 from navsim_adapter.option_checks import check_range
 
@@ -113,12 +112,6 @@ class DrivingData(L.LightningDataModule):
         if isinstance(batch, InputError):
             raise batch
         return {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()}
-
-
-def say(trainer: L.Trainer, remark: str | None) -> None:
-    """One line on the terminal, of one rank."""
-    if remark and trainer.is_global_zero:
-        console.print(remark, markup=False, soft_wrap=True)
 
 
 def collate(items: Sequence[dict[str, Any] | InputError]) -> dict[str, Any] | InputError:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
 from dipole_vla.policy import Backbone, Context
+from dipole_vla.progress import console
 from dipole_vla.training.ema import WeightMean
 from navsim_adapter.errors import InputError
 from navsim_adapter.option_checks import check_range
@@ -44,6 +45,13 @@ class FineTuning(L.LightningModule):
         self.mean: WeightMean | None = None  # made with the optimiser
         self.strict_loading = False  # frozen weights are not in the checkpoint
         self._restored_mean: Mapping[str, Any] | None = None
+        self._said: set[str] = set()
+
+    def say(self, remark: str | None) -> None:
+        """One line on the terminal, of one rank, once: `setup` runs twice."""
+        if remark and remark not in self._said and self.trainer.is_global_zero:
+            self._said.add(remark)
+            console.print(remark, markup=False, soft_wrap=True)
 
     def setup(self, stage: str) -> None:
         """Refuse what would be missed only after the last step, or never. Cheap: `fit` asks before it opens its folder,

@@ -15,7 +15,6 @@ from torch.utils.data import default_collate
 from dipole_vla.backbones import load_backbone
 from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.data.contexts import Encoder
-from dipole_vla.data.module import say
 from dipole_vla.progress import bar
 from dipole_vla.splits import RL_TOKENS
 from dipole_vla.training.base import FineTuning, float32_by_default, split_decay, stored_context
@@ -77,7 +76,7 @@ class CriticModule(FineTuning):
         dataset, device = self.trainer.datamodule.dataset, self.trainer.strategy.root_device  # type: ignore[attr-defined]
         if self.critic is not None or stage != "fit":
             return
-        say(self.trainer, dataset.candidates.refuse_other_base(self.fingerprint))
+        self.say(dataset.candidates.refuse_other_base(self.fingerprint))
         self.backbone.to(device)  # the trainer moves the module only after this hook
         with bar("critic features", len(dataset)) as progress:
             for start in range(0, len(dataset), FEATURES_BATCH):

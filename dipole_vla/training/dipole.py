@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dipole_vla.backbones import load_backbone
 from dipole_vla.critic.one_step import fitted_critic, refuse_other_metric
 from dipole_vla.data.contexts import Encoder
-from dipole_vla.data.module import DrivingData, say
+from dipole_vla.data.module import DrivingData
 from dipole_vla.data.tables import CandidateTable
 from dipole_vla.guidance import Role
 from dipole_vla.objective import (
@@ -131,14 +131,11 @@ class DipoleModule(FineTuning):
                 f"{data.candidates}: was driven with omega {omega:g}, but model.rule {self.rule} trains no negative: "
                 "the base has its place, and did not drive; collect with omega null, or use the dichotomous rule"
             )
-        say(self.trainer, candidates.refuse_other_base(self.pair.base_fingerprint))
+        self.say(candidates.refuse_other_base(self.pair.base_fingerprint))
         if self.critic_folder is not None:
-            say(
-                self.trainer,
-                refuse_other_metric(self.critic_folder, self.fitted, candidates.folder, candidates.metric),
-            )
+            self.say(refuse_other_metric(self.critic_folder, self.fitted, candidates.folder, candidates.metric))
         if self.start_folder is not None:
-            say(self.trainer, self._other_metric(candidates))
+            self.say(self._other_metric(candidates))
 
     def _other_metric(self, candidates: CandidateTable) -> str | None:
         """A remark where the pair goes on by another metric than it began with, which is allowed."""
