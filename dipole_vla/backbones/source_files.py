@@ -102,7 +102,7 @@ def check_pixels(folder: Path, mean: Sequence[float], std: Sequence[float]) -> N
     for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
         raw = read_json(path) if path.is_file() else {}
         raw = raw.get("image_processor", raw) if isinstance(raw, dict) else {}
-        wanted = {"image_mean": list(mean), "image_std": list(std), "rescale_factor": 1 / 255}
+        wanted: dict[str, Any] = {"image_mean": list(mean), "image_std": list(std), "rescale_factor": 1 / 255}
         wanted |= {"do_normalize": True, "do_rescale": True}
         for name, value in wanted.items():
             if raw.get(name) is not None and not np.allclose(raw[name], value, rtol=0, atol=1e-3 * np.max(value)):

@@ -114,10 +114,9 @@ class TimmDriver(Backbone):
     def _show(self, trained_with: Mapping[str, Any]) -> None:
         """Take mean, std and interpolation from timm's description of an encoder, where none are set."""
         if not self.config.image_mean and not self.config.image_std:
-            wanted = {name: trained_with[key] for name, key in _SHOWN.items() if key in trained_with}
-            self.config = replace(
-                self.config, **{k: tuple(v) if k != "interpolation" else v for k, v in wanted.items()}
-            )
+            wanted: dict[str, Any] = {name: trained_with[key] for name, key in _SHOWN.items() if key in trained_with}
+            shown: dict[str, Any] = {k: tuple(v) if k != "interpolation" else v for k, v in wanted.items()}
+            self.config = replace(self.config, **shown)
 
     @property
     def schedule(self) -> VPLinear:

@@ -68,7 +68,7 @@ class DrivingData(L.LightningDataModule):
             scenes = SceneTable(self.scenes, self.sensors)
             candidates = CandidateTable(self.candidates) if self.candidates else None
             if candidates is not None:
-                say(self.trainer, candidates.remark_on_pictures(scenes))
+                module.say(candidates.remark_on_pictures(scenes))
             contexts = self._contexts(scenes) if self.contexts else None
             self.dataset = DrivingDataset(
                 scenes, processor, candidates, self.keep_in_memory, module.needs_observation, contexts

@@ -313,7 +313,7 @@ def _watched(backbone: Backbone) -> dict[str, RemovableHandle]:
     """Names of the adapted layers not called yet: each takes its own out, and its hook off, at its first call."""
     uncalled: dict[str, RemovableHandle] = {}
     for name, module in backbone.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
             uncalled[name] = module.register_forward_pre_hook(partial(_called, uncalled, name))
     return uncalled
 

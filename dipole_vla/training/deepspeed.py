@@ -82,7 +82,8 @@ class PairDeepSpeed(DeepSpeedStrategy):
     # -- the engine ----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer) -> None:
-        self.precision_plugin = _Precision(self.precision_plugin.precision)
+        precision: Any = self.precision_plugin.precision
+        self.precision_plugin = _Precision(precision)
         module = self.lightning_module
         assert module is not None
         self._autocast_steps(module)
@@ -97,7 +98,8 @@ class PairDeepSpeed(DeepSpeedStrategy):
 
     def _autocast_steps(self, module: Any) -> None:
         """Operations choose their precision, as without the engine, which turns off an autocast around its own call."""
-        dtype = self.precision_plugin._desired_dtype
+        plugin: Any = self.precision_plugin
+        dtype = plugin._desired_dtype
         if dtype != torch.float32:
             module.training_step = torch.autocast(self.root_device.type, dtype)(module.training_step)
 
