@@ -27,6 +27,7 @@ from dipole_vla.guidance import guide
 from dipole_vla.paths import to_x0
 from dipole_vla.plan_activations import example_observation
 from dipole_vla.policy import AdapterPair, GuidedPolicy
+from dipole_vla.policy.adapters import SIGNS
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.solvers import solve
 
@@ -64,9 +65,9 @@ def naive(policy: GuidedPolicy, observation: dict[str, torch.Tensor], steps: int
 
     def denoise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         signs = []
-        for role in ("positive", "negative"):
-            pair.route(role)
-            signs.append(backbone.denoise(backbone.encode(observation), x_t, t))
+        for role in SIGNS:
+            with pair.acting(role):
+                signs.append(backbone.denoise(backbone.encode(observation), x_t, t))
         return to_x0(backbone.prediction, backbone.schedule, guide(*signs, OMEGA), x_t, t)
 
     with torch.no_grad():

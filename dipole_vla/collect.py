@@ -39,6 +39,7 @@ def collect(
     batch_size: int = 32,
     seed: int = 0,
     device: str = "auto",
+    backbone: Path | None = None,
     allow_eval_split: bool = False,
     shard: str | None = None,
     recipe: dict[str, Any] | None = None,
@@ -57,6 +58,7 @@ def collect(
         batch_size: scenes per forward pass.
         seed: start noise.
         device: auto, cpu, cuda.
+        backbone: of a policy folder, where its backbone is no longer at the place that the policy names.
         allow_eval_split: collect on an evaluation split; every report will say so in red.
         shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
         recipe: filled by the command line with the resolved recipe.
@@ -84,7 +86,7 @@ def collect(
     if with_human:
         table.futures(range(1))  # rendered scenes have none
     require_scenes(scorer, table.tokens)
-    actor = load_policy(policy, device=device)
+    actor = load_policy(policy, backbone, device)
 
     def score(positions: range) -> pa.Table:
         return _score_part(actor, table, positions, scorer, candidates, omega, with_human, batch_size, seed)

@@ -42,6 +42,7 @@ def drive(
     batch_size: int = 32,
     seed: int = 1,
     device: str = "auto",
+    backbone: Path | None = None,
     allow_eval_split: bool = False,
     shard: str | None = None,
 ) -> None:
@@ -58,6 +59,7 @@ def drive(
         batch_size: scenes per forward pass.
         seed: start noise, that of `evaluate`.
         device: auto, cpu, cuda.
+        backbone: of a policy folder, where its backbone is no longer at the place that the policy names.
         allow_eval_split: go on although RL ran on these scenes; the table says so.
         shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
     """
@@ -65,7 +67,7 @@ def drive(
     check_range("--candidates", candidates, 1)
     check_range("--omega", None if isinstance(omega, str) else omega)
     out, table = Path(out), SceneTable(scenes, sensors)
-    actor = load_policy(policy, device=device)
+    actor = load_policy(policy, backbone, device)
     greed, count = _setting(policy, actor, omega, candidates)
     name = name or f"{Path(policy).resolve().name}-{'reference' if greed is None else f'omega{greed:g}'}-n{count}"
     leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, allow_eval_split)

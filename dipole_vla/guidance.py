@@ -6,12 +6,14 @@ No network and no adapter here: `Predict` is any function of (x_t, t, role). Los
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dipole_vla.paths import Prediction, Schedule, noise_level, time_for_network, to_x0
+from navsim_adapter.errors import InputError
 
 Role = Literal["positive", "negative"] | None
 """Which adapter predicts; None is the base model, adapters off."""
@@ -24,6 +26,33 @@ Predict = Callable[[Tensor, Tensor, Role], Tensor]
 
 PredictGuided = Callable[[Tensor, Tensor], Tensor]
 """(x_t, t) -> the guided native prediction itself, where one pass gives it for less than two."""
+
+
+LIMIT = 2.0**24
+"""Omega stays below: from here on 1 + omega is omega in float32, and nothing of the combination is left."""
+
+
+def as_omega(given: Any) -> Omega:
+    """Omega as a float, as a float32 tensor of one axis or more, or None, from numbers of Python, numpy or torch.
+
+    InputError for what is no number (a text, a truth value), not finite or not below `LIMIT` in size.
+    """
+    if given is None:
+        return None
+    values = given if isinstance(given, Tensor) else _tensor_of(given)
+    if values is None or values.dtype == torch.bool or values.is_complex():
+        raise InputError(f"omega: must be a number, one per scene or plan, or None for the reference, got {given!r}")
+    if not (values.abs() < LIMIT).all():
+        raise InputError(f"omega: must be finite and below {LIMIT:.3g} in size, got {given}")
+    return values.item() if values.dim() == 0 else values.float()
+
+
+def _tensor_of(given: Any) -> Tensor | None:
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError):  # rows of unequal lengths
+        return None
+    return torch.from_numpy(array.astype(np.float64)) if array.dtype.kind in "iuf" else None
 
 
 def guide(positive: Tensor, negative: Tensor, omega: float | Tensor) -> Tensor:
@@ -46,7 +75,7 @@ def roles_for(omega: Omega, negative: Role = "negative") -> tuple[Role, ...]:
         return (None,)
     values = omega if isinstance(omega, Tensor) else torch.tensor(float(omega))
     if not torch.isfinite(values).all():
-        raise ValueError(f"omega: must be finite, got {omega}")
+        raise InputError(f"omega: must be finite, got {omega}")
     if (values == 0).all():
         return ("positive",)
     return (negative,) if (values == -1).all() else ("positive", negative)

@@ -14,7 +14,7 @@ from dipole_vla.checkpoint import check_default_dtype, checked_fields, record_fr
 from dipole_vla.policy.backbone import Backbone
 from dipole_vla.progress import console, skipped, wrote
 from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import finish, making
+from navsim_adapter.files import finish, is_made, making
 
 
 def init(
@@ -47,12 +47,14 @@ def init(
     made_by: dict[str, Any] = {"command": "init", "family": family, "size": size, "sizes": sizes or {}, "seed": seed}
     if encoder_weights is not None:
         made_by["encoder_weights"] = str(encoder_weights.resolve())
+    if is_made(out, made_by):
+        return skipped("init", out)
+    model = _fresh(kind, config, seed)  # before OUT is begun: sizes that cannot be must leave nothing there
+    if encoder_weights is not None:
+        model.read_encoder(encoder_weights)
     with making(out, made_by) as is_open:
         if not is_open:
             return skipped("init", out)
-        model = _fresh(kind, config, seed)
-        if encoder_weights is not None:
-            model.read_encoder(encoder_weights)
         model.save_pretrained(out)
         finish(out, made_by)
     console.print(f"{family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")

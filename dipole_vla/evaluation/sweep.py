@@ -44,6 +44,7 @@ def evaluate(
     batch_size: int = 32,
     seed: int = 1,
     device: str = "auto",
+    backbone: Path | None = None,
     allow_eval_split: bool = False,
     shard: str | None = None,
     recipe: dict[str, Any] | None = None,
@@ -63,6 +64,7 @@ def evaluate(
         batch_size: scenes per forward pass.
         seed: start noise, shared by all policies.
         device: auto, cpu, cuda.
+        backbone: of a policy folder, where its backbone is no longer at the place that the policy names.
         allow_eval_split: go on although RL ran on these scenes; the report says so in red.
         shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
         recipe: filled by the command line with the resolved recipe.
@@ -81,7 +83,7 @@ def evaluate(
         "seed": seed,
         **pictures_entry(table.pictures, began(out), Path(out)),
     }
-    actor = load_policy(policy, device=device)
+    actor = load_policy(policy, backbone, device)
     if actor.pair is None:
         raise InputError(f"{policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`")
     require_critic(actor, policy, max(counts))

@@ -42,6 +42,7 @@ def export(
     held_out: float = 0.25,
     seed: int = 0,
     device: str = "auto",
+    backbone: Path | None = None,
     recipe: dict[str, Any] | None = None,
 ) -> None:
     """Write POLICY as plain PEFT adapters, as one distilled network, or as a TorchScript sampling loop.
@@ -65,6 +66,7 @@ def export(
         held_out: share of the scenes that distillation does not see and that are reported on.
         seed: noise, omegas, order of the scenes.
         device: auto, cpu, cuda.
+        backbone: of a policy folder, where its backbone is no longer at the place that the policy names.
         recipe: filled by the command line with the resolved recipe.
     """
     if out is None:
@@ -85,7 +87,7 @@ def export(
     if is_made(out, made_by):
         return skipped("export", out)
     console.print(f"export {format}: loading {policy}", markup=False, soft_wrap=True)
-    actor = load_policy(policy, device=device)
+    actor = load_policy(policy, backbone, device)
     pair = actor.pair
     if not isinstance(pair, AdapterPair):
         raise InputError(f"{policy}: has no pair of LoRA adapters to export")
@@ -102,7 +104,7 @@ def export(
         else:
             assert scenes is not None
             about = distil(actor, pair, out, training, scenes, sensors, scorer)
-            _save_distilled(actor, Path(policy), out, recipe or {})
+            _save_distilled(actor, Path(policy), backbone, out, recipe or {})
         write_json(
             out / REPORT, {"format": format, "policy": str(policy), **about, "provenance": provenance(recipe or {})}
         )
@@ -112,12 +114,14 @@ def export(
     wrote(f"export {format}", out)
 
 
-def _save_distilled(actor: GuidedPolicy, policy: Path, out: Path, recipe: dict[str, Any]) -> None:
+def _save_distilled(
+    actor: GuidedPolicy, policy: Path, backbone: Path | None, out: Path, recipe: dict[str, Any]
+) -> None:
     """The whole policy folder again, with the distilled network beside the pair."""
     from dipole_vla.checkpoint import read_json
     from dipole_vla.policy.guided import POLICY
 
-    where = (policy / read_json(policy / POLICY)["backbone"]).resolve()
+    where = backbone or (policy / read_json(policy / POLICY)["backbone"]).resolve()
     made = {**actor.provenance, "distilled_from": str(policy), "export": provenance(recipe)}
     actor.save_pretrained(out, backbone=where, provenance=made)
 

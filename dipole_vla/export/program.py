@@ -1,12 +1,15 @@
 """The whole sampling loop as one TorchScript file: tensors of a scene and start noise in, plans out.
 
-Traced, so solver, guidance and schedule are constants in it: omega, number of plans, number of steps, and one scene
-at a time. Whoever loads it needs torch alone (Python or C++), not this program. Checked after writing: the file is
-read again and must give the policy's own plans on another observation and other noise.
+Traced, so solver, guidance and schedule are constants in it: omega, number of plans, number of steps, one scene at a
+time, and the kind of device. Whoever loads it needs torch alone (Python or C++), not this program; how its inputs are
+made is said beside it, with the tokenizer, if there is one. Checked after writing: the file is read again and must
+give the policy's own plans on another observation and other noise.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dipole_vla.backbones.observing import COMMANDS, history, status
 from dipole_vla.objective import RULES
 from dipole_vla.plan_activations import SCENE, example_observation
-from dipole_vla.policy import GuidedPolicy
+from dipole_vla.policy import GuidedPolicy, Processor
 from dipole_vla.progress import console
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import atomic_path, write_json
 
 PROGRAM, ABOUT = "sampler.pt", "sampler.json"
 TOLERANCE_M = 1e-3  # of plans tens of metres long; the traced loop does the same operations
+
+OTHER_SCENE: dict[str, Any] = {**SCENE, "command": "left", "velocity": [9.0, 0.3], "acceleration": [-0.7, 0.1]}
+
+PAST = "x, y, heading of the last four frames, 0.5 s apart, oldest first, in the ego frame of the last", "m, m, rad"
+STATUS = (
+    f"command as one of ({', '.join(COMMANDS)}), then velocity x, y and acceleration x, y in the ego frame",
+    "1 or 0, m/s, m/s^2",
+)
+MEANINGS = {
+    "pixels": ("RGB pictures of the cameras in the order of `processor`, channels first", "0 to 255"),
+    "input_ids": ("tokens of the prompt, as in `prompt`, by the tokenizer beside this file", "ids"),
+    "attention_mask": ("1 for a token that counts, 0 for padding", "1 or 0"),
+    "tiles": ("how many of the picture's tiles count; the rest are black", "number"),
+    "noise": ("start of the plans, each drawn for itself", "standard normal"),
+}
+"""Input -> what it is and its unit, where its numbers do not tell."""
 
 
 class SamplingLoop(nn.Module):
@@ -67,13 +87,14 @@ def write_program(
             f"{out / PROGRAM}: gives plans {difference:.3g} m off the policy's (at most {TOLERANCE_M} m is rounding); "
             f"the family {policy.backbone.family!r} decides by data somewhere and cannot be traced"
         )
-    inputs = [
-        {"name": name, "shape": list(value.shape), "dtype": str(value.dtype)} for name, value in observation.items()
-    ]
-    inputs.append({"name": "noise", "shape": list(noise.shape), "dtype": str(noise.dtype)})
+    policy.backbone.save_assets(out)
     about = {
-        "inputs": inputs,
+        "device": policy.device.type,
+        "inputs": [_described(name, value) for name, value in {**other, "noise": noise}.items()],
+        "processor": _settings(policy.processor),
+        "prompt": _prompt(policy.processor, other),
         "output": "plans (1, candidates, horizon, 3): x, y, heading; ego frame, metres, radians",
+        "critic": False,  # all plans come out, none is chosen
         "omega": policy.guidance.omega,
         "candidates": candidates,
         "steps": steps or policy.backbone.solver.steps,
@@ -92,7 +113,37 @@ def _noise(policy: GuidedPolicy, candidates: int, seed: int) -> Tensor:
 
 def _other(policy: GuidedPolicy, seed: int) -> dict[str, Tensor]:
     """Another scene of the same shapes: what a trace that took a value for a constant would get wrong."""
-    scene = {**SCENE, "command": "left", "velocity": [9.0, 0.3], "acceleration": [-0.7, 0.1]}
     picture = np.random.default_rng(seed).integers(0, 256, (1080, 1920, 3), dtype=np.uint8)
-    observation = example_observation(policy.backbone, 1, scene, picture)
+    observation = example_observation(policy.backbone, 1, OTHER_SCENE, picture)
     return {name: value.to(policy.device) for name, value in observation.items()}
+
+
+def _described(name: str, value: Tensor) -> dict[str, Any]:
+    """An input for whoever makes it without this program; `value` is what the processor made of OTHER_SCENE."""
+    past, now = history(OTHER_SCENE), status(OTHER_SCENE)
+    both = PAST[0] + "; then " + STATUS[0], PAST[1] + "; " + STATUS[1]
+    meaning, unit = MEANINGS.get(name, ("see `processor`", "see `processor`"))
+    for known, (words, its_unit) in ((past, PAST), (now, STATUS), (torch.cat([past, now]), both)):
+        if value.shape == (1, *known.shape) and torch.equal(value[0].cpu().float(), known):
+            meaning, unit = words, its_unit
+    facts = {"shape": list(value.shape), "dtype": str(value.dtype), "unit": unit}
+    return {"name": name, **facts, "meaning": meaning}
+
+
+def _settings(processor: Processor) -> dict[str, Any]:
+    """What the family's processor says of itself, and its numbers."""
+    plain = (str, int, float, tuple, list)
+    fields = dataclasses.fields(processor) if dataclasses.is_dataclass(processor) else ()
+    found = {field.name: getattr(processor, field.name) for field in fields}
+    settings = {name: value for name, value in found.items() if isinstance(value, plain)}
+    return {"about": inspect.getdoc(processor), "cameras": list(processor.cameras), **settings}
+
+
+def _prompt(processor: Processor, observation: dict[str, Tensor]) -> dict[str, Any] | None:
+    """The words of one scene, from which those of another are seen; None for families that read none."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or "input_ids" not in observation:
+        return None
+    ids = observation["input_ids"][0].tolist()
+    told = ("command", "velocity", "acceleration", "history")
+    return {"scene": {key: OTHER_SCENE[key] for key in told}, "text": tokenizer.decode(ids), "input_ids": ids}

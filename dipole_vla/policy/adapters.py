@@ -1,10 +1,11 @@
 """The pair: two PEFT LoRA adapters, "positive" and "negative", on one frozen backbone.
 
-Switching and freezing live here and nowhere else: PEFT's own `set_adapter` turns gradients off on the adapter it
-leaves, so a pass is routed by the layers' `_active_adapter` instead, which touches no gradient flag (pinned by
-test_adapters.py). Two routed passes, one loss, one backward train both. Whoever checkpoints activations must make
-the recomputation run under the same role. Two passes can also be one, of rows of either sign (`prepare_both`, then
-`denoise_both` for guided sampling, `denoise_routed` for training): the frozen weights are then read once.
+Switching and freezing live here and in `mixed_rows`, and nowhere else. PEFT's own `set_adapter` is a state of the
+layers, and turns gradients off on the adapter it leaves; here a pass is routed (`mixed_rows.routed`), which no other
+thread sees and no gradient flag. Two routed passes, one loss, one backward train both. Whoever checkpoints
+activations must make the recomputation run under the same route. Two passes can also be one, of rows of either sign
+(`prepare_both`, then `denoise_both` for guided sampling, `denoise_routed` for training): the frozen weights are then
+read once.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from dipole_vla import checkpoint
 from dipole_vla.guidance import Role
 from dipole_vla.objective import Denoise
 from dipole_vla.policy.backbone import Backbone, Context, Observation
-from dipole_vla.policy.mixed_rows import mixed, remembering
+from dipole_vla.policy.mixed_rows import alone, mixed, routable, routed, sharing
 from navsim_adapter.errors import InputError, did_you_mean
 
 SIGNS: tuple[Literal["positive"], Literal["negative"]] = ("positive", "negative")
@@ -66,50 +67,49 @@ class AdapterPair:
         self.base_fingerprint = backbone.fingerprint()
         backbone.freeze()
         _check_targets(backbone, scope)
-        self.layers = _attach(backbone, self._lora_config())
+        self.layers = [routable(layer) for layer in _attach(backbone, self._lora_config())]
         self._uncalled = _watched(backbone)
         self._initialise(seed)
-        self.route(None)
 
     @property
     def shares_context(self) -> bool:
         """Whether one encoding serves every role, because no adapted module is part of it."""
         return self.scope == "head"
 
-    def route(self, role: Role) -> None:
-        """Make `role` act in the forward passes that follow; None switches the adapters off."""
-        self.role = role
-        for layer in self.layers:
-            layer._active_adapter, layer._disable_adapters = ([role], False) if role else ([], True)
+    def acting(self, role: Role) -> AbstractContextManager[None]:
+        """Let `role` act in this thread's passes within the block; None leaves the base, as it is outside."""
+        return routed(partial(alone, role=role))
 
     def encode(self, observation: Observation, roles: Sequence[Role] = SIGNS) -> dict[Role, Context]:
         """The scenes' context under each role; one and the same, encoded once, if `shares_context`."""
         if self.shares_context:
-            self.route(None)
-            return dict.fromkeys(roles, self.backbone.encode(observation))
+            with self.acting(None):
+                return dict.fromkeys(roles, self.backbone.encode(observation))
         contexts: dict[Role, Context] = {}
         for role in roles:
-            self.route(role)
-            contexts[role] = self.backbone.encode(observation)
+            with self.acting(role):
+                contexts[role] = self.backbone.encode(observation)
         return contexts
 
     def prepare(self, context: Context, role: Role) -> Context:
         """The head's work on the context alone, under `role`: valid for that role's `denoise` only."""
-        self.route(role)
-        return self.backbone.prepare(context)
+        with self.acting(role):
+            return self.backbone.prepare(context)
 
     def denoise(self, context: Context, x_t: Tensor, t: Tensor, role: Role) -> Tensor:
         """Native prediction of one role, float32, shape of x_t (B*G, horizon, dim); see `Backbone.denoise`."""
-        self.route(role)
-        return self._checked(self.backbone.denoise(context, x_t, t))
+        with self.acting(role):
+            return self._checked(self.backbone.denoise(context, x_t, t))
 
     def prepare_both(self, contexts: Mapping[Role, Context], roles: tuple[Role, Role]) -> Context:
         """`prepare` under each of two roles, stacked: rows of the first, then of the second.
 
         Where both roles show a layer the very same input, as keys and values of one scene, its frozen part runs once.
         """
-        with self.layers_as(remembering):
-            prepared = [self.prepare(contexts[role], role) for role in roles]
+        prepared, seen = [], {}  # type: ignore[var-annotated]
+        for role in roles:
+            with routed(partial(sharing, role=role, seen=seen)):
+                prepared.append(self.backbone.prepare(contexts[role]))
         return prepared[0].stacked(prepared[1])
 
     def denoise_both(self, context: Context, x_t: Tensor, t: Tensor, roles: tuple[Role, Role]) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ class AdapterPair:
 
         x_t (B*G, horizon, dim), t (B*G,), as for one role; row i of either half of the context serves G rows.
         """
-        with torch.no_grad(), self.layers_as(partial(mixed, roles=roles)):
+        with torch.no_grad(), routed(partial(mixed, roles=roles)):
             output = self._checked(self.backbone.denoise(context, torch.cat([x_t, x_t]), torch.cat([t, t])))
         first, second = output.chunk(2)
         return first, second
@@ -135,7 +135,7 @@ class AdapterPair:
         positives, scenes = int(is_positive.sum()), order // group
         serves = torch.cat([scenes[:positives], scenes[positives:] + len(contexts["positive"])])
         context = replace(self.prepare_both(contexts, SIGNS), serves=serves)
-        with self.layers_as(partial(mixed, roles=SIGNS, rows=(positives, len(order) - positives))):
+        with routed(partial(mixed, roles=SIGNS, rows=(positives, len(order) - positives))):
             output = self._checked(self.backbone.denoise(context, x_t[order], t[order]))
         return output[torch.argsort(order)]
 
@@ -147,17 +147,6 @@ class AdapterPair:
                 f"do nothing; leave them out of lora_scopes of {self.backbone.family}, or call them as modules"
             )
         return output
-
-    @contextmanager
-    def layers_as(self, forward: Callable[[LoraLayer], Callable[..., Tensor]]) -> Iterator[None]:
-        """Let every adapted layer compute by `forward(layer)` for a while."""
-        for layer in self.layers:
-            layer.__dict__["forward"] = forward(layer)
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                del layer.__dict__["forward"]
 
     def denoiser(self, contexts: Mapping[Role, Context], group: int = 1) -> Denoise:
         """What `objective.dichotomous_loss` calls, for a batch of `group` actions per scene of the contexts.
@@ -248,7 +237,7 @@ class AdapterPair:
         remedies = {
             "role": "the folders were swapped or renamed; put each under its role's name",
             "family": "pass the matching checkpoint",
-            "base_fingerprint": "pass the matching checkpoint",
+            "base_fingerprint": pass_the_base(self.backbone),
             "scope": "make the pair with this scope",
             "rank": "make the pair with this rank",
             "alpha": "make the pair with this alpha",
@@ -322,6 +311,15 @@ def _called(uncalled: dict[str, RemovableHandle], name: str, layer: nn.Module, i
     handle = uncalled.pop(name, None)
     if handle is not None:
         handle.remove()
+
+
+def pass_the_base(backbone: Backbone) -> str:
+    """What to do where the backbone is not the one: the fingerprint tells precisions apart, too."""
+    kinds = {tensor.dtype for tensor in checkpoint.base_state(backbone).values() if tensor.is_floating_point()}
+    if kinds <= {torch.float32}:
+        return "pass the matching checkpoint"
+    here = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    return f"pass the matching checkpoint in the precision it was saved in; this one is {here} now"
 
 
 def _attach(backbone: Backbone, config: LoraConfig) -> list[LoraLayer]:

@@ -19,9 +19,9 @@ from torch.nn.functional import linear
 
 from dipole_vla import checkpoint
 from dipole_vla.guidance import Role
-from dipole_vla.policy.adapters import SIGNS, AdapterPair
+from dipole_vla.policy.adapters import SIGNS, AdapterPair, pass_the_base
 from dipole_vla.policy.backbone import Context
-from dipole_vla.policy.mixed_rows import frozen, matrices
+from dipole_vla.policy.mixed_rows import frozen, matrices, routed
 from navsim_adapter.errors import InputError
 
 FOLDER = "distilled"
@@ -75,8 +75,9 @@ class DistilledPair:
 
     def at(self, omega: float | Tensor) -> AtOmega:
         """The network at one omega, or at one per scene (B,); matrices are put together once, with gradients to C."""
-        if self._folded is not None and not isinstance(omega, Tensor) and self._folded[0] == float(omega):
-            weights = self._folded[1]
+        folded = self._folded  # read once: another thread may fold
+        if folded is not None and not isinstance(omega, Tensor) and folded[0] == float(omega):
+            weights = folded[1]
             return AtOmega(self.pair, [_plain(layer, weight) for layer, weight in zip(self.pair.layers, weights)])
         forwards = []
         for layer, stack in zip(self.pair.layers, self._stacks()):
@@ -140,7 +141,7 @@ class DistilledPair:
         if facts["base_fingerprint"] != pair.base_fingerprint:
             raise InputError(
                 f"{target}: distilled on base {facts['base_fingerprint'][:12]}…, this pair's is "
-                f"{pair.base_fingerprint[:12]}…; pass the matching checkpoint"
+                f"{pair.base_fingerprint[:12]}…; {pass_the_base(pair.backbone)}"
             )
         found = cls(pair, facts["highest"], facts["rank"], facts["negative"])
         path = target / "correction.safetensors"
@@ -152,16 +153,19 @@ class AtOmega:
     """The distilled network at fixed omegas: `prepare` and `denoise` as a backbone's."""
 
     def __init__(self, pair: AdapterPair, forwards: Sequence[Callable[[Tensor], Tensor]]) -> None:
-        self._pair, self._forwards = pair, dict(zip(pair.layers, forwards))
+        self._pair, self._forwards = pair, dict[LoraLayer, Callable[[Tensor], Tensor]](zip(pair.layers, forwards))
 
     def prepare(self, context: Context) -> Context:
-        with self._pair.layers_as(self._forwards.__getitem__):
+        with routed(self._route):
             return self._pair.backbone.prepare(context)
 
     def denoise(self, context: Context, x_t: Tensor, t: Tensor) -> Tensor:
         """The guided native prediction in one pass; context of this object's own `prepare`."""
-        with self._pair.layers_as(self._forwards.__getitem__):
+        with routed(self._route):
             return self._pair.backbone.denoise(context, x_t, t)
+
+    def _route(self, layer: LoraLayer, x: Tensor) -> Tensor:
+        return self._forwards[layer](x)
 
 
 def _plain(layer: LoraLayer, weight: Tensor) -> Callable[[Tensor], Tensor]:

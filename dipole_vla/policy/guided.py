@@ -22,9 +22,18 @@ from torch import Tensor
 
 from dipole_vla import backbones, checkpoint  # backbones as a module: it imports this package in turn
 from dipole_vla.critic.one_step import OneStepCritic
-from dipole_vla.guidance import Omega, PredictGuided, Role, guide, guided_denoiser, roles_for
+from dipole_vla.guidance import LIMIT, Omega, PredictGuided, Role, as_omega, guide, guided_denoiser, roles_for
 from dipole_vla.objective import RULES
-from dipole_vla.policy.adapters import SIGNS, AdapterPair
+from dipole_vla.policy.adapters import SIGNS, AdapterPair, pass_the_base
+from dipole_vla.policy.arguments import (
+    are_numbers,
+    check_generator,
+    check_noise,
+    check_plans,
+    per_row,
+    scenes_in,
+    whole,
+)
 from dipole_vla.policy.backbone import Backbone, Context, Observation, Processor
 from dipole_vla.policy.distilled import FOLDER as DISTILLED
 from dipole_vla.policy.distilled import AtOmega, DistilledPair
@@ -58,20 +67,28 @@ class Guidance:
     clamp: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
+        if not isinstance(self.rule, str) or self.rule not in RULES:
             raise InputError(f"guidance.rule: must be one of {', '.join(RULES)}, got {self.rule!r}")
-        if not 0 <= self.low < self.high <= 1:
-            raise InputError(f"guidance.low, high: must be 0 <= low < high <= 1, got {self.low}, {self.high}")
-        if self.candidates < 1:
-            raise InputError(f"guidance.candidates: must be >= 1, got {self.candidates}")
+        if not are_numbers(self.omega) or not abs(self.omega) < LIMIT:
+            raise InputError(f"guidance.omega: must be a finite number below {LIMIT:.3g} in size, got {self.omega!r}")
+        if not are_numbers(self.low, self.high) or not 0 <= self.low < self.high <= 1:
+            raise InputError(f"guidance.low, high: must be 0 <= low < high <= 1, got {self.low!r}, {self.high!r}")
+        ordered = len(self.clamp) == 2 and are_numbers(*self.clamp) and self.clamp[0] < self.clamp[1]
+        if self.clamp and not ordered:
+            raise InputError(f"guidance.clamp: must be empty or (low, high) with low < high, got {self.clamp!r}")
+        whole("guidance.candidates", self.candidates)
 
 
 class EncodedScenes:
-    """A batch of scenes, encoded once per role at most, when first needed; shared by all omegas and candidates."""
+    """A batch of scenes, encoded once per role at most, when first needed; shared by all omegas and candidates.
+
+    What is kept is never changed, and made the same way whatever was asked before, so threads may share it: at worst
+    two of them make the same thing at the same time.
+    """
 
     def __init__(self, policy: GuidedPolicy, observation: Observation, count: int | None = None) -> None:
         self._policy, self._observation = policy, observation
-        self._count = next(iter(observation.values())).shape[0] if count is None else count
+        self._count = scenes_in(observation) if count is None else count
         self._encoded: dict[Role, Context] = {}
         self._prepared: dict[Role, Context] = {}
         self._both: dict[tuple[Role, Role], Context] = {}
@@ -98,21 +115,19 @@ class EncodedScenes:
         return self._prepared[role]
 
     def prepared_both(self, roles: tuple[Role, Role]) -> Context:
-        """Rows prepared under the first role, then under the second; `prepared` gives parts of it from then on."""
+        """Rows prepared under the first role, then under the second."""
         if roles not in self._both:
             pair = self._policy.pair
             assert isinstance(pair, AdapterPair)
-            both = pair.prepare_both({role: self.encoded(role) for role in roles}, roles)
-            self._both[roles] = both
-            for index, role in enumerate(roles):
-                self._prepared[role] = both.part(index * len(self), len(self))
+            self._both[roles] = pair.prepare_both({role: self.encoded(role) for role in roles}, roles)
         return self._both[roles]
 
     def prepared_at(self, omega: float, network: AtOmega) -> Context:
         """Prepared by the distilled network at one omega; the latest is kept."""
-        if self._distilled is None or self._distilled[0] != omega:
-            self._distilled = (omega, network.prepare(self.encoded(None)))
-        return self._distilled[1]
+        latest = self._distilled
+        if latest is None or latest[0] != omega:
+            self._distilled = latest = (omega, network.prepare(self.encoded(None)))
+        return latest[1]
 
     def __len__(self) -> int:
         return self._count
@@ -121,6 +136,9 @@ class EncodedScenes:
 @dataclass
 class GuidedPolicy:
     """See the module docstring. Without a pair it is the reference policy only (omega None).
+
+    Several threads may encode, sample and choose at once: each gets the plans it would get alone. Changing what the
+    policy holds (weights, guidance, device) meanwhile is the caller's to prevent.
 
     backbone: put into evaluation mode by the caller or frozen by its pair.
     rl_tokens: scenes whose scores shaped the adapters.
@@ -193,14 +211,18 @@ class GuidedPolicy:
 
         omega: a number, one per scene (B,) or per plan (B, N), or None for the reference policy (adapters off).
         candidates: N. noise: (B, N, horizon, dim) standard normal, so that policies can be compared on the same
-            numbers; else drawn from `generator`. steps: of the solver, default the backbone's own.
+            numbers; else drawn from `generator`, else from torch's global one, which all threads share.
+        steps: of the solver, default the backbone's own.
+        InputError names the argument that cannot be meant.
         """
-        scenes = observation if isinstance(observation, EncodedScenes) else self.encode(observation)
-        omega = self.guidance.omega if isinstance(omega, str) else omega
+        scenes = self._scenes(observation)
+        steps = None if steps is None else whole("steps", steps)
+        count = self.guidance.candidates if candidates is None else whole("candidates", candidates)
+        omega = as_omega(self.guidance.omega if isinstance(omega, str) and omega == "default" else omega)
         omega = None if omega is None else omega * RULES[self.guidance.rule].greed
-        start = self._start(len(scenes), candidates or self.guidance.candidates, noise, generator)
-        batch, count = start.shape[:2]
-        flat_omega = _per_row(omega, batch, count).to(start.device) if isinstance(omega, Tensor) else omega
+        start = self._start(len(scenes), count, noise, generator)
+        batch = len(scenes)
+        flat_omega = per_row(omega, batch, count).to(start.device) if isinstance(omega, Tensor) else omega
         denoise = guided_denoiser(
             self._predict(scenes),
             self.backbone.schedule,
@@ -226,9 +248,9 @@ class GuidedPolicy:
         steps: int | None = None,
     ) -> Tensor:
         """One plan per scene (B, horizon, 3): the critic's choice among `candidates`; arguments as `sample`."""
-        scenes = observation if isinstance(observation, EncodedScenes) else self.encode(observation)
+        scenes = self._scenes(observation)
         plans = self.sample(scenes, omega, candidates, noise, generator, steps)
-        return plans[torch.arange(len(plans)), self.choose(scenes, plans)]
+        return plans[torch.arange(len(plans)), self._value(scenes, plans).argmax(1)]
 
     @torch.no_grad()
     def choose(self, observation: Observation | EncodedScenes, plans: Tensor) -> Tensor:
@@ -237,13 +259,28 @@ class GuidedPolicy:
 
     @torch.no_grad()
     def value(self, observation: Observation | EncodedScenes, plans: Tensor) -> Tensor:
-        """(B, N) the critic's estimate of each plan's return; without a critic a single plan counts 0."""
+        """(B, N) the critic's estimate of each plan's return; without a critic a single plan counts 0.
+
+        plans: (B, N, horizon, 3) of these scenes, finite.
+        """
+        scenes = self._scenes(observation)
+        check_plans(plans, len(scenes), self.noise_shape[0])
+        return self._value(scenes, plans)
+
+    @torch.no_grad()
+    def _value(self, scenes: EncodedScenes, plans: Tensor) -> Tensor:
         if self.critic is None:
             if plans.shape[1] > 1:
                 raise InputError(f"candidates: {plans.shape[1]} to choose from, but the policy has no critic; use 1")
             return plans.new_zeros(plans.shape[:2])
-        scenes = observation if isinstance(observation, EncodedScenes) else self.encode(observation)
-        return self.critic(self.backbone.features(scenes.encoded(None)), plans)
+        return self.critic(self.backbone.features(scenes.encoded(None)), plans.to(self.device))
+
+    def _scenes(self, observation: Observation | EncodedScenes) -> EncodedScenes:
+        if not isinstance(observation, EncodedScenes):
+            return self.encode(observation)
+        if observation._policy.pair is not self.pair or observation._policy.backbone is not self.backbone:
+            raise InputError("observation: these scenes were encoded by another policy; encode them with this one")
+        return observation
 
     def _predict(self, scenes: EncodedScenes) -> Any:
         def predict(x_t: Tensor, t: Tensor, role: Role) -> Tensor:
@@ -273,11 +310,11 @@ class GuidedPolicy:
 
     def _start(self, batch: int, count: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         shape = (batch, count, *self.noise_shape)
+        check_generator(generator)
         if noise is None:
             device = generator.device if generator is not None else self.backbone.device
-            noise = torch.randn(shape, generator=generator, device=device)
-        elif tuple(noise.shape) != shape:
-            raise InputError(f"noise: must have shape {shape} for these scenes, got {tuple(noise.shape)}")
+            noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+        check_noise(noise, shape)
         return noise.to(self.backbone.device, torch.float32)
 
     def _check_has_pair(self, omega: Omega) -> None:
@@ -327,13 +364,14 @@ class GuidedPolicy:
         raw = checkpoint.read_record(folder / POLICY, _KEYS)
         where = Path(backbone) if backbone is not None else (folder / raw["backbone"]).resolve()
         if not where.is_dir():
-            raise InputError(f"{folder / POLICY}: backbone {where} is not there; pass its folder as `backbone`")
+            remedy = f"give its folder as --backbone (in Python `backbone=`), or link it there: ln -s FOLDER {where}"
+            raise InputError(f"{folder / POLICY}: its backbone is not there, at {where}; {remedy}")
         base = backbones.load_backbone(where, device)
         pair = load_pair(base, folder)
         if raw["backbone_fingerprint"] != pair.base_fingerprint:
             raise InputError(
                 f"{folder}: made on base {raw['backbone_fingerprint'][:12]}…, "
-                f"{where} is {pair.base_fingerprint[:12]}…; pass the matching checkpoint"
+                f"{where} is {pair.base_fingerprint[:12]}…; {pass_the_base(base)}"
             )
         critic = folder / "critic"
         return cls(
@@ -350,12 +388,15 @@ class GuidedPolicy:
 def load_policy(folder: str | Path, backbone: str | Path | None = None, device: str = "auto") -> GuidedPolicy:
     """A policy folder as its guided policy, or a backbone folder as the reference policy without adapters.
 
+    backbone: of a policy folder, where its backbone is no longer at the recorded place.
     device: as torch names it, or "auto": the GPU if there is one.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if (Path(folder) / POLICY).is_file():
         return GuidedPolicy.from_pretrained(folder, backbone, device)
+    if backbone is not None:
+        raise InputError(f"--backbone: {folder} is no policy folder (it has no {POLICY}), so it has none; leave it out")
     return GuidedPolicy(backbones.load_backbone(folder, device))
 
 
@@ -377,12 +418,3 @@ def _read_distilled(pair: Pair, folder: Path) -> DistilledPair:
     if not isinstance(pair, AdapterPair):
         raise InputError(f"{folder}: a distilled network needs a pair of adapters, this pair is of full copies")
     return DistilledPair.from_pretrained(pair, folder)
-
-
-def _per_row(omega: Tensor, batch: int, count: int) -> Tensor:
-    """(B,) or (B, N) -> (B*N,)."""
-    if omega.dim() == 0:
-        omega = omega.expand(batch)
-    if omega.shape not in ((batch,), (batch, count)):
-        raise InputError(f"omega: must be a number, ({batch},) or ({batch}, {count}), got {tuple(omega.shape)}")
-    return omega.reshape(batch, -1).expand(batch, count).flatten()

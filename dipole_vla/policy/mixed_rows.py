@@ -1,20 +1,82 @@
-"""Forward passes of an adapted layer that PEFT has not: rows of two roles side by side, and work shared between roles.
+"""How an adapted layer computes: the route of the pass it is called in, never a state of the layer.
 
-Used through `AdapterPair.layers_as`. Weights are read directly, not through PEFT's modules: not for an engine that
-partitions them around modules (ZeRO-3).
+A policy is shared by threads, and its layers with it. So who calls the backbone says within `routed` how the adapted
+layers are to compute, and only passes of that thread see it; outside all adapters are off. Routes: `alone` (PEFT's
+own operations), rows of two roles side by side (`mixed`), and work shared between roles (`sharing`). The latter two
+read weights directly, not through PEFT's modules: not for an engine that partitions them around modules (ZeRO-3).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dipole_vla.guidance import Role
+from navsim_adapter.errors import InputError
+
+Route = Callable[[LoraLayer, Tensor], Tensor]
+"""(adapted layer, its input (..., in)) -> its output (..., out)."""
+
+
+def alone(layer: LoraLayer, x: Tensor, role: Role = None) -> Tensor:
+    """The layer with one adapter, operation by operation as PEFT computes it; None is the frozen layer."""
+    output = layer.base_layer(x)
+    if role is None:
+        return output
+    down, up = layer.lora_A[role], layer.lora_B[role]
+    return (output + up(down(x.to(down.weight.dtype))) * layer.scaling[role]).to(output.dtype)
+
+
+_route: ContextVar[Route] = ContextVar("route", default=alone)
+
+
+@contextmanager
+def routed(route: Route) -> Iterator[None]:
+    """Let every adapted layer compute by `route` within the block, in this thread."""
+    before = _route.set(route)
+    try:
+        yield
+    finally:
+        _route.reset(before)
+
+
+def current_route() -> Route:
+    """For whoever runs a part of this pass again, later or in another thread: within `routed` of it."""
+    return _route.get()
+
+
+class RoutedLinear(lora.Linear):
+    """A PEFT layer that asks the pass it is called in."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # PEFT's further arguments are its own routes
+        return _route.get()(self, x)
+
+
+class RoutedConv2d(lora.Conv2d):
+    """The same for a convolution, of an encoder: only the route `alone` meets it."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return _route.get()(self, x)
+
+
+ROUTED: dict[type, type] = {lora.Linear: RoutedLinear, lora.Conv2d: RoutedConv2d}
+
+
+def routable(layer: LoraLayer) -> LoraLayer:
+    """The same object, which computes as it is routed from now on."""
+    if type(layer) not in ROUTED:
+        kind = type(layer.get_base_layer()).__name__
+        raise InputError(f"scope: reaches a layer of type {kind}; adapters are for linear layers, name only these")
+    layer.__class__ = ROUTED[type(layer)]
+    return layer
 
 
 def frozen(layer: LoraLayer) -> nn.Linear:
@@ -32,39 +94,30 @@ def matrices(layer: LoraLayer, role: str) -> tuple[Tensor, Tensor, float]:
     return down, up, layer.scaling[role]
 
 
-def mixed(
-    layer: LoraLayer, roles: tuple[Role, Role], rows: tuple[int, int] | None = None
-) -> Callable[[Tensor], Tensor]:
+def mixed(layer: LoraLayer, x: Tensor, roles: tuple[Role, Role], rows: tuple[int, int] | None = None) -> Tensor:
     """The layer for rows [first role | second role]: one product with the frozen weight, each part its own update.
 
     rows: how many of either role; None if as many of both. A table of scenes always has as many of both and is told
     from one of rows by its length, which is why there must not be two rows for every scene.
     """
-
-    def forward(x: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)
-        output = layer.base_layer(flat)
-        counts = rows if rows is not None and sum(rows) == len(x) else (len(x) // 2, len(x) // 2)
-        sizes = [count * math.prod(x.shape[1:-1]) for count in counts]
-        pairs = [matrix for role in roles for matrix in _matrices_in(layer, role, output.dtype)]
-        add = _AddUpdates.apply if torch.is_grad_enabled() else _add_updates
-        add(output, flat.to(output.dtype), sizes, layer.scaling["positive"], *pairs)
-        return output.unflatten(0, x.shape[:-1])
-
-    return forward
+    flat = x.flatten(0, -2)
+    output = layer.base_layer(flat)
+    counts = rows if rows is not None and sum(rows) == len(x) else (len(x) // 2, len(x) // 2)
+    sizes = [count * math.prod(x.shape[1:-1]) for count in counts]
+    pairs = [matrix for role in roles for matrix in _matrices_in(layer, role, output.dtype)]
+    add = _AddUpdates.apply if torch.is_grad_enabled() else _add_updates
+    add(output, flat.to(output.dtype), sizes, layer.scaling["positive"], *pairs)
+    return output.unflatten(0, x.shape[:-1])
 
 
-def remembering(layer: LoraLayer) -> Callable[[Tensor], Tensor]:
-    """The routed layer, which keeps the frozen part of its last input: the other role mostly asks the same."""
-    last: list[Tensor] = []
+def sharing(layer: LoraLayer, x: Tensor, role: Role, seen: dict[LoraLayer, tuple[Tensor, Tensor]]) -> Tensor:
+    """The layer under one role, which keeps the frozen part of its last input: the other role mostly asks the same.
 
-    def forward(x: Tensor) -> Tensor:
-        if not last or last[0] is not x:
-            last[:] = [x, layer.base_layer(x)]
-        role = None if layer._disable_adapters else layer._active_adapter[0]
-        return _updated(layer, role, last[1], x)  # type: ignore[arg-type]
-
-    return forward
+    seen: empty at first and handed to the passes of all roles; layer -> its last input and the frozen part of that.
+    """
+    if layer not in seen or seen[layer][0] is not x:
+        seen[layer] = x, layer.base_layer(x)
+    return _updated(layer, role, seen[layer][1], x)
 
 
 def _updated(layer: LoraLayer, role: Role, output: Tensor, x: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from dipole_vla import checkpoint
 from dipole_vla.guidance import Role
 from dipole_vla.objective import Denoise
-from dipole_vla.policy.adapters import SIDECAR, SIGNS, AdapterPair
+from dipole_vla.policy.adapters import SIDECAR, SIGNS, AdapterPair, pass_the_base
 from dipole_vla.policy.backbone import Backbone, Context, Observation
 from navsim_adapter.errors import InputError, did_you_mean
 
@@ -27,6 +26,7 @@ PairKind = Literal["lora", "separate"]
 
 WEIGHTS = "model.safetensors"
 _FACTS = ("role", "family", "base_fingerprint", "scope")
+M = TypeVar("M", bound=nn.Module)
 
 
 class SeparatePair:
@@ -34,7 +34,7 @@ class SeparatePair:
 
     A fresh pair is the base policy for every omega: both copies start as the base.
 
-    backbone: a copy takes the place of its own part during a pass, and the own part is put back after it.
+    backbone: stays itself; each sign has a view of it, in which its copy is the part, and all else is shared.
     scope: "head" copies all but the encoder, so both signs share one encoding; any other scope copies the whole
         backbone.
     """
@@ -50,41 +50,27 @@ class SeparatePair:
         self.copies = nn.ModuleDict({role: nn.ModuleList(copy.deepcopy(own)) for role in SIGNS})
         backbone.freeze()
         self.copies.requires_grad_(True).eval()
+        self._views: dict[Role, Backbone] = {None: backbone}
+        for role in SIGNS:
+            self._views[role] = _with_parts(backbone, dict(zip(self.paths, self.copies[role])))  # type: ignore[arg-type]
 
     @property
     def shares_context(self) -> bool:
         return self.scope == "head"
 
-    @contextmanager
-    def acting(self, role: Role) -> Iterator[None]:
-        """Let `role`'s copy be the backbone's own part within the block; None leaves the base."""
-        own = [self.backbone.get_submodule(path) for path in self.paths]
-        try:
-            if role is not None:
-                self._place(self.copies[role])  # type: ignore[arg-type]
-            yield
-        finally:
-            self._place(own)
-
     def encode(self, observation: Observation, roles: Sequence[Role] = SIGNS) -> dict[Role, Context]:
         """The scenes' context under each role; one and the same, encoded once, if `shares_context`."""
         if self.shares_context:
             return dict.fromkeys(roles, self.backbone.encode(observation))
-        contexts: dict[Role, Context] = {}
-        for role in roles:
-            with self.acting(role):
-                contexts[role] = self.backbone.encode(observation)
-        return contexts
+        return {role: self._views[role].encode(observation) for role in roles}
 
     def prepare(self, context: Context, role: Role) -> Context:
         """The head's work on the context alone, under `role`: valid for that role's `denoise` only."""
-        with self.acting(role):
-            return self.backbone.prepare(context)
+        return self._views[role].prepare(context)
 
     def denoise(self, context: Context, x_t: Tensor, t: Tensor, role: Role) -> Tensor:
         """Native prediction of one role, float32, shape of x_t (B*G, horizon, dim); see `Backbone.denoise`."""
-        with self.acting(role):
-            return self.backbone.denoise(context, x_t, t)
+        return self._views[role].denoise(context, x_t, t)
 
     def denoiser(self, contexts: Mapping[Role, Context], group: int = 1) -> Denoise:
         """What `objective.dichotomous_loss` calls, for a batch of `group` actions per scene of the contexts."""
@@ -132,11 +118,6 @@ class SeparatePair:
         pair.load(folder)
         return pair
 
-    def _place(self, modules: Sequence[nn.Module] | nn.ModuleList) -> None:
-        for path, module in zip(self.paths, modules):
-            parent, _, name = path.rpartition(".")
-            setattr(self.backbone.get_submodule(parent), name, module)
-
     def _sidecar(self, role: str) -> dict[str, Any]:
         facts = (role, self.backbone.family, self.base_fingerprint, self.scope)
         return dict(zip(_FACTS, facts))
@@ -148,7 +129,7 @@ class SeparatePair:
                 name = "base" if fact == "base_fingerprint" else fact
                 raise InputError(
                     f"{folder}: {name} is {str(found[fact])[:12]}, this pair's is {str(own[fact])[:12]}; "
-                    + ("put each folder under its role's name" if fact == "role" else "pass the matching checkpoint")
+                    + ("put each folder under its role's name" if fact == "role" else pass_the_base(self.backbone))
                 )
         state = checkpoint.read_tensors(folder / WEIGHTS)
         checkpoint.check_names(state, self.state(role), str(folder / WEIGHTS))
@@ -171,6 +152,22 @@ def load_pair(backbone: Backbone, folder: str | Path) -> Pair:
     """The pair of a policy folder, of the kind that was saved there."""
     kind = SeparatePair if (Path(folder) / "positive" / WEIGHTS).is_file() else AdapterPair
     return kind.from_pretrained(backbone, folder)
+
+
+def _with_parts(module: M, parts: Mapping[str, nn.Module]) -> M:
+    """A view of the module with other ones at these paths: all else, weights and settings, is shared with it."""
+    view = copy.copy(module)
+    view._modules = dict(module._modules)
+    inside: dict[str, dict[str, nn.Module]] = {}
+    for path, part in parts.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            inside.setdefault(name, {})[rest] = part
+        else:
+            view._modules[name] = part
+    for name, deeper in inside.items():
+        view._modules[name] = _with_parts(module.get_submodule(name), deeper)
+    return view
 
 
 def _head_of(backbone: Backbone) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dipole_vla.policy.adapters import AdapterPair
+from dipole_vla.policy.mixed_rows import current_route, routed
 from dipole_vla.policy.separate import Pair
 
 
@@ -37,16 +38,15 @@ def shared_base(pair: Pair) -> Iterator[None]:
 class _Remembered:
     def __init__(self, forward: Any):
         self.forward = forward
-        self.given: Tensor | None = None
-        self.output: Tensor | None = None
+        self.last: tuple[Tensor, Tensor] | None = None  # as one, for a thread to see both or none
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad:  # the output belongs to one pass's graph
             return self.forward(x)
-        if x is not self.given:
-            self.given, self.output = x, self.forward(x)
-        assert self.output is not None
-        return self.output
+        last = self.last
+        if last is None or last[0] is not x:
+            self.last = last = x, self.forward(x)
+        return last[1]
 
 
 def settled(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -74,36 +74,28 @@ class _HandOn(torch.autograd.Function):
 def recompute_blocks(pair: Pair) -> int:
     """Activation checkpointing of every repeated block that trains; returns how many there are.
 
-    A block runs again in the backward pass, under the role it ran under: PEFT would else use whichever adapter was
-    active last.
+    A block runs again in the backward pass, under the route it ran under, in whichever thread autograd does that.
     """
     blocks = _blocks(pair)
     for block in blocks:
-        block.forward = _Recomputed(pair, block.forward)
+        block.forward = _Recomputed(block.forward)
     return len(blocks)
 
 
 class _Recomputed:
-    def __init__(self, pair: Pair, forward: Any):
-        self.pair, self.forward = pair, forward
+    def __init__(self, forward: Any):
+        self.forward = forward
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*arguments, **named)
-        pair = self.pair
-        if not isinstance(pair, AdapterPair):  # a copy is its own role
-            return checkpoint(self.forward, *arguments, use_reentrant=False, **named)
-        role = pair.role
+        route = current_route()
 
-        def under_its_role(*again: Any, **named_again: Any) -> Any:
-            now = pair.role
-            pair.route(role)
-            try:
+        def under_its_route(*again: Any, **named_again: Any) -> Any:
+            with routed(route):
                 return self.forward(*again, **named_again)
-            finally:
-                pair.route(now)
 
-        return checkpoint(under_its_role, *arguments, use_reentrant=False, **named)
+        return checkpoint(under_its_route, *arguments, use_reentrant=False, **named)
 
 
 def _blocks(pair: Pair) -> list[nn.Module]:

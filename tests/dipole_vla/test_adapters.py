@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -106,7 +107,8 @@ def test_after_a_step_both_adapters_train_differently_and_nothing_else_does(pair
 
 
 def test_each_pass_reaches_its_own_adapter_only(pair):
-    """Pins the one private attribute this relies on: PEFT's `_active_adapter`."""
+    """PEFT's own state is neither asked nor touched, and every gradient flag stays."""
+    before = [(layer.active_adapter, layer.disable_adapters) for layer in pair.layers]
     spread_adapters(pair)
     contexts = pair.encode(make_observation())
     for role, other in (("positive", "negative"), ("negative", "positive")):
@@ -116,6 +118,25 @@ def test_each_pass_reaches_its_own_adapter_only(pair):
         assert all(f".{role}." in name for name in touched)
         assert all(p.requires_grad for p in pair.parameters(other))
         pair.backbone.zero_grad()
+    assert [(layer.active_adapter, layer.disable_adapters) for layer in pair.layers] == before
+
+
+def test_a_backward_pass_in_another_thread_reaches_the_same_gradients(pair):
+    spread_adapters(pair)
+    wanted, found = [], []
+    for gradients, run in ((wanted, lambda work: work()), (found, lambda work: ThreadPoolExecutor(1).submit(work))):
+        loss = step_loss(pair)[0]
+        getattr(run(loss.backward), "result", lambda: None)()
+        gradients += [parameter.grad.clone() for parameter in pair.parameters()]
+        pair.backbone.zero_grad()
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_adapters_are_for_linear_layers():
+    backbone = make_backbone()
+    backbone.lora_scopes = {"head": r"decoder\..*(qkv|embed)|encoder.*embed_tokens"}
+    with pytest.raises(InputError, match="Embedding"):
+        AdapterPair(backbone, rank=2)
 
 
 def test_roles_predict_differently_and_the_base_stays_the_base(pair):

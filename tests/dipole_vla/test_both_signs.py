@@ -49,7 +49,7 @@ def test_prepared_contexts_are_those_of_each_role(pair):
                 assert_same_numbers(part[name], tensor)
 
 
-def test_afterwards_the_layers_are_routed_as_before(pair):
+def test_afterwards_the_adapters_are_off(pair):
     x_t, t = inputs(1)
     with torch.no_grad():
         contexts = pair.encode(make_observation())
@@ -58,7 +58,9 @@ def test_afterwards_the_layers_are_routed_as_before(pair):
         with pytest.raises(KeyError):
             pair.denoise_both(pair.prepare_both(contexts, roles).part(0, 1), *inputs(0), ("positive", "neither"))
         assert torch.equal(pair.denoise(contexts["negative"], x_t, t, "negative"), before)
-    assert not any("forward" in layer.__dict__ for layer in pair.layers)
+        plain = make_backbone()
+        base = plain.denoise(plain.encode(make_observation()), x_t, t)
+        assert torch.equal(pair.backbone.denoise(pair.backbone.encode(make_observation()), x_t, t), base)
 
 
 @pytest.mark.parametrize("is_positive", [True, False])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from small_backbone import make_backbone, make_observation, spread_adapters
+from tokenizers import Tokenizer
 
 from dipole_vla.cli import main
 from dipole_vla.export import distil
@@ -95,6 +96,39 @@ def test_the_loop_runs_with_torch_alone_and_gives_the_policys_plans(policy, tmp_
     wanted = load_policy(policy, device="cpu").sample(observation, 1.5, 2, tensors["noise"], steps=3)
     assert_same_numbers(found, wanted, MAGNIFIED)
     assert json.loads((out / "export.json").read_text())["omega"] == 1.5
+
+
+def test_the_loop_says_how_its_inputs_are_made(policy, tmp_path):
+    out = tmp_path / "loop"
+    assert run(policy, "--out", out, "--format", "torchscript", "--solver-steps", 1, "--device", "cpu") == 0
+    about = json.loads((out / "sampler.json").read_text())
+    assert (about["device"], about["critic"]) == ("cpu", False)
+    assert all(facts["meaning"] and facts["unit"] and facts["shape"][0] == 1 for facts in about["inputs"])
+    meanings = {facts["name"]: facts["meaning"] for facts in about["inputs"]}
+    assert meanings.keys() == {*make_observation(), "noise"}
+    assert "last four frames" in meanings["proprio"]
+    assert about["processor"]["cameras"] == ["CAM_L0", "CAM_F0", "CAM_R0"]
+    assert "Navigation: left" in about["prompt"]["text"]
+    ids = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json")).decode(about["prompt"]["input_ids"])
+    assert "Navigation: left" in ids
+
+
+def test_a_moved_policy_is_exported_with_its_backbone_named(policy, tmp_path, capsys):
+    elsewhere = tmp_path / "far" / "away" / "policy"
+    elsewhere.parent.mkdir(parents=True)
+    policy.rename(elsewhere)
+    assert run(elsewhere, "--out", tmp_path / "x") == 2
+    assert "--backbone" in capsys.readouterr().err
+    assert run(elsewhere, "--out", tmp_path / "x", "--backbone", tmp_path / "base") == 0
+    assert run(elsewhere, "--out", tmp_path / "y", "--backbone", tmp_path / "nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["drive", "evaluate", "collect", "export"])
+def test_every_command_that_loads_a_policy_takes_its_backbone(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--backbone" in capsys.readouterr().out
 
 
 def test_a_loop_that_would_differ_is_refused(policy, tmp_path, monkeypatch, capsys):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_backbone import make_backbone, make_observation, spread_adapters
@@ -13,7 +19,8 @@ from small_backbone import make_backbone, make_observation, spread_adapters
 from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.guidance import guide
 from dipole_vla.paths import to_x0
-from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy, load_policy
+from dipole_vla.policy import AdapterPair, DistilledPair, Guidance, GuidedPolicy, load_policy
+from dipole_vla.policy.separate import SeparatePair
 from dipole_vla.solvers import solve
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish, stamp
@@ -38,6 +45,28 @@ def make_policy(scope="head", scale=0.1, **guidance):
 @pytest.fixture(params=["head", "all"])
 def policy(request):
     return make_policy(request.param)
+
+
+def moved(pair):
+    """Two full copies as training would leave them: near the base, and apart."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in pair.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return pair
+
+
+def make_kind(kind):
+    """A policy of every kind of pair, and with a distilled network."""
+    name, _, scope = kind.partition(" ")
+    policy = make_policy(scope or "head")
+    if name == "separate":
+        policy.backbone = make_backbone()
+        policy.pair = moved(SeparatePair(policy.backbone, scope))
+    if name == "distilled":
+        policy.distilled = DistilledPair(policy.pair, highest=3.0)
+        spread_adapters(policy.distilled, seed=5, scale=0.05)
+    return policy
 
 
 def by_hand(policy, omega, role=None):
@@ -115,6 +144,177 @@ def test_omega_per_scene_and_per_plan(policy):
         assert_same_numbers(plans[scene], alone[scene], MAGNIFIED)
     with pytest.raises(InputError, match="omega"):
         policy.sample(make_observation(), torch.ones(SCENES + 1), CANDIDATES, noise_of())
+
+
+GREEDS = (None, -1.0, 0.0, 1.0, 2.0, torch.tensor([0.0, 1.0, 2.0]), torch.tensor([[0.3, 2], [1, 0.3], [2, 1]]))
+
+
+@pytest.fixture
+def impatient():
+    """Threads take turns far more often than they do by themselves."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_shared"),
+    [("lora head", False), ("lora head", True), ("lora all", True), ("separate all", True), ("distilled", True)],
+)
+def test_threads_get_the_plans_that_each_would_get_alone(kind, is_shared, impatient):
+    policy, noise = make_kind(kind), noise_of(candidates=2)
+
+    def ask(scenes, greed):
+        plans = policy.sample(scenes, greed, 2, noise, steps=1)
+        return plans, policy.value(scenes, plans), policy.choose(scenes, plans)
+
+    wanted = [ask(make_observation(), greed) for greed in GREEDS]
+    scenes = policy.encode(make_observation()) if is_shared else make_observation()
+
+    def work(first):
+        order = [(first + turn) % len(GREEDS) for turn in range(3)]
+        return [(index, ask(scenes, GREEDS[index])) for index in order]
+
+    with ThreadPoolExecutor(8) as pool:
+        for answers in pool.map(work, range(8)):
+            for index, found in answers:
+                assert all(map(torch.equal, found, wanted[index])), GREEDS[index]
+
+
+def test_what_was_asked_of_scenes_before_changes_no_plan():
+    policy, noise = make_policy(), noise_of(candidates=2)
+    wanted = [policy.sample(make_observation(), greed, 2, noise, steps=1) for greed in GREEDS]
+    for turn in (1, -1):
+        scenes = policy.encode(make_observation())
+        for greed, plans in list(zip(GREEDS, wanted))[::turn]:
+            assert torch.equal(policy.sample(scenes, greed, 2, noise, steps=1), plans)
+
+
+@pytest.mark.parametrize("kind", ["separate head", "distilled"])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))])  # noqa: S301
+def test_a_copy_is_a_policy_of_its_own(kind, duplicate):
+    policy = make_kind(kind)
+    again = duplicate(policy)
+    ask = [(greed, 2, noise_of(candidates=2)) for greed in (None, -1.0, 0.0, 1.0)]
+    wanted = [policy.sample(make_observation(), *words, steps=1) for words in ask]
+    assert all(torch.equal(again.sample(make_observation(), *w, steps=1), plans) for w, plans in zip(ask, wanted))
+    with torch.no_grad():
+        for parameter in again.pair.parameters():
+            parameter.zero_()
+    assert all(torch.equal(policy.sample(make_observation(), *w, steps=1), plans) for w, plans in zip(ask, wanted))
+    assert not torch.equal(again.sample(make_observation(), *ask[2], steps=1), wanted[2])
+
+
+def test_saving_and_loading_while_another_thread_samples(tmp_path, impatient):
+    make_backbone().save_pretrained(tmp_path / "base")
+    policy, noise = make_policy(), noise_of(candidates=1)
+    wanted = policy.sample(make_observation(), 1.0, 1, noise, steps=2)
+    with ThreadPoolExecutor(3) as pool:
+        samples = [pool.submit(policy.sample, make_observation(), 1.0, 1, noise, steps=2) for _ in range(8)]
+        for index in range(2):
+            policy.save_pretrained(tmp_path / str(index), backbone=tmp_path / "base")
+            again = load_policy(tmp_path / str(index), device="cpu")
+            assert torch.equal(again.sample(make_observation(), 1.0, 1, noise, steps=2), wanted)
+        assert all(torch.equal(sample.result(), wanted) for sample in samples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["decoder", "denoise"])
+def test_a_compiled_head_follows_the_route(part):
+    policy, noise = make_policy(), noise_of(candidates=2)
+    greeds = (None, -1.0, 0.0, 1.0, 2.0)
+    wanted = [policy.sample(make_observation(), greed, 2, noise, steps=2) for greed in greeds]
+    setattr(policy.backbone, part, torch.compile(getattr(policy.backbone, part), backend="eager", fullgraph=True))
+    for _ in range(2):
+        for greed, plans in zip(greeds, wanted):
+            assert torch.equal(policy.sample(make_observation(), greed, 2, noise, steps=2), plans)
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda greed: policy.sample(make_observation(), greed, 2, noise, steps=2), greeds)
+        assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("omega", [np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2), 2])
+def test_a_number_is_a_number_whoever_made_it(omega):
+    policy, noise = make_policy(), noise_of(candidates=1)
+    wanted = policy.sample(make_observation(), 2.0, 1, noise, steps=1)
+    assert torch.equal(policy.sample(make_observation(), omega, np.int64(1), noise, steps=torch.tensor(1)), wanted)
+
+
+@pytest.mark.parametrize("omega", [[0, 1, 2], (0.0, 1.0, 2.0), np.array([0, 1, 2]), torch.tensor([[0], [1], [2]])])
+def test_omega_per_scene_may_be_a_list_or_an_array(omega):
+    policy, noise = make_policy(), noise_of(candidates=1)
+    wanted = policy.sample(make_observation(), torch.tensor([0.0, 1.0, 2.0]), 1, noise, steps=1)
+    assert torch.equal(policy.sample(make_observation(), omega, 1, noise, steps=1), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("omega", ["4", "", "Default", True, np.bool_(True), torch.tensor(True), [None, 1.0, 2.0], 1j, b"4", object()]),
+        ("omega", [float("nan"), float("inf"), 1e38, 10**400, torch.tensor([0.0, 1.0, 1e38]), 2.0**24, -(2.0**24)]),
+        ("omega", [[1.0], [1.0, 2.0], [[1.0, 2.0], [1.0]], torch.ones(SCENES + 1), np.ones((SCENES, 3)), []]),
+        ("candidates", [0, -1, 2.0, "2", True, [2], np.array([2]), torch.tensor(2.0), torch.tensor(True)]),
+        ("steps", [0, -1, 2.5, "2", False, [2]]),
+        ("noise", [noise_of(candidates=2).long(), [[0.0]], noise_of(candidates=2) * float("nan"), noise_of()]),
+        ("noise", [noise_of(candidates=2).bool(), noise_of(candidates=2).to(torch.complex64), noise_of(scenes=0)]),
+        ("generator", [0, "cpu", np.random.default_rng(0)]),
+        ("observation", [{}, None, make_observation(0), {**make_observation(), "proprio": torch.zeros(2, 12)}]),
+        ("observation", [{name: value[0] for name, value in make_observation().items()}]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(name, values):
+    policy = make_policy()
+    for value in values:
+        words = {"observation": make_observation(), "omega": 1.0, "candidates": 2, "steps": 1, name: value}
+        for method in (policy.sample, policy.act):
+            with pytest.raises(InputError, match=f"^{name}: ") as refusal:
+                method(**words)
+            assert "\n" not in str(refusal.value) or name in ("omega", "steps")  # a tensor is shown as torch shows it
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        torch.zeros(SCENES + 1, 2, 8, 3),
+        torch.zeros(SCENES, 2, 7, 3),
+        torch.zeros(SCENES, 2, 8, 4),
+        torch.zeros(SCENES, 0, 8, 3),
+        torch.zeros(SCENES, 8, 3),
+        torch.zeros(SCENES, 2, 8, 3).long(),
+        torch.full((SCENES, 2, 8, 3), float("nan")),
+        np.zeros((SCENES, 2, 8, 3)),
+    ],
+)
+@pytest.mark.parametrize("has_critic", [True, False])
+def test_plans_that_are_not_of_these_scenes_are_refused(plans, has_critic):
+    policy = make_policy()
+    policy.critic = policy.critic if has_critic else None
+    for method in (policy.value, policy.choose):
+        with pytest.raises(InputError, match=r"^plans: "):
+            method(make_observation(), plans)
+
+
+def test_scenes_encoded_by_another_policy_are_refused():
+    with pytest.raises(InputError, match="another policy"):
+        make_policy().sample(make_policy().encode(make_observation()), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("omega", [float("nan"), float("inf"), "1", None, True, 1e38]),
+        ("candidates", [0, 1.0, True, "1"]),
+        ("low", [float("nan"), "0", True]),
+        ("high", [2.0, None]),
+        ("clamp", [(1.0, -1.0), (1.0,), (float("nan"), 1.0), ("a", "b")]),
+        ("rule", ["dipole", None, ["dichotomous"]]),
+    ],
+)
+def test_guidance_that_cannot_be_meant_is_refused(field, values):
+    for value in values:
+        with pytest.raises(InputError, match=rf"guidance\.(low, )?{field}"):
+            Guidance(**{field: value})
 
 
 def test_a_generator_reproduces(policy):
@@ -206,9 +406,14 @@ def test_a_policy_folder_may_move_with_its_backbone(saved):
         shutil.move(saved / name, saved / "elsewhere" / name)
     assert load_policy(saved / "elsewhere" / "policy", device="cpu").pair is not None
     shutil.move(saved / "elsewhere" / "base", saved / "base")
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="is not there") as told:
         load_policy(saved / "elsewhere" / "policy", device="cpu")
     assert load_policy(saved / "elsewhere" / "policy", backbone=saved / "base", device="cpu").pair is not None
+    where = str(told.value).partition("ln -s FOLDER ")[2]  # the other remedy
+    Path(where).symlink_to(saved / "base")
+    assert load_policy(saved / "elsewhere" / "policy", device="cpu").pair is not None
+    with pytest.raises(InputError, match=r"--backbone: .* no policy folder"):
+        load_policy(saved / "base", backbone=saved / "base", device="cpu")
 
 
 def test_a_backbone_folder_loads_as_the_reference_policy(saved):
@@ -224,6 +429,11 @@ def test_another_base_is_refused_naming_both(saved):
     make_backbone(seed=1).save_pretrained(saved / "other")
     with pytest.raises(InputError, match=r"base is .*, this pair's is .*; pass the matching checkpoint"):
         load_policy(saved / "policy", backbone=saved / "other", device="cpu")
+
+
+def test_a_base_in_another_precision_is_told_as_such(saved):
+    with pytest.raises(InputError, match=r"base is .*, this pair's is .*saved in; this one is bfloat16 now"):
+        AdapterPair.from_pretrained(make_backbone().to(torch.bfloat16), saved / "policy")
 
 
 def test_a_bad_policy_file_names_its_field(saved):

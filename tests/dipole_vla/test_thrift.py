@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
 import torch
 from small_backbone import make_backbone, make_observation, spread_adapters
+from torch import Tensor
 
 from dipole_vla.objective import dichotomous_loss
+from dipole_vla.policy.mixed_rows import current_route
 from dipole_vla.policy.separate import make_pair
 from dipole_vla.training import thrift
 from dipole_vla.training.thrift import recompute_blocks, settled, shared_base
@@ -25,7 +28,7 @@ def make(kind="lora", scope="head"):
     return pair
 
 
-def gradients(pair, routing="both", settle=None, sharing=False, group=GROUP):
+def gradients(pair, routing="both", settle=None, sharing=False, group=GROUP, backward=Tensor.backward):
     """Gradients of one step of the whole objective, by parameter name."""
     generator = torch.Generator().manual_seed(9)
     noise, x0 = torch.randn(2, 3 * group, 8, 4, generator=generator)
@@ -42,7 +45,7 @@ def gradients(pair, routing="both", settle=None, sharing=False, group=GROUP):
             generator=generator,
             **({"settle": settle(pair)} if settle else {}),
         )
-        (2 * loss).backward()  # a factor, as gradient accumulation and loss scaling have one
+        backward(2 * loss)  # a factor, as gradient accumulation and loss scaling have one
     found = {name: parameter.grad for name, parameter in pair.named_parameters()}
     assert all(gradient is not None for gradient in found.values())
     return found
@@ -135,17 +138,28 @@ def test_recomputed_blocks_give_the_gradients_of_kept_ones(kind, scope):
     pair.backbone.zero_grad()
 
 
-def test_a_block_is_recomputed_under_the_role_it_ran_under():
-    """After both forward passes the negative adapter is active; the positive's blocks run again all the same."""
+def test_a_block_is_recomputed_under_the_route_it_ran_under():
+    """After both forward passes no adapter acts any more; the blocks of both run again all the same."""
     pair = make()
     blocks, roles = pair.backbone.decoder.blocks, []
     forward = blocks[0].forward
-    blocks[0].forward = lambda *arguments: roles.append(pair.role) or forward(*arguments)
+    blocks[0].forward = lambda *arguments: roles.append(current_route().keywords["role"]) or forward(*arguments)
     recompute_blocks(pair)
     gradients(pair)
     assert roles[:2] == ["positive", "negative"]
     assert sorted(roles[2:]) == ["negative", "positive"]
-    assert pair.role == "negative"
+
+
+def test_a_block_may_be_recomputed_in_another_thread():
+    """As autograd does on a GPU, whose backward passes run in threads of its own."""
+
+    def backward(loss):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(loss.backward).result()
+
+    pair = make()
+    recompute_blocks(pair)
+    assert_same(gradients(pair, backward=backward), gradients(make()))
 
 
 def test_recomputation_keeps_less():

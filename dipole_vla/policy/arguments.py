@@ -1,0 +1,83 @@
+"""What a policy may be asked: an argument of `GuidedPolicy.sample` and its like that cannot be meant is an InputError.
+
+Omega's own check is `dipole_vla.guidance.as_omega`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from navsim_adapter.errors import InputError
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number from 1 on, of Python, numpy or torch."""
+    try:
+        found = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = 0
+    if found < 1 or getattr(value, "dtype", None) == torch.bool:
+        raise InputError(f"{name}: must be a whole number >= 1, got {value!r}")
+    return found
+
+
+def are_numbers(*values: Any) -> bool:
+    """Whether all are Python's own numbers, as a file of settings holds them."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def per_row(omega: Tensor, batch: int, count: int) -> Tensor:
+    """(B,) or (B, N) -> (B*N,)."""
+    if omega.shape not in ((batch,), (batch, count)):
+        raise InputError(f"omega: must be a number, ({batch},) or ({batch}, {count}), got {tuple(omega.shape)}")
+    return omega.reshape(batch, -1).expand(batch, count).flatten()
+
+
+def scenes_in(observation: Any) -> int:
+    """Number of scenes B, which is that of every tensor's rows."""
+    if not isinstance(observation, Mapping):
+        raise InputError(f"observation: must be tensors by name, as the policy's processor, got {_kind(observation)}")
+    shapes = {name: tuple(map(int, getattr(value, "shape", ()))) for name, value in observation.items()}
+    rows = {shape[0] if shape else 0 for shape in shapes.values()}
+    if len(rows) != 1 or 0 in rows:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no tensor"
+        raise InputError(f"observation: the first axis must be the scenes, at least one, in every tensor, got {found}")
+    return rows.pop()
+
+
+def check_generator(generator: Any) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(f"generator: must be a torch.Generator, got {_kind(generator)}")
+
+
+def check_noise(noise: Any, shape: tuple[int, ...]) -> None:
+    """Start noise (B, N, horizon, dim): real and finite."""
+    _check_real("noise", noise)
+    if tuple(noise.shape) != shape:
+        raise InputError(f"noise: must have shape {shape} for these scenes, got {tuple(noise.shape)}")
+    if not torch.isfinite(noise).all():
+        raise InputError("noise: holds NaN or infinity; give standard normal numbers")
+
+
+def check_plans(plans: Any, scenes: int, horizon: int) -> None:
+    """Plans (B, N, horizon, 3): real and finite."""
+    _check_real("plans", plans)
+    if plans.dim() != 4 or not plans.shape[1] or (plans.shape[0], *plans.shape[2:]) != (scenes, horizon, 3):
+        found = tuple(plans.shape)
+        raise InputError(f"plans: must have shape ({scenes}, N, {horizon}, 3) for these scenes, got {found}")
+    if not torch.isfinite(plans).all():
+        raise InputError("plans: hold NaN or infinity; rate finite ones")
+
+
+def _check_real(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise InputError(f"{name}: must be a tensor of real numbers, got {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    return f"one of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
