@@ -194,8 +194,19 @@ def test_what_was_typed_is_not_blamed_on_the_recipe(fit, capsys) -> None:
     path = Path(fit()[2])
     path.write_text(path.read_text().replace("rank: 2", "rank: 2\n    betta: 4"))
     assert refused(fit(), capsys, "did you mean 'beta'").startswith(f"error: {path}: ")
-    path.write_text("optimizer: {class_path: torch.optim.SGD}\n" + path.read_text().replace("\n    betta: 4", ""))
-    assert refused(fit("--model.beta", "2"), capsys, "model.lr is the rate").startswith(f"error: {path}: ")
+
+
+def test_an_optimiser_in_the_recipe_is_refused_and_null_is_not(fit, tmp_path, capsys) -> None:
+    """Null stood in the recipe.yaml of every run from before."""
+    path = Path(fit()[2])
+    text = path.read_text()
+    path.write_text("optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}\n" + text)
+    refused(fit(), capsys, "optimizer: ", "model.lr is the rate")
+    path.write_text("lr_scheduler: {class_path: torch.optim.lr_scheduler.StepLR}\noptimizer: null\n" + text)
+    refused(fit(), capsys, "lr_scheduler: ", "model.warmup_steps")
+    path.write_text("lr_scheduler: null\noptimizer: null\n" + text)
+    assert main(fit()) == 0
+    assert main(["consolidate", str(tmp_path / "out"), "--out", str(tmp_path / "whole")]) == 0
 
 
 @pytest.mark.parametrize("command", ["fit", "launch", "doctor"])

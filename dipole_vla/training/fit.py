@@ -87,9 +87,14 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", type=Path, required=True, help="folder of this run and of its result")
         parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between checkpoints")
+        for key in ("optimizer", "lr_scheduler"):  # null in the recipe.yaml of earlier runs
+            parser.add_argument(f"--{key}", type=Any, default=None, help=f"not used; {ELSEWHERE[key]}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
+        for key, instead in ELSEWHERE.items():
+            if self.config.get(key) is not None:
+                raise InputError(f"{key}: is not supported, {instead}")
         check_keys(self.config)
         kind = class_of(self.config.model)
         if isinstance(kind, type) and issubclass(kind, FineTuning):
