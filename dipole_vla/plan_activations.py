@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dipole_vla.policy.backbone import Backbone, Context
+from dipole_vla.backbones.base import Backbone, Context
 
 SCENE: dict[str, Any] = {
     "token": "planned",

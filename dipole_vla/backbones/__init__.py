@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from dipole_vla.backbones.base import Backbone
 from dipole_vla.checkpoint import read_record
-from dipole_vla.policy.backbone import Backbone
 from navsim_adapter.errors import InputError, did_you_mean
 
 FAMILIES: dict[str, tuple[str, str]] = {

@@ -16,12 +16,12 @@ from PIL.Image import Resampling
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
 from dipole_vla.backbones.dit import DiT, DiTSizes, KeysValues, Layout
 from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
 from dipole_vla.backbones.observing import history, normalised_pixels, pictures, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.paths import Prediction, VPLinear
-from dipole_vla.policy.backbone import ActionSpec, Backbone, Context, Observation
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dipole_vla.backbones import load_backbone
+from dipole_vla.backbones.base import ActionSpec
 from dipole_vla.backbones.dit import DiT, DiTSizes
 from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
 from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
@@ -43,7 +44,6 @@ from dipole_vla.backbones.source_files import (
 )
 from dipole_vla.checkpoint import assign_strict, check_names, read_json
 from dipole_vla.policy.adapters import SIGNS
-from dipole_vla.policy.backbone import ActionSpec
 from navsim_adapter.errors import InputError
 
 _PREFIX = re.compile(r"^(?:(?:module|agent\.model|model)\.)*(?=(?:encoder|decoder|lora_decoder)\.)")

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dipole_vla.backbones.base import Backbone
 from dipole_vla.checkpoint import check_names, read_json
 from dipole_vla.policy.adapters import SIGNS, AdapterPair
-from dipole_vla.policy.backbone import Backbone
 from dipole_vla.policy.guided import Guidance, GuidedPolicy
 from dipole_vla.progress import console, skipped, wrote
 from navsim_adapter.errors import InputError, did_you_mean

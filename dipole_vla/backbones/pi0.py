@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention, silu
 from transformers import PI0Config, PI0Model, PreTrainedTokenizerFast
 
+from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
 from dipole_vla.backbones.dit import Layout
 from dipole_vla.backbones.native import restore_buffers
 from dipole_vla.backbones.observing import history, pictures, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.backbones.source_files import load_tokenizer
 from dipole_vla.paths import LinearFlow, Prediction
-from dipole_vla.policy.backbone import ActionSpec, Backbone, Context, Observation
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipole_vla.backbones.base import ActionSpec
 from dipole_vla.backbones.importing import Imported
 from dipole_vla.backbones.pi0 import PI0, PUBLISHED_SOLVER, PI0Sizes
 from dipole_vla.backbones.source_files import (
@@ -25,7 +26,6 @@ from dipole_vla.backbones.source_files import (
     weights_path,
 )
 from dipole_vla.checkpoint import assign_strict, check_names
-from dipole_vla.policy.backbone import ActionSpec
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError, did_you_mean
 

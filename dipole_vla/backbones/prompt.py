@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dipole_vla.policy.backbone import wrap_angle
+from dipole_vla.backbones.base import wrap_angle
 
 WHEEL_BASE = 3.089  # metres, of the recording car
 FRAME_INTERVAL = 0.5  # seconds between history frames

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dipole_vla.backbones import backbone_class
-from dipole_vla.policy.backbone import Backbone
+from dipole_vla.backbones.base import Backbone
 from navsim_adapter.errors import InputError, did_you_mean
 
 

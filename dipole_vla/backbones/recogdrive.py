@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dipole_vla.backbones import internvl
+from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
 from dipole_vla.backbones.dit import KeysValues, Layout
 from dipole_vla.backbones.internvl import InternVLSizes
 from dipole_vla.backbones.native import restore_buffers
@@ -26,7 +27,6 @@ from dipole_vla.backbones.recogdrive_input import IMAGE_TOKEN, padded_ids, pictu
 from dipole_vla.backbones.recogdrive_planner import Planner, PlannerSizes
 from dipole_vla.backbones.source_files import load_tokenizer
 from dipole_vla.paths import CosineTable, LinearFlow, Prediction, Schedule
-from dipole_vla.policy.backbone import ActionSpec, Backbone, Context, Observation
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError
 

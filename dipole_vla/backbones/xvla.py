@@ -18,13 +18,13 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
 from dipole_vla.backbones.dit import Layout
 from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
 from dipole_vla.backbones.observing import IMAGE_MEAN, history, normalised_pixels, pictures, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.backbones.soft_transformer import SoftPromptedTransformer, SoftTransformerSizes
 from dipole_vla.paths import LinearFlow, Prediction
-from dipole_vla.policy.backbone import ActionSpec, Backbone, Context, Observation
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipole_vla.backbones.base import ActionSpec
 from dipole_vla.backbones.florence_import import LOGITS_BIAS, EncoderLayout, is_older, present, read_sizes
 from dipole_vla.backbones.importing import Imported
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
@@ -28,7 +29,6 @@ from dipole_vla.backbones.source_files import (
 )
 from dipole_vla.backbones.xvla import XVLA, XVLAConfig
 from dipole_vla.checkpoint import assign_strict, check_names, read_json, read_tensors
-from dipole_vla.policy.backbone import ActionSpec
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError, did_you_mean
 

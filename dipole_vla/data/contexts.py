@@ -21,9 +21,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dipole_vla import backbones, checkpoint
+from dipole_vla.backbones.base import Context, Observation
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
-from dipole_vla.policy.backbone import Context, Observation
 from dipole_vla.progress import bar, console, skipped, wrote
 from dipole_vla.rollout import batches
 from navsim_adapter.errors import InputError

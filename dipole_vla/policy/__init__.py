@@ -1,7 +1,7 @@
 """What a policy is made of: a backbone, its two adapters, and the guided sampler over them."""
 
+from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Processor
 from dipole_vla.policy.adapters import AdapterPair
-from dipole_vla.policy.backbone import ActionSpec, Backbone, Context, Processor
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.policy.guided import EncodedScenes, Guidance, GuidedPolicy, load_policy
 

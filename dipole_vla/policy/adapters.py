@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dipole_vla import checkpoint
+from dipole_vla.backbones.base import Backbone, Context, Observation
 from dipole_vla.guidance import Role
 from dipole_vla.objective import Denoise
-from dipole_vla.policy.backbone import Backbone, Context, Observation
 from dipole_vla.policy.mixed_rows import alone, mixed, routable, routed, sharing
 from navsim_adapter.errors import InputError, did_you_mean
 

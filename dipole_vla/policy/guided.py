@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dipole_vla import backbones, checkpoint  # backbones as a module: it imports this package in turn
+from dipole_vla.backbones.base import Backbone, Context, Observation, Processor
 from dipole_vla.critic.one_step import OneStepCritic
 from dipole_vla.guidance import LIMIT, Omega, PredictGuided, Role, as_omega, guide, guided_denoiser, roles_for
 from dipole_vla.objective import RULES
@@ -34,7 +35,6 @@ from dipole_vla.policy.arguments import (
     scenes_in,
     whole,
 )
-from dipole_vla.policy.backbone import Backbone, Context, Observation, Processor
 from dipole_vla.policy.distilled import FOLDER as DISTILLED
 from dipole_vla.policy.distilled import AtOmega, DistilledPair
 from dipole_vla.policy.separate import Pair, load_pair

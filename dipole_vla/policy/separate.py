@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla import checkpoint
+from dipole_vla.backbones.base import Backbone, Context, Observation
 from dipole_vla.guidance import Role
 from dipole_vla.objective import Denoise
 from dipole_vla.policy.adapters import SIDECAR, SIGNS, AdapterPair, pass_the_base
-from dipole_vla.policy.backbone import Backbone, Context, Observation
 from navsim_adapter.errors import InputError, did_you_mean
 
 PairKind = Literal["lora", "separate"]

@@ -17,6 +17,7 @@ from test_import_dp_vla import wrapped
 from torch import nn
 
 from dipole_vla.backbones import FAMILIES, load_backbone
+from dipole_vla.backbones.base import Backbone
 from dipole_vla.backbones.importing import import_checkpoint
 from dipole_vla.backbones.init import init
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD, normalised_pixels
@@ -26,7 +27,6 @@ from dipole_vla.backbones.timm_driver import TimmConfig, TimmDriver
 from dipole_vla.guidance import guided_denoiser
 from dipole_vla.paths import CosineTable, LinearFlow, VPLinear, time_for_network
 from dipole_vla.policy import ActionSpec, AdapterPair, GuidedPolicy, load_policy
-from dipole_vla.policy.backbone import Backbone
 from dipole_vla.solvers import SolverSpec, solve
 from navsim_adapter.errors import InputError
 
