@@ -168,7 +168,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "consolidate": _function("dipole_vla.training.consolidate:consolidate", positional=True),
     "contexts": _function("dipole_vla.data.contexts:contexts"),
     "collect": _function("dipole_vla.collect:collect"),
-    "advantage": _function("dipole_vla.critic.advantage:advantage"),
+    "advantage": _function("dipole_vla.commands.advantage:advantage"),
     "evaluate": _function("dipole_vla.evaluation.sweep:evaluate"),
     "drive": _function("dipole_vla.drive:drive"),
     "report": _function("dipole_vla.evaluation.report.page:report", positional=True),
