@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dipole_vla.critic.iql import IQLCritic
 from dipole_vla.objective import per_sample_loss
 from dipole_vla.paths import LinearFlow, Prediction, interpolate, target
 from dipole_vla.rl.heads import Head, heads_named, weights
+from dipole_vla.rl.iql import IQLCritic
 from dipole_vla.rl.stack import StackedMLP
 from navsim_adapter.errors import InputError
 

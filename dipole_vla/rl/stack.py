@@ -1,7 +1,7 @@
 """Many small networks of one shape as one batched network: seeds and heads are a batch dimension of every matmul.
 
 Network k of a stack has the weights it would have alone under its own seed, and its gradient is its own: nothing but
-the kernel launches is shared. What the networks stand for is in `heads` and `dipole_vla.critic.iql`.
+the kernel launches is shared. What the networks stand for is in `heads` and `dipole_vla.rl.iql`.
 """
 
 from __future__ import annotations

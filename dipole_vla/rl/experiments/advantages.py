@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dipole_vla.critic.iql import IQLCritic
 from dipole_vla.evaluation.report import charts
 from dipole_vla.objective import RULES
 from dipole_vla.rl.experiments import gridworld
 from dipole_vla.rl.experiments.bandit import BanditData, behaviour, draw, pairs, train, true_gain
 from dipole_vla.rl.experiments.page import Figure, Page, Table, signed
+from dipole_vla.rl.iql import IQLCritic
 from dipole_vla.rl.stack import StackedMLP
 
 EXPECTILES, BETA, OMEGAS, SAMPLES = (0.5, 0.7, 0.9), 2.0, (0.0, 1.0, 2.0, 4.0), (250, 1000, 20_000)

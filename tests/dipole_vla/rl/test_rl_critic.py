@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.stats import expectile as scipy_expectile
 
-from dipole_vla.critic.iql import IQLCritic
 from dipole_vla.rl.experiments import gridworld
+from dipole_vla.rl.iql import IQLCritic
 from dipole_vla.rl.transitions import n_step_transitions
 from navsim_adapter.errors import InputError
 
