@@ -22,10 +22,10 @@ from torch import Tensor
 
 from dipole_vla import backbones, checkpoint
 from dipole_vla.backbones.base import Context, Observation
+from dipole_vla.data.batches import batches
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.progress import bar, console, skipped, wrote
-from dipole_vla.rollout import batches
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish, is_made, making, read_json, stamp, verify_listed, write_json
 from navsim_adapter.option_checks import check_range

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from dipole_vla.data.batches import batches, require_critic, start_noise
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.choice import choice_of
@@ -24,7 +25,6 @@ from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
-from dipole_vla.rollout import batches, require_critic, start_noise
 from dipole_vla.scoring import Scorer, columns, identity, require_scenes
 from dipole_vla.splits import refuse_evaluation
 from navsim_adapter.errors import InputError

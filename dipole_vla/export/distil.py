@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dipole_vla import checkpoint
+from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.statistics import LogIntervals
 from dipole_vla.guidance import Role, guide, guided_denoiser
@@ -28,7 +29,6 @@ from dipole_vla.objective import RULES, per_sample_loss
 from dipole_vla.policy import AdapterPair, Context, GuidedPolicy
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.progress import bar
-from dipole_vla.rollout import batches, start_noise
 from dipole_vla.scoring import Scorer
 from dipole_vla.solvers import solve
 from navsim_adapter.errors import InputError

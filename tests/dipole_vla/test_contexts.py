@@ -11,9 +11,9 @@ from small_data import adapters, train, write_inputs
 
 from dipole_vla.cli import main
 from dipole_vla.data import contexts as module
+from dipole_vla.data.batches import batches
 from dipole_vla.data.contexts import ContextStore, Encoder, Ranks, make_contexts
 from dipole_vla.data.tables import SceneTable
-from dipole_vla.rollout import batches
 from dipole_vla.training import CriticModule, ImitationModule
 from navsim_adapter.errors import InputError
 from tests.same_numbers import assert_same_numbers
