@@ -163,7 +163,7 @@ def _passing_on(path: str) -> Callable[[Sequence[str]], None]:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": _function("dipole_vla.demo:demo"),
     "init": _function("dipole_vla.backbones.init:init"),
-    "import": _function("dipole_vla.backbones.importing:convert", positional=True, called="import"),
+    "import": _function("dipole_vla.commands.import_:convert", positional=True, called="import"),
     "fit": _fit,
     "consolidate": _function("dipole_vla.training.consolidate:consolidate", positional=True),
     "contexts": _function("dipole_vla.data.contexts:contexts"),

@@ -17,6 +17,8 @@ from navsim_adapter.errors import InputError
 
 Role = Literal["positive", "negative"] | None
 """Which adapter predicts; None is the base model, adapters off."""
+SIGNS: tuple[Literal["positive"], Literal["negative"]] = ("positive", "negative")
+"""Names of the adapters and of their folders."""
 
 Omega = float | Tensor | None
 """Greed: one number, one per row, or None for the reference policy (the base model)."""

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.checkpoint import read_record
-from dipole_vla.guidance import Role
+from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import Rule, per_sample_loss, rule_named
 from dipole_vla.plan_activations import StepCost, example_observation, step_cost
 from dipole_vla.policy import Backbone, Context
-from dipole_vla.policy.adapters import SIGNS, AdapterPair
+from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.policy.separate import Pair, make_pair
 from dipole_vla.training.thrift import recompute_blocks, shared_base
 from navsim_adapter.errors import InputError, did_you_mean

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from dipole_vla.guidance import SIGNS
 from dipole_vla.plan import Numbers, meta_backbone, pair_of, training_step
 from dipole_vla.plan_activations import example_observation
 from dipole_vla.policy import Backbone
-from dipole_vla.policy.adapters import SIGNS, AdapterPair
+from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.training.thrift import recompute_blocks
 
 STEPS = 3  # timed, after one that warms up

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from dipole_vla.cli import main
 from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.tables import CandidateTable, SceneTable
+from dipole_vla.guidance import SIGNS
 from dipole_vla.policy import load_policy
-from dipole_vla.policy.adapters import SIGNS
 from dipole_vla.training import DipoleModule
 from dipole_vla.training.fit import newest_checkpoint
 from navsim_adapter.errors import InputError

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dipole_vla.backbones import load_backbone
-from dipole_vla.backbones.importing import import_checkpoint
+from dipole_vla.commands.import_ import import_checkpoint
 from tests.same_numbers import assert_same_numbers
 
 PARITY = Path(__file__).resolve().parent / "data" / "parity"

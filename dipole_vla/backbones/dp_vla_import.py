@@ -31,7 +31,7 @@ from dipole_vla.backbones.florence_import import (
     read_florence,
     read_sizes,
 )
-from dipole_vla.backbones.importing import Imported, PublishedPair
+from dipole_vla.backbones.imported import Imported, PublishedPair
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
 from dipole_vla.backbones.source_files import (
     check_pixels,
@@ -43,7 +43,7 @@ from dipole_vla.backbones.source_files import (
     weights_path,
 )
 from dipole_vla.checkpoint import assign_strict, check_names, read_json
-from dipole_vla.policy.adapters import SIGNS
+from dipole_vla.guidance import SIGNS
 from navsim_adapter.errors import InputError
 
 _PREFIX = re.compile(r"^(?:(?:module|agent\.model|model)\.)*(?=(?:encoder|decoder|lora_decoder)\.)")

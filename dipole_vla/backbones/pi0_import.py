@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dipole_vla.backbones.base import ActionSpec
-from dipole_vla.backbones.importing import Imported
+from dipole_vla.backbones.imported import Imported
 from dipole_vla.backbones.pi0 import PI0, PUBLISHED_SOLVER, PI0Sizes
 from dipole_vla.backbones.source_files import (
     check_pixels,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dipole_vla.backbones.importing import Imported
+from dipole_vla.backbones.imported import Imported
 from dipole_vla.backbones.internvl import InternVLSizes
 from dipole_vla.backbones.internvl_import import find_folder, read_sizes, read_weights_of, to_ours
 from dipole_vla.backbones.recogdrive import BOUNDS, DDIM, ReCogDrive, ReCogDriveConfig, bounded_action, image_token_of

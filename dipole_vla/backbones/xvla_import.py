@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dipole_vla.backbones.base import ActionSpec
 from dipole_vla.backbones.florence_import import LOGITS_BIAS, EncoderLayout, is_older, present, read_sizes
-from dipole_vla.backbones.importing import Imported
+from dipole_vla.backbones.imported import Imported
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
 from dipole_vla.backbones.soft_transformer import SoftTransformerSizes
 from dipole_vla.backbones.source_files import (

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from dipole_vla.guidance import SIGNS
 from dipole_vla.objective import RULES
 from dipole_vla.policy import AdapterPair, GuidedPolicy
-from dipole_vla.policy.adapters import SIGNS
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_text
 

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -29,13 +29,10 @@ from torch.utils.hooks import RemovableHandle
 
 from dipole_vla import checkpoint
 from dipole_vla.backbones.base import Backbone, Context, Observation
-from dipole_vla.guidance import Role
+from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import Denoise
 from dipole_vla.policy.mixed_rows import alone, mixed, routable, routed, sharing
 from navsim_adapter.errors import InputError, did_you_mean
-
-SIGNS: tuple[Literal["positive"], Literal["negative"]] = ("positive", "negative")
-"""Names of the adapters and of their folders."""
 
 SIDECAR = "dipole.json"
 _PEFT_PREFIX = "base_model.model."

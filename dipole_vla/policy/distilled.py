@@ -19,8 +19,8 @@ from torch.nn.functional import linear
 
 from dipole_vla import checkpoint
 from dipole_vla.backbones.base import Context
-from dipole_vla.guidance import Role
-from dipole_vla.policy.adapters import SIGNS, AdapterPair, pass_the_base
+from dipole_vla.guidance import SIGNS, Role
+from dipole_vla.policy.adapters import AdapterPair, pass_the_base
 from dipole_vla.policy.mixed_rows import frozen, matrices, routed
 from navsim_adapter.errors import InputError
 

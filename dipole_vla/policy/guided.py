@@ -23,9 +23,9 @@ from torch import Tensor
 from dipole_vla import backbones, checkpoint  # backbones as a module: it imports this package in turn
 from dipole_vla.backbones.base import Backbone, Context, Observation, Processor
 from dipole_vla.critic.one_step import OneStepCritic
-from dipole_vla.guidance import LIMIT, Omega, PredictGuided, Role, as_omega, guide, guided_denoiser, roles_for
+from dipole_vla.guidance import LIMIT, SIGNS, Omega, PredictGuided, Role, as_omega, guide, guided_denoiser, roles_for
 from dipole_vla.objective import RULES
-from dipole_vla.policy.adapters import SIGNS, AdapterPair, pass_the_base
+from dipole_vla.policy.adapters import AdapterPair, pass_the_base
 from dipole_vla.policy.arguments import (
     are_numbers,
     check_generator,

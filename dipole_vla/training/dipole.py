@@ -15,7 +15,7 @@ from dipole_vla.critic.one_step import fitted_critic, refuse_other_metric
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
 from dipole_vla.data.tables import CandidateTable
-from dipole_vla.guidance import Role
+from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import (
     RULES,
     Denoise,
@@ -28,7 +28,6 @@ from dipole_vla.objective import (
 )
 from dipole_vla.paths import interpolate
 from dipole_vla.policy import AdapterPair, Context, Guidance, GuidedPolicy
-from dipole_vla.policy.adapters import SIGNS
 from dipole_vla.policy.guided import POLICY
 from dipole_vla.policy.separate import PairKind, make_pair
 from dipole_vla.splits import RL_TOKENS, SeenByRL

@@ -19,9 +19,9 @@ from small_data import Kept, adapters, train, write_inputs, write_manifest
 from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable
+from dipole_vla.guidance import SIGNS
 from dipole_vla.objective import RULES, dichotomous_loss
 from dipole_vla.policy import GuidedPolicy
-from dipole_vla.policy.adapters import SIGNS
 from dipole_vla.splits import refuse_evaluation
 from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
 from dipole_vla.training.base import suspects

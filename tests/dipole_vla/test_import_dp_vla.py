@@ -23,8 +23,8 @@ from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
 from dipole_vla.backbones.dp_vla_import import FLORENCE_BASE
 from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes, native_names
 from dipole_vla.backbones.florence_import import SHARED, TOKENS, EncoderLayout
-from dipole_vla.backbones.importing import convert, import_checkpoint
 from dipole_vla.backbones.prompt import small_tokenizer
+from dipole_vla.commands.import_ import convert, import_checkpoint
 from dipole_vla.paths import to_x0
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.recipes import call

@@ -19,9 +19,9 @@ from test_dp_vla import SCENE
 from transformers import PI0ForConditionalGeneration
 
 from dipole_vla.backbones import load_backbone
-from dipole_vla.backbones.importing import import_checkpoint
 from dipole_vla.backbones.pi0 import PI0, PI0Sizes
 from dipole_vla.backbones.prompt import small_tokenizer
+from dipole_vla.commands.import_ import import_checkpoint
 from dipole_vla.policy import Backbone, GuidedPolicy
 from navsim_adapter.errors import InputError
 from tests.same_numbers import SAMPLED, assert_same_numbers

@@ -23,8 +23,8 @@ from test_dp_vla import SCENE
 
 from dipole_vla.backbones import FAMILIES
 from dipole_vla.backbones.florence_import import EncoderLayout, present
-from dipole_vla.backbones.importing import import_checkpoint
 from dipole_vla.backbones.xvla import XVLA, XVLAConfig
+from dipole_vla.commands.import_ import import_checkpoint
 from dipole_vla.paths import to_x0
 from dipole_vla.policy import AdapterPair, Backbone
 from dipole_vla.solvers import SolverSpec, solve

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from dipole_vla.backbones.base import Backbone
+from dipole_vla.backbones.imported import Imported, PublishedPair
 from dipole_vla.checkpoint import check_names, read_json
-from dipole_vla.policy.adapters import SIGNS, AdapterPair
+from dipole_vla.guidance import SIGNS
+from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.policy.guided import Guidance, GuidedPolicy
 from dipole_vla.progress import console, skipped, wrote
 from navsim_adapter.errors import InputError, did_you_mean
@@ -33,31 +31,6 @@ IMPORTERS: dict[str, str] = {
     "xvla": "dipole_vla.backbones.xvla_import",
 }
 """Family -> module with `read(source, **options) -> Imported`."""
-
-
-@dataclass(frozen=True)
-class PublishedPair:
-    """Two LoRA adapters as a file has them, under our names (`AdapterPair.state`)."""
-
-    rank: int
-    alpha: float
-    states: Mapping[str, Mapping[str, Tensor]]  # by sign
-    omega: float = 1.0
-    where: str = ""
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What a source held.
-
-    base: folder of the backbone where the source has adapters only; it is then referred to, not copied.
-    notes: what the source does not say and was assumed, or what is missing; printed.
-    """
-
-    backbone: Backbone
-    pair: PublishedPair | None = None
-    base: Path | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def convert(
