@@ -11,10 +11,11 @@ from small_backbone import make_backbone, make_observation
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from dipole_vla import plan_measure
 from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
-from dipole_vla.plan import Gpus, Numbers, meta_backbone, planned, told, training_step
+from dipole_vla.plan import Gpus, planned, told
 from dipole_vla.plan_activations import example_observation, step_cost
+from dipole_vla.planning import timing
+from dipole_vla.planning.step import Numbers, meta_backbone, training_step
 from dipole_vla.policy import AdapterPair
 from dipole_vla.training import DipoleModule
 from navsim_adapter.errors import InputError
@@ -184,7 +185,7 @@ def test_a_step_is_as_many_batches_as_it_accumulates(folder, monkeypatch):
     asked = recipe(folder)
     once = planned(asked, Gpus.parse("2x80"))["run"]
     asked["trainer"]["accumulate_grad_batches"] = 8
-    monkeypatch.setattr(plan_measure, "seconds_per_pass", lambda *_: (0.5, "a clock"))
+    monkeypatch.setattr(timing, "seconds_per_pass", lambda *_: (0.5, "a clock"))
     found = planned(asked, Gpus.parse("2x80"), measure=True)
     assert found["run"]["scenes_per_step"] == 8 * once["scenes_per_step"]
     assert found["run"]["flops_per_step_and_gpu"] == 8 * once["flops_per_step_and_gpu"]
@@ -205,7 +206,7 @@ def test_a_step_is_as_many_batches_as_it_accumulates(folder, monkeypatch):
 def test_what_is_timed_is_what_the_recipe_trains(
     folder, monkeypatch, precision, strategy, pair, frozen, trained, is_mixed
 ):
-    facts, encoded, encode, make_step = [], [], DPVLA.encode, plan_measure.training_step
+    facts, encoded, encode, make_step = [], [], DPVLA.encode, timing.training_step
 
     def watched(backbone, pair, *arguments):
         step = make_step(backbone, pair, *arguments)
@@ -217,14 +218,14 @@ def test_what_is_timed_is_what_the_recipe_trains(
 
         return look
 
-    monkeypatch.setattr(plan_measure, "STEPS", 1)
-    monkeypatch.setattr(plan_measure, "training_step", watched)
+    monkeypatch.setattr(timing, "STEPS", 1)
+    monkeypatch.setattr(timing, "training_step", watched)
     monkeypatch.setattr(DPVLA, "encode", lambda self, shown: encoded.append(shown) or encode(self, shown))
     model = recipe(folder, pair=pair, checkpointing=True)["model"]["init_args"]
     numbers = Numbers.of({"precision": precision, "strategy": strategy})
     for stored in (False, True):
         facts.clear(), encoded.clear()
-        plan_measure.seconds_per_pass(model, 1, 2, numbers, stored)
+        timing.seconds_per_pass(model, 1, 2, numbers, stored)
         assert facts == [(frozen, {trained}, is_mixed)] * 2
         assert len(encoded) == (1 if stored else 2)  # once ahead, or once in each of two passes
 

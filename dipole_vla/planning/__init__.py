@@ -1,0 +1,1 @@
+"""What a training recipe needs, counted and timed; `dipole-vla plan` says it."""
