@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import write_bytes, write_once
+from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 
 POSES, INTERVAL = 8, 0.5
 _STEPS_PER_POSE = 5  # the reference is sampled at 10 Hz

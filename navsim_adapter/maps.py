@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import shapely
 
-from navsim_adapter.cache.scene_cache import AreaType, Polygons
 from navsim_adapter.errors import InputError
 from navsim_adapter.foreign import check_geopackage
 from navsim_adapter.root import MAPS_VARIABLE
+from navsim_adapter.scene_cache import AreaType, Polygons
 
 MAPS_FILE = "nuplan-maps-v1.0.json"
 _COLUMNS = {

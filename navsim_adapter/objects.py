@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, ObjectType
 from navsim_adapter.errors import InputError
 from navsim_adapter.logs import Annotations
+from navsim_adapter.scene_cache import EPDMS, PDMS, ObjectType
 from navsim_adapter.unpickle import Record
 
 STEPS_PER_FRAME = 5

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import AreaType, ObjectType, Polygons, SceneCache
+from navsim_adapter.scene_cache import AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH
 
 INK, PAPER = "#23272e", "#f6f5f1"

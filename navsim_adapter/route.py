@@ -13,9 +13,9 @@ from itertools import pairwise
 import numpy as np
 import shapely
 
-from navsim_adapter.cache.scene_cache import AreaType
 from navsim_adapter.errors import InputError
 from navsim_adapter.maps import Block, Lane, Map
+from navsim_adapter.scene_cache import AreaType
 
 CANDIDATE_RADIUS = 1.0  # half side of the square around the rear axle, m
 MAX_HEADING_ERROR = np.pi / 4

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.errors import InputError
+from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.score_table import Trajectories, check_poses
 from navsim_adapter.scoring import engine, two_frame
 from navsim_adapter.scoring.aggregate import epdms

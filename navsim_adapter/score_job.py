@@ -16,7 +16,6 @@ import numpy as np
 
 from navsim_adapter import __version__
 from navsim_adapter.cache.folder import build_scenes, skipped_in
-from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.cache.second_stage import build_second_stage
 from navsim_adapter.cache.store import open_cache, read_scenes
 from navsim_adapter.errors import InputError
@@ -25,6 +24,7 @@ from navsim_adapter.maps import map_files
 from navsim_adapter.objects import FUTURE_FRAMES
 from navsim_adapter.root import DataRoot
 from navsim_adapter.row_scores import Traffic
+from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.scenes import every_frame, find_logs, split_filter
 from navsim_adapter.score_result import Facts, Result
 from navsim_adapter.score_table import ScoreTable, Trajectories, check_poses, read_about, read_trajectories

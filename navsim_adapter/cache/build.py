@@ -9,10 +9,10 @@ import shapely
 
 from navsim_adapter import objects, route
 from navsim_adapter.boxes import ego_center, ego_corners
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.errors import InputError
 from navsim_adapter.logs import Frame
 from navsim_adapter.maps import Map, flatten
+from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.scenes import Moment, Scene
 
 RADIUS = 100.0  # of the drivable map (half side of a square) and of the planner's forecast (circle), m

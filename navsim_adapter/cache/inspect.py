@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
 from navsim_adapter.cache.store import LOGS, SUFFIX, open_cache, read_scenes
 from navsim_adapter.errors import InputError, did_you_mean
 from navsim_adapter.files import MANIFEST, read_json, verify
+from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
 
 
 def describe_cache(folder: str | Path) -> list[str]:

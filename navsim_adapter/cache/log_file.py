@@ -21,10 +21,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import Polygons, SceneCache
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import atomic_path
 from navsim_adapter.objects import resample
+from navsim_adapter.scene_cache import Polygons, SceneCache
 
 FORMAT = 1  # raise it whenever the meaning of any array changes; older files are then refused
 MAGIC = b"NAVCACHE"

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import shapely
 
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.maps import flatten
 from navsim_adapter.objects import FrameObjects
 from navsim_adapter.reference.forecast import Forecast, forecast
 from navsim_adapter.reference.rollout import proposals
+from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.scoring import engine
 from navsim_adapter.scoring.map_index import build_map_index
 from navsim_adapter.scoring.packed import Packed

@@ -14,9 +14,9 @@ import numpy as np
 import shapely
 
 from navsim_adapter.boxes import box_corners, ego_center, ego_corners
-from navsim_adapter.cache.scene_cache import STEPS, ObjectType
 from navsim_adapter.errors import InputError
 from navsim_adapter.objects import FrameObjects, wrap
+from navsim_adapter.scene_cache import STEPS, ObjectType
 
 RADIUS = 100.0
 NEAREST_STATIC = 50

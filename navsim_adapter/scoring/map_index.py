@@ -12,7 +12,7 @@ from math import ceil, cos, sin
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import AreaType, SceneCache
+from navsim_adapter.scene_cache import AreaType, SceneCache
 from navsim_adapter.scoring import cells
 from navsim_adapter.scoring.cells import (
     CELL,

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, Polygons, SceneCache
 from navsim_adapter.errors import InputError
+from navsim_adapter.scene_cache import EPDMS, PDMS, Polygons, SceneCache
 from navsim_adapter.scoring import engine
 from navsim_adapter.scoring.geometry import box_corners, quads_meet
 from navsim_adapter.scoring.jit import entry

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
+from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.scoring import engine, two_frame
 from navsim_adapter.scoring.scene_index import Metric, SceneIndex, build_index, run
 from navsim_adapter.scoring.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL, STATES

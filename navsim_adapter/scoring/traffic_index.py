@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import ObjectType, Polygons
+from navsim_adapter.scene_cache import ObjectType, Polygons
 from navsim_adapter.scoring.cells import grown
 from navsim_adapter.scoring.geometry import box_corners, ego_gap, quads_meet
 from navsim_adapter.scoring.jit import entry, inlined, inner

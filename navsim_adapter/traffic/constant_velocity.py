@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import SceneCache
+from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.traffic.objects import STEPS, TrafficObjects, with_vehicles
 from navsim_adapter.traffic.scene import read_traffic_scene
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import shapely
 
-from navsim_adapter.cache.scene_cache import SceneCache
 from navsim_adapter.errors import InputError
+from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.traffic.agents import Agents, boxes
 from navsim_adapter.traffic.objects import STEPS, TrafficObjects, with_vehicles
 from navsim_adapter.traffic.scene import TrafficScene, read_traffic_scene

@@ -6,7 +6,7 @@ import numpy as np
 import shapely
 
 from navsim_adapter.boxes import box_corners, ego_corners
-from navsim_adapter.cache.scene_cache import SceneCache
+from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.traffic.objects import TrafficObjects, recorded
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import EPDMS, ObjectType, SceneCache
+from navsim_adapter.scene_cache import EPDMS, ObjectType, SceneCache
 from navsim_adapter.traffic.scene import TrafficScene
 
 STEPS = 41

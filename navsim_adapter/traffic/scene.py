@@ -13,10 +13,10 @@ import numpy as np
 import shapely
 
 from navsim_adapter.boxes import box_corners, ego_corners
-from navsim_adapter.cache.scene_cache import ObjectType, SceneCache
 from navsim_adapter.errors import InputError
 from navsim_adapter.maps import Lane, Map
 from navsim_adapter.objects import FrameObjects
+from navsim_adapter.scene_cache import ObjectType, SceneCache
 
 DEFAULT_SPEED = 10.0  # m/s, until the first lane with a speed limit
 SNAP_DISTANCE = 3.0  # vehicles farther from their lane's baseline are not simulated

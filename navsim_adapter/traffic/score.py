@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import SceneCache
+from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.scoring import engine
 from navsim_adapter.scoring.scene_index import SceneIndex, build_index, run
 from navsim_adapter.scoring.traffic_index import build_traffic_index

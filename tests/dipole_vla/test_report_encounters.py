@@ -14,7 +14,7 @@ from report_evaluation import FULL, SUB_SCORES, straight, street, to_global
 
 from dipole_vla.evaluation.report import encounters
 from dipole_vla.evaluation.report.scenes import explain
-from navsim_adapter.cache.scene_cache import ObjectType, Polygons
+from navsim_adapter.scene_cache import ObjectType, Polygons
 
 FRONT, REAR, HALF_WIDTH = 4.049, 1.127, 1.1485
 CAR_REAR = 30.0 - 2.5

@@ -18,8 +18,8 @@ from navsim_adapter.baselines import (
     write_trajectories,
 )
 from navsim_adapter.cache.official import combine, read_official
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.errors import InputError
+from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.score_table import read_trajectories
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "official_cache"

@@ -18,11 +18,11 @@ from navsim_adapter.cache import folder, log_file, store
 from navsim_adapter.cache.folder import build_cache, build_scenes, skipped_in
 from navsim_adapter.cache.inspect import describe_cache, describe_scene, verify_cache
 from navsim_adapter.cache.log_file import LogFile, read_facts, write_log
-from navsim_adapter.cache.scene_cache import Polygons, SceneCache
 from navsim_adapter.cache.store import CacheFolder, log_path, open_cache, write_index
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish
 from navsim_adapter.root import DataRoot
+from navsim_adapter.scene_cache import Polygons, SceneCache
 from navsim_adapter.scenes import SceneFilter
 from navsim_adapter.score_job import Source
 from tests.navsim_adapter.tiny import write_log as write_log_pickle

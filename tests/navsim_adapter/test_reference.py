@@ -10,7 +10,6 @@ import shapely
 
 from navsim_adapter.boxes import box_corners
 from navsim_adapter.cache.build import build_scene
-from navsim_adapter.cache.scene_cache import EPDMS, ObjectType
 from navsim_adapter.errors import InputError
 from navsim_adapter.objects import FrameObjects
 from navsim_adapter.reference import plan_references, rollout
@@ -18,6 +17,7 @@ from navsim_adapter.reference.choice import sample
 from navsim_adapter.reference.forecast import forecast
 from navsim_adapter.reference.gap import footprint_gap
 from navsim_adapter.reference.path import Path
+from navsim_adapter.scene_cache import EPDMS, ObjectType
 from tests.navsim_adapter import built_scenes
 from tests.navsim_adapter.built_scenes import built, listed
 from tests.shared import SETS, SHARED, needs_shared

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish
 from navsim_adapter.render import (
@@ -33,6 +32,7 @@ from navsim_adapter.render import (
     to_ego,
 )
 from navsim_adapter.render_command import add_arguments, run
+from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, Polygons, SceneCache
 
 EGO = np.array([500.0, -300.0, 2.1])
 SIZE, DPI = (4.0, 4.0), 100

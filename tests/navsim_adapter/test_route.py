@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import shapely
 
-from navsim_adapter.cache.scene_cache import AreaType
 from navsim_adapter.errors import InputError
 from navsim_adapter.maps import Block, Lane, Map, flatten
 from navsim_adapter.route import correct, lanes_ahead, lanes_of, plan_route, search_blocks, starting_lane
+from navsim_adapter.scene_cache import AreaType
 
 EGO = np.array([0.0, 0.0, 0.0])
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_adapter.cache.scene_cache import ObjectType
 from navsim_adapter.errors import InputError
+from navsim_adapter.scene_cache import ObjectType
 from navsim_adapter.scoring import engine
 from navsim_adapter.traffic.idm import idm, vehicle_poses
 from navsim_adapter.traffic.scene import read_traffic_scene, traffic_scene

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import PDMS, ObjectType
+from navsim_adapter.scene_cache import PDMS, ObjectType
 from navsim_adapter.traffic.log_replay import log_replay
 from tests.navsim_adapter.traffic_scenes import cache_of, standing
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import shapely
 
-from navsim_adapter.cache.scene_cache import EPDMS, AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.maps import Lane
 from navsim_adapter.objects import FrameObjects
+from navsim_adapter.scene_cache import EPDMS, AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.traffic.scene import TrafficScene, traffic_scene
 
 NOTHING = Polygons(np.empty((0, 2)), np.zeros(1, np.int64), np.zeros(1, np.int64))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
-from navsim_adapter.cache.scene_cache import AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.render import box_corners, ego_corners, to_ego
+from navsim_adapter.scene_cache import AreaType, ObjectType, Polygons, SceneCache
 
 STEPS, TICK = 41, 0.1
 BEHIND, AHEAD = np.deg2rad(150.0), np.deg2rad(30.0)  # spec 6.2 and 6.7

@@ -22,8 +22,8 @@ from dipole_vla.evaluation.report.encounters import Encounter
 from dipole_vla.evaluation.report.inputs import Evaluation, policy_rows
 from dipole_vla.evaluation.report.metrics import sub_score
 from dipole_vla.evaluation.report.tables import points, signed
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Moment, Plan, picture, seen_by
+from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 
 CAMERA, CAMERA_WIDTH = "CAM_F0", 480
 CANDIDATES_DRAWN = 32

@@ -26,9 +26,9 @@ from navsim_adapter.cache.official import (
     read_wkb,
 )
 from navsim_adapter.cache.official_folder import import_official
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.errors import InputError
+from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
 from navsim_adapter.traffic.scene import read_traffic_scene
 from tests.shared import SHARED, needs_shared
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, STEPS, AreaType, ObjectType, Polygons, SceneCache
+from navsim_adapter.scene_cache import EPDMS, PDMS, STEPS, AreaType, ObjectType, Polygons, SceneCache
 
 
 def has_map(root: Path, token: str) -> bool:

@@ -15,7 +15,7 @@ import shapely.affinity
 from scipy.signal import savgol_filter
 from shapely.geometry import LineString, Point, Polygon
 
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, AreaType, Polygons, SceneCache
+from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, Polygons, SceneCache
 
 H, L, D = 0.1, 3.089, 1.461
 LANES = (AreaType.LANE, AreaType.LANE_CONNECTOR)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import EPDMS, PDMS, STEPS, AreaType, ObjectType, Polygons, SceneCache
+from navsim_adapter.scene_cache import EPDMS, PDMS, STEPS, AreaType, ObjectType, Polygons, SceneCache
 
 
 def random_scene(seed: int) -> SceneCache:

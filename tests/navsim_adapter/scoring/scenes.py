@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from navsim_adapter.cache.scene_cache import SceneCache
+from navsim_adapter.scene_cache import SceneCache
 from tests.navsim_adapter.scoring.official import has_map, load_scene, read_table
 from tests.shared import SETS, SHARED
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from navsim_adapter.cache.scene_cache import Polygons, SceneCache
+from navsim_adapter.scene_cache import Polygons, SceneCache
 from navsim_adapter.scoring.scorer import Scorer
 from tests.navsim_adapter.scoring import plain
 from tests.navsim_adapter.scoring.random_scenes import random_plans, random_scene
