@@ -31,7 +31,7 @@ from navsim_adapter.scoring import areas, comfort, contacts, driving_direction, 
 from navsim_adapter.scoring.map_index import area_count
 from navsim_adapter.scoring.scene_index import build_index
 from navsim_adapter.scoring.traffic_index import object_count
-from navsim_adapter.scoring.vehicle import STATES, STEPS
+from navsim_adapter.vehicle import STATES, STEPS
 
 N, SCENES, REPEATS = 64, 8, 50
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH
+from navsim_adapter.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH
 
 
 def ego_center(pose: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.scene_cache import AreaType, ObjectType, Polygons, SceneCache
-from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH
+from navsim_adapter.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH
 
 INK, PAPER = "#23272e", "#f6f5f1"
 ROAD, INTERSECTION, CARPARK, ROUTE, LANE_EDGE = "#dcdbd6", "#cfcdc6", "#e6e0d0", "#c9dcc4", "#ffffff"

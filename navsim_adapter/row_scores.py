@@ -23,13 +23,13 @@ from navsim_adapter.scoring import engine, two_frame
 from navsim_adapter.scoring.aggregate import epdms
 from navsim_adapter.scoring.scene_index import Metric
 from navsim_adapter.scoring.scorer import VERSIONS, Scorer, Scores
-from navsim_adapter.scoring.vehicle import STATES
 from navsim_adapter.traffic.constant_velocity import constant_velocity
 from navsim_adapter.traffic.idm import idm
 from navsim_adapter.traffic.log_replay import log_replay
 from navsim_adapter.traffic.objects import TrafficObjects, TrafficPolicy
 from navsim_adapter.traffic.scene import read_traffic_scene
 from navsim_adapter.traffic.score import score_in_traffic
+from navsim_adapter.vehicle import STATES
 
 Traffic = Literal["log-replay", "constant-velocity", "idm"]
 POLICIES: dict[str, TrafficPolicy] = {

@@ -31,11 +31,11 @@ from navsim_adapter.score_table import ScoreTable, Trajectories, check_poses, re
 from navsim_adapter.score_units import EntryUnit, LogUnit, Map, Part, Parts, Plan, Unit, digest
 from navsim_adapter.scoring.scene_index import Metric
 from navsim_adapter.scoring.scorer import SUB_SCORES, VERSIONS
-from navsim_adapter.scoring.vehicle import INTERVAL, STEPS
 from navsim_adapter.second_stage import second_stage_files
 from navsim_adapter.shards import Shard
 from navsim_adapter.two_stage import Entry
 from navsim_adapter.two_stage_table import FIGURES, ORIGINAL, SYNTHETIC, find_mapping
+from navsim_adapter.vehicle import INTERVAL, STEPS
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ import numpy as np
 from navsim_adapter.errors import InputError
 from navsim_adapter.objects import FrameObjects, recorded_objects, recorded_velocities
 from navsim_adapter.scene_cache import EPDMS, PDMS, STEPS, AreaType, ObjectType, Polygons, SceneCache
-from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER
 from navsim_adapter.unpickle import Record, loads
+from navsim_adapter.vehicle import AXLE_TO_CENTER
 
 FILE_NAME = "metric_cache.pkl"
 LARGEST_PICKLE = 2**28  # bytes unpacked; real ones have a few million

@@ -20,7 +20,7 @@ from navsim_adapter.scoring.map_index import build_map_index
 from navsim_adapter.scoring.packed import Packed
 from navsim_adapter.scoring.scene_index import NO_LIGHTS, SceneIndex, run
 from navsim_adapter.scoring.traffic_index import build_traffic_index
-from navsim_adapter.scoring.vehicle import STATES
+from navsim_adapter.vehicle import STATES
 
 PROPOSAL_STEP_US = 100_000
 

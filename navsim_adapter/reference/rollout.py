@@ -18,8 +18,8 @@ from navsim_adapter.reference.forecast import MAP_TIMES, STEPS_PER_MAP, Forecast
 from navsim_adapter.reference.gap import footprint_gap
 from navsim_adapter.reference.path import MIN_PROGRESS, Path, interpolate
 from navsim_adapter.scene_cache import ObjectType
-from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH
-from navsim_adapter.scoring.vehicle import RADIUS as EGO_RADIUS
+from navsim_adapter.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH
+from navsim_adapter.vehicle import RADIUS as EGO_RADIUS
 
 STEPS = 41
 LATERAL_OFFSETS = (0.0, -1.0, 1.0)

@@ -30,7 +30,7 @@ from navsim_adapter.scoring.traffic_index import (
     touches_object,
 )
 from navsim_adapter.scoring.traffic_lights import runs_red_light
-from navsim_adapter.scoring.vehicle import INTERVAL, STATES
+from navsim_adapter.vehicle import INTERVAL, STATES
 
 
 @inner

@@ -7,7 +7,7 @@ from math import sqrt
 from navsim_adapter.scoring.areas import center
 from navsim_adapter.scoring.jit import inner
 from navsim_adapter.scoring.map_index import INTERSECTION, ON_ROUTE
-from navsim_adapter.scoring.vehicle import STATES
+from navsim_adapter.vehicle import STATES
 
 _WINDOW = 11  # steps whose displacements are summed: one second and the step that led into it
 _SOME, _TOO_MUCH = 2.0, 6.0  # m

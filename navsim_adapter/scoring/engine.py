@@ -20,7 +20,7 @@ from navsim_adapter.scoring.lane_keeping import lane_keeping
 from navsim_adapter.scoring.map_index import area_count
 from navsim_adapter.scoring.progress import progress_at
 from navsim_adapter.scoring.traffic_index import object_count
-from navsim_adapter.scoring.vehicle import STATES, STEPS
+from navsim_adapter.vehicle import STATES, STEPS
 
 LANES = 64
 

@@ -1,7 +1,7 @@
 """How the kernels are compiled: one decorator for functions, one for the few entry points kept on disk.
 
 Numba's disk cache looks only at the file of the function it stores, not at what that function calls or at module
-constants. The entry points therefore carry a fingerprint of every source file of this package in a closure
+constants. The entry points therefore carry a fingerprint of every kernel's source in a closure
 variable, which is part of numba's key: edit any kernel and the stale machine code is never found.
 
 No fast-math anywhere, not even fused multiply-add: a candidate's result is the same bit for bit whether it falls in
@@ -57,6 +57,7 @@ def entry(make: Callable[[int], Callable[..., Any]]) -> Any:
 
 def _source_fingerprint() -> int:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for path in [*sorted(here.glob("*.py")), here.parent / "vehicle.py"]:
         digest.update(path.read_bytes())
     return int.from_bytes(digest.digest()[:7], "little")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from navsim_adapter.scoring.jit import inner
-from navsim_adapter.scoring.vehicle import INTERVAL
+from navsim_adapter.vehicle import INTERVAL
 
 
 def filter_weights(window: int, order: int, derivative: int) -> np.ndarray:

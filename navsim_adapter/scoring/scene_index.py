@@ -21,7 +21,7 @@ from navsim_adapter.scoring.map_index import build_map_index
 from navsim_adapter.scoring.packed import Packed
 from navsim_adapter.scoring.simulate import literal_headings
 from navsim_adapter.scoring.traffic_index import build_traffic_index
-from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STATES
+from navsim_adapter.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STATES
 
 Metric = Literal["pdms", "epdms"]
 

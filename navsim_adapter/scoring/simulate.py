@@ -18,7 +18,7 @@ import numpy as np
 
 from navsim_adapter.scoring.angles import principal, sine_cosine, tangent, wrap
 from navsim_adapter.scoring.jit import inner
-from navsim_adapter.scoring.vehicle import AXLE_TO_CENTER, INTERVAL, STATES, STEPS, WHEELBASE
+from navsim_adapter.vehicle import AXLE_TO_CENTER, INTERVAL, STATES, STEPS, WHEELBASE
 
 # Planes of a block of states, each (41, lanes). COSINE and SINE are those of HEADING.
 X, Y, HEADING, SPEED, ACCELERATION, STEERING, STEERING_RATE, YAW_RATE, COSINE, SINE = range(10)

@@ -17,7 +17,7 @@ from navsim_adapter.scoring.cells import grown
 from navsim_adapter.scoring.geometry import box_corners, ego_gap, quads_meet
 from navsim_adapter.scoring.jit import entry, inlined, inner
 from navsim_adapter.scoring.packed import POLYGONS, Packed, pack_polygons, real, whole
-from navsim_adapter.scoring.vehicle import HALF_LENGTH, HALF_WIDTH, RADIUS
+from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH, RADIUS
 
 TRAFFIC_CELL = 2.0  # m
 _TOGETHER = 4  # steps whose boxes are entered into the grid as one

@@ -14,7 +14,7 @@ import numpy as np
 from navsim_adapter.scoring.comfort import SLOPE, SMOOTH, YAW_SLOPE
 from navsim_adapter.scoring.jit import entry, inner
 from navsim_adapter.scoring.savitzky_golay import filter_series, filter_weights, unwrap
-from navsim_adapter.scoring.vehicle import INTERVAL, STATES
+from navsim_adapter.vehicle import INTERVAL, STATES
 
 _LONGEST_GAP = 0.55  # s, strict
 _YAW_BEND = filter_weights(5, 2, 2)  # order 2 here, 3 in the other comfort

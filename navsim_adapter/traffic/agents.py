@@ -12,9 +12,9 @@ import shapely
 
 from navsim_adapter.boxes import box_corners
 from navsim_adapter.errors import InputError
-from navsim_adapter.scoring.vehicle import HALF_LENGTH, HALF_WIDTH
 from navsim_adapter.traffic import motion
 from navsim_adapter.traffic.scene import TrafficScene
+from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH
 
 RADIUS = 100.0  # agents farther from the ego are removed for good
 SIMPLIFICATION = 1e-5

@@ -14,8 +14,8 @@ from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.scoring import engine
 from navsim_adapter.scoring.scene_index import SceneIndex, build_index, run
 from navsim_adapter.scoring.traffic_index import build_traffic_index
-from navsim_adapter.scoring.vehicle import STATES
 from navsim_adapter.traffic.objects import TrafficObjects, TrafficPolicy
+from navsim_adapter.vehicle import STATES
 
 HUMAN_INTERVAL = 0.5
 _NO_HISTORY = np.empty((0, 3))
