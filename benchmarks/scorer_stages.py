@@ -25,12 +25,12 @@ import numpy as np
 from scorer import COMMITTED, mixed
 
 from navsim_adapter.cache.folder import build_scenes
+from navsim_adapter.metric import areas, comfort, contacts, driving_direction, engine, lane_keeping, progress, simulate
+from navsim_adapter.metric.map_index import area_count
+from navsim_adapter.metric.scene_index import build_index
+from navsim_adapter.metric.traffic_index import object_count
 from navsim_adapter.root import data_root
 from navsim_adapter.scenes import split_filter
-from navsim_adapter.scoring import areas, comfort, contacts, driving_direction, engine, lane_keeping, progress, simulate
-from navsim_adapter.scoring.map_index import area_count
-from navsim_adapter.scoring.scene_index import build_index
-from navsim_adapter.scoring.traffic_index import object_count
 from navsim_adapter.vehicle import STATES, STEPS
 
 N, SCENES, REPEATS = 64, 8, 50

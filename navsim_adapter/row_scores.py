@@ -17,11 +17,11 @@ from typing import Any, Literal
 import numpy as np
 
 from navsim_adapter.errors import InputError
+from navsim_adapter.metric import engine, two_frame
+from navsim_adapter.metric.aggregate import epdms
+from navsim_adapter.metric.scene_index import Metric
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.score_table import Trajectories, check_poses
-from navsim_adapter.scoring import engine, two_frame
-from navsim_adapter.scoring.aggregate import epdms
-from navsim_adapter.scoring.scene_index import Metric
 from navsim_adapter.scoring.scorer import VERSIONS, Scorer, Scores
 from navsim_adapter.traffic.constant_velocity import constant_velocity
 from navsim_adapter.traffic.idm import idm

@@ -13,10 +13,10 @@ from navsim_adapter.errors import InputError
 from navsim_adapter.option_checks import check_range
 
 if TYPE_CHECKING:
+    from navsim_adapter.metric.scene_index import Metric
     from navsim_adapter.row_scores import Traffic
     from navsim_adapter.score_job import Job
     from navsim_adapter.score_units import Map
-    from navsim_adapter.scoring.scene_index import Metric
 
 TRAFFIC = ("log-replay", "constant-velocity", "idm")
 _SECOND_STAGE_ONLY = ("second_stage_trajectories", "second_stage_cache", "mapping")

@@ -25,14 +25,14 @@ from navsim_adapter.cache.store import open_cache
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import LOCK, atomic_path, file_stamps, only_writer, sweep
 from navsim_adapter.maps import map_files
+from navsim_adapter.metric import engine
+from navsim_adapter.metric.scene_index import Metric
 from navsim_adapter.objects import FUTURE_FRAMES
 from navsim_adapter.root import DataRoot
 from navsim_adapter.row_scores import Traffic, score_rows, score_scene
 from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.scenes import every_frame
 from navsim_adapter.score_table import Trajectories, read_trajectories
-from navsim_adapter.scoring import engine
-from navsim_adapter.scoring.scene_index import Metric
 from navsim_adapter.two_stage import Entry, SceneResult
 from navsim_adapter.two_stage_table import FIGURES, entry_figures
 

@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 
 from navsim_adapter.errors import InputError
-from navsim_adapter.scoring.aggregate import epdms
-from navsim_adapter.scoring.two_frame import compare_plans, gap_in_steps, traces_of
+from navsim_adapter.metric.aggregate import epdms
+from navsim_adapter.metric.two_frame import compare_plans, gap_in_steps, traces_of
 
 SUB_SCORES = (
     "no_at_fault_collisions",

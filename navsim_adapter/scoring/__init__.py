@@ -1,1 +1,1 @@
-"""The official sub-scores, each in a file of its own, over many candidates per scene."""
+"""From trajectories to scores and their files: the scorer, and a score run over a split."""

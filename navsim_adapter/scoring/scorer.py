@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.errors import InputError
+from navsim_adapter.metric import engine, two_frame
+from navsim_adapter.metric.scene_index import Metric, SceneIndex, build_index, run
 from navsim_adapter.scene_cache import SceneCache
-from navsim_adapter.scoring import engine, two_frame
-from navsim_adapter.scoring.scene_index import Metric, SceneIndex, build_index, run
 from navsim_adapter.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL, STATES
 
 VERSIONS = {"pdms": "pdms-v1.1", "epdms": "epdms-v2.2"}

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from navsim_adapter.metric import engine
+from navsim_adapter.metric.scene_index import SceneIndex, build_index, run
+from navsim_adapter.metric.traffic_index import build_traffic_index
 from navsim_adapter.scene_cache import SceneCache
-from navsim_adapter.scoring import engine
-from navsim_adapter.scoring.scene_index import SceneIndex, build_index, run
-from navsim_adapter.scoring.traffic_index import build_traffic_index
 from navsim_adapter.traffic.objects import TrafficObjects, TrafficPolicy
 from navsim_adapter.vehicle import STATES
 

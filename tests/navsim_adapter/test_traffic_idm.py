@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from navsim_adapter.errors import InputError
+from navsim_adapter.metric import engine
 from navsim_adapter.scene_cache import ObjectType
-from navsim_adapter.scoring import engine
 from navsim_adapter.traffic.idm import idm, vehicle_poses
 from navsim_adapter.traffic.scene import read_traffic_scene, traffic_scene
 from navsim_adapter.traffic.score import score_in_traffic

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numba
 import numpy as np
 
-from navsim_adapter.scoring import geometry
+from navsim_adapter.metric import geometry
 
 side, fused = geometry.side, geometry.fused
 

@@ -12,9 +12,8 @@ from math import ceil, cos, sin
 
 import numpy as np
 
-from navsim_adapter.scene_cache import AreaType, SceneCache
-from navsim_adapter.scoring import cells
-from navsim_adapter.scoring.cells import (
+from navsim_adapter.metric import cells
+from navsim_adapter.metric.cells import (
     CELL,
     CUT_SHIFT,
     FLAG_BITS,
@@ -25,9 +24,10 @@ from navsim_adapter.scoring.cells import (
     NEAR_LINE,
     first_link,
 )
-from navsim_adapter.scoring.geometry import is_within, polygon_boxes, side
-from navsim_adapter.scoring.jit import inlined, inner
-from navsim_adapter.scoring.packed import POLYGONS, VERTICES, Packed, pack_polygons, polygon_contains, real, whole
+from navsim_adapter.metric.geometry import is_within, polygon_boxes, side
+from navsim_adapter.metric.jit import inlined, inner
+from navsim_adapter.metric.packed import POLYGONS, VERTICES, Packed, pack_polygons, polygon_contains, real, whole
+from navsim_adapter.scene_cache import AreaType, SceneCache
 
 # Categories of an area, as bits. (Numpy integers: numba compiles a function anew for every literal it is called with.)
 DRIVABLE, ON_ROUTE, INTERSECTION = np.int64(1), np.int64(2), np.int64(4)  # and LANE, 8

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.scoring.comfort import SLOPE, SMOOTH, YAW_SLOPE
-from navsim_adapter.scoring.jit import entry, inner
-from navsim_adapter.scoring.savitzky_golay import filter_series, filter_weights, unwrap
+from navsim_adapter.metric.comfort import SLOPE, SMOOTH, YAW_SLOPE
+from navsim_adapter.metric.jit import entry, inner
+from navsim_adapter.metric.savitzky_golay import filter_series, filter_weights, unwrap
 from navsim_adapter.vehicle import INTERVAL, STATES
 
 _LONGEST_GAP = 0.55  # s, strict

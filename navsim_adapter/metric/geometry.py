@@ -11,7 +11,7 @@ from math import sqrt
 
 import numpy as np
 
-from navsim_adapter.scoring.jit import inner
+from navsim_adapter.metric.jit import inner
 from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH
 
 _SPLITTER = 134217729.0  # 2^27 + 1

@@ -10,9 +10,9 @@ from math import sqrt
 
 import numpy as np
 
-from navsim_adapter.scoring.jit import inner
-from navsim_adapter.scoring.savitzky_golay import filter_series, filter_weights, unwrap
-from navsim_adapter.scoring.simulate import ACCELERATION, HEADING, MOTION_STEP, YAW_RATE
+from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.savitzky_golay import filter_series, filter_weights, unwrap
+from navsim_adapter.metric.simulate import ACCELERATION, HEADING, MOTION_STEP, YAW_RATE
 from navsim_adapter.vehicle import AXLE_TO_CENTER, INTERVAL, STATES
 
 # Bounds (6.9), all strict; m/s^2, m/s^3, rad/s^2, rad/s.

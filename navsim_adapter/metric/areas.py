@@ -6,10 +6,10 @@ them; only the drivable test runs over all steps.
 
 from __future__ import annotations
 
-from navsim_adapter.scoring.geometry import box_corners
-from navsim_adapter.scoring.jit import inner
-from navsim_adapter.scoring.map_index import DRIVABLE, INTERSECTION, ON_ROUTE, categories_at, lanes_at
-from navsim_adapter.scoring.simulate import COSINE, SINE, X, Y
+from navsim_adapter.metric.geometry import box_corners
+from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.map_index import DRIVABLE, INTERSECTION, ON_ROUTE, categories_at, lanes_at
+from navsim_adapter.metric.simulate import COSINE, SINE, X, Y
 from navsim_adapter.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STATES
 
 

@@ -5,9 +5,9 @@ No exemption for standing inside it at the start.
 
 from __future__ import annotations
 
-from navsim_adapter.scoring.jit import inner
-from navsim_adapter.scoring.packed import quad_meets_polygon, whole
-from navsim_adapter.scoring.traffic_index import LIGHT_STEPS
+from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.packed import quad_meets_polygon, whole
+from navsim_adapter.metric.traffic_index import LIGHT_STEPS
 
 
 @inner

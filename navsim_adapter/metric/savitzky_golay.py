@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from navsim_adapter.scoring.jit import inner
+from navsim_adapter.metric.jit import inner
 from navsim_adapter.vehicle import INTERVAL
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from navsim_adapter.metric.cells import grown
+from navsim_adapter.metric.geometry import box_corners, ego_gap, quads_meet
+from navsim_adapter.metric.jit import entry, inlined, inner
+from navsim_adapter.metric.packed import POLYGONS, Packed, pack_polygons, real, whole
 from navsim_adapter.scene_cache import ObjectType, Polygons
-from navsim_adapter.scoring.cells import grown
-from navsim_adapter.scoring.geometry import box_corners, ego_gap, quads_meet
-from navsim_adapter.scoring.jit import entry, inlined, inner
-from navsim_adapter.scoring.packed import POLYGONS, Packed, pack_polygons, real, whole
 from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH, RADIUS
 
 TRAFFIC_CELL = 2.0  # m

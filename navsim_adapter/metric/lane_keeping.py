@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from navsim_adapter.scoring.areas import center
-from navsim_adapter.scoring.jit import inner
-from navsim_adapter.scoring.map_index import INTERSECTION, is_near_centerline
+from navsim_adapter.metric.areas import center
+from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.map_index import INTERSECTION, is_near_centerline
 from navsim_adapter.vehicle import STATES
 
 _LONGEST = 20  # consecutive states outside intersections

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import sqrt
 
-from navsim_adapter.scoring.areas import center
-from navsim_adapter.scoring.jit import inner
-from navsim_adapter.scoring.map_index import INTERSECTION, ON_ROUTE
+from navsim_adapter.metric.areas import center
+from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.map_index import INTERSECTION, ON_ROUTE
 from navsim_adapter.vehicle import STATES
 
 _WINDOW = 11  # steps whose displacements are summed: one second and the step that led into it

@@ -24,7 +24,7 @@ _INNER: dict[str, Any] = {}
 _INLINED: dict[str, Any] = {}
 
 if numba.version_info.short <= (0, 68):  # the shorter way leans on numba's inside: only where it was tried
-    from navsim_adapter.scoring import fragments
+    from navsim_adapter.metric import fragments
 
     _ENTRY["pipeline_class"] = fragments.EntryCompiler
     _INNER["pipeline_class"] = fragments.FragmentCompiler

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.scoring.geometry import is_within, side
-from navsim_adapter.scoring.jit import entry, inner
+from navsim_adapter.metric.geometry import is_within, side
+from navsim_adapter.metric.jit import entry, inner
 
 CELL = 1.0  # m
 LANE = np.int64(8)  # the category of which a cell remembers the polygons that cover it

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.scoring import aggregate, areas, comfort, simulate
-from navsim_adapter.scoring.angles import sine_cosine
-from navsim_adapter.scoring.contacts import judge_contacts, measured_speed
-from navsim_adapter.scoring.driving_direction import driving_direction_compliance
-from navsim_adapter.scoring.jit import entry, inner
-from navsim_adapter.scoring.lane_keeping import lane_keeping
-from navsim_adapter.scoring.map_index import area_count
-from navsim_adapter.scoring.progress import progress_at
-from navsim_adapter.scoring.traffic_index import object_count
+from navsim_adapter.metric import aggregate, areas, comfort, simulate
+from navsim_adapter.metric.angles import sine_cosine
+from navsim_adapter.metric.contacts import judge_contacts, measured_speed
+from navsim_adapter.metric.driving_direction import driving_direction_compliance
+from navsim_adapter.metric.jit import entry, inner
+from navsim_adapter.metric.lane_keeping import lane_keeping
+from navsim_adapter.metric.map_index import area_count
+from navsim_adapter.metric.progress import progress_at
+from navsim_adapter.metric.traffic_index import object_count
 from navsim_adapter.vehicle import STATES, STEPS
 
 LANES = 64

@@ -10,7 +10,7 @@ from math import pi
 
 import numpy as np
 
-from navsim_adapter.scoring.jit import inner
+from navsim_adapter.metric.jit import inner
 
 TWO_PI = 2.0 * pi
 _TURNS = 1.0 / TWO_PI

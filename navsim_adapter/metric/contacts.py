@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from math import inf, sqrt
 
-from navsim_adapter.scoring import collisions, ttc
-from navsim_adapter.scoring.areas import center, ego_corners, is_off_lane
-from navsim_adapter.scoring.collisions import IF_OFF_LANE, NO, YES
-from navsim_adapter.scoring.jit import inner
-from navsim_adapter.scoring.map_index import INTERSECTION, categories_at
-from navsim_adapter.scoring.packed import whole
-from navsim_adapter.scoring.simulate import COSINE, SINE, SPEED, X, Y
-from navsim_adapter.scoring.traffic_index import (
+from navsim_adapter.metric import collisions, ttc
+from navsim_adapter.metric.areas import center, ego_corners, is_off_lane
+from navsim_adapter.metric.collisions import IF_OFF_LANE, NO, YES
+from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.map_index import INTERSECTION, categories_at
+from navsim_adapter.metric.packed import whole
+from navsim_adapter.metric.simulate import COSINE, SINE, SPEED, X, Y
+from navsim_adapter.metric.traffic_index import (
     BOXES,
     HALF_SIZES,
     IS_AGENT,
@@ -29,7 +29,7 @@ from navsim_adapter.scoring.traffic_index import (
     object_count,
     touches_object,
 )
-from navsim_adapter.scoring.traffic_lights import runs_red_light
+from navsim_adapter.metric.traffic_lights import runs_red_light
 from navsim_adapter.vehicle import INTERVAL, STATES
 
 

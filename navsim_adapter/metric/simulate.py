@@ -16,8 +16,8 @@ from math import pi
 
 import numpy as np
 
-from navsim_adapter.scoring.angles import principal, sine_cosine, tangent, wrap
-from navsim_adapter.scoring.jit import inner
+from navsim_adapter.metric.angles import principal, sine_cosine, tangent, wrap
+from navsim_adapter.metric.jit import inner
 from navsim_adapter.vehicle import AXLE_TO_CENTER, INTERVAL, STATES, STEPS, WHEELBASE
 
 # Planes of a block of states, each (41, lanes). COSINE and SINE are those of HEADING.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from math import inf, sqrt
 
-from navsim_adapter.scoring.areas import center
-from navsim_adapter.scoring.geometry import distance_to_segment
-from navsim_adapter.scoring.jit import inner
-from navsim_adapter.scoring.map_index import BLOCK, BLOCK_BOXES, CENTERLINE
-from navsim_adapter.scoring.packed import real, whole
+from navsim_adapter.metric.areas import center
+from navsim_adapter.metric.geometry import distance_to_segment
+from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.map_index import BLOCK, BLOCK_BOXES, CENTERLINE
+from navsim_adapter.metric.packed import real, whole
 
 
 @inner

@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from navsim_adapter.errors import InputError
+from navsim_adapter.metric import engine
+from navsim_adapter.metric.geometry import box_corners, quads_meet
+from navsim_adapter.metric.jit import entry
+from navsim_adapter.metric.map_index import build_map_index
+from navsim_adapter.metric.packed import Packed
+from navsim_adapter.metric.simulate import literal_headings
+from navsim_adapter.metric.traffic_index import build_traffic_index
 from navsim_adapter.scene_cache import EPDMS, PDMS, Polygons, SceneCache
-from navsim_adapter.scoring import engine
-from navsim_adapter.scoring.geometry import box_corners, quads_meet
-from navsim_adapter.scoring.jit import entry
-from navsim_adapter.scoring.map_index import build_map_index
-from navsim_adapter.scoring.packed import Packed
-from navsim_adapter.scoring.simulate import literal_headings
-from navsim_adapter.scoring.traffic_index import build_traffic_index
 from navsim_adapter.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STATES
 
 Metric = Literal["pdms", "epdms"]

@@ -18,8 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from navsim_adapter.scoring.geometry import crosses_right, segment_meets_quad
-from navsim_adapter.scoring.jit import inner
+from navsim_adapter.metric.geometry import crosses_right, segment_meets_quad
+from navsim_adapter.metric.jit import inner
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from math import acos, pi, sqrt
 
-from navsim_adapter.scoring.geometry import fused, quad_centroid, segment_meets_quad
-from navsim_adapter.scoring.jit import inner
-from navsim_adapter.scoring.simulate import COSINE, SINE, X, Y
-from navsim_adapter.scoring.traffic_index import IS_STOPPED, STOPPED_SPEED, has_flag
+from navsim_adapter.metric.geometry import fused, quad_centroid, segment_meets_quad
+from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.simulate import COSINE, SINE, X, Y
+from navsim_adapter.metric.traffic_index import IS_STOPPED, STOPPED_SPEED, has_flag
 
 NO, YES, IF_OFF_LANE = 0, 1, 2  # verdicts; the last hangs on whether the ego is off its lane (`areas.is_off_lane`)
 BEHIND = 150.0 * pi / 180.0

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from navsim_adapter.scoring.collisions import AHEAD, BEHIND, IF_OFF_LANE, NO, YES
-from navsim_adapter.scoring.jit import inner
+from navsim_adapter.metric.collisions import AHEAD, BEHIND, IF_OFF_LANE, NO, YES
+from navsim_adapter.metric.jit import inner
 
 STOPPED_SPEED = 0.005  # m/s, strict: below it nothing is checked
 STRIDE, OFFSETS = 3, 4  # the footprint is projected 0, 3, 6 and 9 steps ahead

@@ -1,0 +1,1 @@
+"""The official sub-scores, each in a file of its own, over many candidates per scene."""
