@@ -39,13 +39,13 @@ from torch import Tensor
 
 from dipole_vla.backbones import load_backbone
 from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
+from dipole_vla.commands.fit import quiet_lightning
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
 from dipole_vla.objective import per_sample_loss
 from dipole_vla.paths import interpolate, target
 from dipole_vla.training import DipoleModule
 from dipole_vla.training.base import FineTuning, stored_context
-from dipole_vla.training.fit import quiet_lightning
 from navsim_adapter.files import finish, write_json
 
 MIDDLE: dict[str, Any] = {

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from dipole_vla.doctor import Unwell
+from dipole_vla.commands.doctor import Unwell
 from dipole_vla.preemption import EXIT_CODE, Preempted, listen
 from navsim_adapter.errors import InputError, did_you_mean
 from navsim_adapter.exits import nobody_reads, one_line
@@ -118,7 +118,7 @@ def _function(path: str, positional: bool = False, called: str = "") -> Callable
     def command(argv: Sequence[str]) -> None:
         from importlib import import_module
 
-        from dipole_vla.recipes import call
+        from dipole_vla.commands.recipe import call
 
         call(getattr(import_module(module), name), argv, called or name, positional)
 
@@ -127,7 +127,7 @@ def _function(path: str, positional: bool = False, called: str = "") -> Callable
 
 def _fit(argv: Sequence[str]) -> None:
     listen()  # before the imports: a scheduler does not wait for them
-    from dipole_vla.training.fit import fit
+    from dipole_vla.commands.fit import fit
 
     if "--help" in argv or "-h" in argv:
         sys.argv[0] = "dipole-vla fit"  # Lightning's parser shows it; elsewhere ranks are started again by sys.argv
@@ -137,11 +137,11 @@ def _fit(argv: Sequence[str]) -> None:
 def _export(argv: Sequence[str]) -> None:
     if any(word.startswith("--scorer.") for word in argv) and "--scorer" not in argv and "--config" not in argv:
         argv = ["--scorer", "navsim_adapter.scoring.scorer.Scorer", *argv]
-    _function("dipole_vla.export.command:export", positional=True)(argv)
+    _function("dipole_vla.commands.export:export", positional=True)(argv)
 
 
 def _plan(argv: Sequence[str]) -> None:
-    from dipole_vla.plan import plan
+    from dipole_vla.commands.plan import plan
 
     plan(argv)
 
@@ -162,23 +162,23 @@ def _passing_on(path: str) -> Callable[[Sequence[str]], None]:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": _function("dipole_vla.demo:demo"),
-    "init": _function("dipole_vla.backbones.init:init"),
+    "init": _function("dipole_vla.commands.init:init"),
     "import": _function("dipole_vla.commands.import_:convert", positional=True, called="import"),
     "fit": _fit,
-    "consolidate": _function("dipole_vla.training.consolidate:consolidate", positional=True),
-    "contexts": _function("dipole_vla.data.contexts:contexts"),
-    "collect": _function("dipole_vla.collect:collect"),
+    "consolidate": _function("dipole_vla.commands.consolidate:consolidate", positional=True),
+    "contexts": _function("dipole_vla.commands.contexts:contexts"),
+    "collect": _function("dipole_vla.commands.collect:collect"),
     "advantage": _function("dipole_vla.commands.advantage:advantage"),
-    "evaluate": _function("dipole_vla.evaluation.sweep:evaluate"),
-    "drive": _function("dipole_vla.drive:drive"),
-    "report": _function("dipole_vla.evaluation.report.page:report", positional=True),
-    "launch": _passing_on("dipole_vla.launch:launch"),
-    "doctor": _passing_on("dipole_vla.doctor:doctor"),
+    "evaluate": _function("dipole_vla.commands.evaluate:evaluate"),
+    "drive": _function("dipole_vla.commands.drive:drive"),
+    "report": _function("dipole_vla.commands.report:report", positional=True),
+    "launch": _passing_on("dipole_vla.commands.launch:launch"),
+    "doctor": _passing_on("dipole_vla.commands.doctor:doctor"),
     "export": _export,
     "plan": _plan,
-    "data": _function("dipole_vla.rl.data.command:data", positional=True),
-    "rl": _function("dipole_vla.rl.run:rl"),
-    "experiment": _function("dipole_vla.rl.experiments.command:experiment", positional=True),
+    "data": _function("dipole_vla.commands.data:data", positional=True),
+    "rl": _function("dipole_vla.commands.rl:rl"),
+    "experiment": _function("dipole_vla.commands.experiment:experiment", positional=True),
 }
 
 EXTRA_OF = {

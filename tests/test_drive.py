@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import yaml
 
-import dipole_vla.drive as driving
-from dipole_vla import parts
+import dipole_vla.commands.drive as driving
 from dipole_vla.cli import main
+from dipole_vla.commands import parts
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.policy import load_policy
 from navsim_adapter.cli import main as adapter

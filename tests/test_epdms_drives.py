@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from datasets import load_from_disk
 
-from dipole_vla import parts
 from dipole_vla.cli import main
+from dipole_vla.commands import parts
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.policy import load_policy
 from navsim_adapter.cli import main as adapter

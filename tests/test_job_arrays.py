@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dipole_vla import parts
 from dipole_vla.cli import main
-from dipole_vla.training.fit import CHECKPOINTS
+from dipole_vla.commands import parts
+from dipole_vla.commands.fit import CHECKPOINTS
 from navsim_adapter.files import MANIFEST, verify
 from tests.small_loop import small_steps
 

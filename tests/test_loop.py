@@ -14,12 +14,12 @@ from datasets import load_from_disk
 from safetensors.torch import load_file
 
 from dipole_vla.cli import main
+from dipole_vla.commands.fit import newest_checkpoint
 from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.guidance import SIGNS
 from dipole_vla.policy import load_policy
 from dipole_vla.training import DipoleModule
-from dipole_vla.training.fit import newest_checkpoint
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import verify
 from navsim_adapter.scoring.scorer import Scorer
@@ -150,8 +150,8 @@ def test_training_checkpoints_hold_adapters_and_no_backbone(loop: Path) -> None:
 
 
 def test_an_interrupted_collection_goes_on_and_ends_alike(loop: Path, tmp_path: Path, monkeypatch) -> None:
-    import dipole_vla.collect as collection
-    from dipole_vla import parts
+    import dipole_vla.commands.collect as collection
+    from dipole_vla.commands import parts
 
     monkeypatch.setattr(parts, "PART", 5)
     line = next(line for line in small_steps(loop) if line[1] == "collect")

@@ -223,7 +223,7 @@ def test_omega_is_not_chosen_by_what_may_not_choose_it(
     def never(*_):
         raise AssertionError("scored before the choice was checked")
 
-    monkeypatch.setattr("dipole_vla.evaluation.sweep._evaluate_part", never)
+    monkeypatch.setattr("dipole_vla.commands.evaluate._evaluate_part", never)
     arguments = evaluate(loop, tmp_path / "e", scenes, "--omega", "[-1, 0, 1]", "--candidates", "[1, 2]", *more)
     arguments[arguments.index("--choose_on") + 1] = loop / choose_on
     refused(arguments, capsys, choose_on, *words)

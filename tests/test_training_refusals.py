@@ -23,8 +23,8 @@ from small_data import write_inputs, write_manifest
 
 from dipole_vla import ranks
 from dipole_vla.cli import main
+from dipole_vla.commands.recipe import said_by_a_library
 from dipole_vla.policy import load_policy
-from dipole_vla.recipes import said_by_a_library
 from dipole_vla.training import DipoleModule
 from dipole_vla.training.accepted import INSTEAD, KEYS, LOOKING
 from navsim_adapter.errors import InputError

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,6 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from dipole_vla.data.tables import SceneTable
-from dipole_vla.policy import GuidedPolicy
-from navsim_adapter.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,6 @@ def batches(
             samples.append(processor(row, scenes.images(row, processor.cameras)))
         observation = {name: value.to(device) for name, value in default_collate(samples).items()}
         yield SceneBatch([scenes.tokens[i] for i in chosen], [scenes.log_names[i] for i in chosen], observation)
-
-
-def require_critic(actor: GuidedPolicy, policy: Path, candidates: int) -> None:
-    """Raises InputError, before the first scene is driven, where there is a choice and nothing to choose by."""
-    if candidates > 1 and actor.critic is None:
-        raise InputError(f"candidates: {candidates} to choose from, but {policy} has no critic; use 1")
 
 
 def start_noise(tokens: Sequence[str], candidates: int, shape: tuple[int, ...], seed: int) -> Tensor:

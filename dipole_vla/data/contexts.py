@@ -20,15 +20,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dipole_vla import backbones, checkpoint
+from dipole_vla import checkpoint
 from dipole_vla.backbones.base import Context, Observation
 from dipole_vla.data.batches import batches
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
-from dipole_vla.progress import bar, console, skipped, wrote
+from dipole_vla.progress import bar, console
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish, is_made, making, read_json, stamp, verify_listed, write_json
-from navsim_adapter.option_checks import check_range
 
 ContextDtype = Literal["model", "float32", "bfloat16"]
 
@@ -103,38 +102,6 @@ class ContextStore:
         return {**self.__dict__, "_open": {}}
 
 
-def contexts(
-    backbone: Path,
-    scenes: Path,
-    out: Path,
-    dtype: ContextDtype = "model",
-    sensors: Path | None = None,
-    batch_size: int = 32,
-    device: str = "auto",
-) -> None:
-    """Encode every scene once, for the key `data.contexts` of adapter trainings with scope head.
-
-    Args:
-        backbone: folder of the frozen backbone.
-        scenes: folder written by `navsim-adapter convert`.
-        out: folder to write.
-        dtype: of the stored numbers; model = that of the backbone, bfloat16 halves the size.
-        sensors: root of the camera paths; default is the one recorded in `scenes`.
-        batch_size: scenes per forward pass.
-        device: auto, cpu, cuda.
-    """
-    check_range("--batch_size", batch_size, 1)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = backbones.load_backbone(backbone, device)
-    encoder = Encoder(model.encode, model.processor(), model.fingerprint(), model.device)
-    table = SceneTable(scenes, sensors)
-    if is_made(out, _made_by(Path(out), encoder, table, dtype), passing=(INDEX,)):
-        return skipped("contexts", out)
-    make_contexts(out, encoder, table, dtype, batch_size)
-    wrote("contexts", out)
-
-
 def make_contexts(
     folder: str | Path,
     encoder: Encoder,
@@ -145,7 +112,7 @@ def make_contexts(
 ) -> ContextStore:
     """The contexts of `scenes` in `folder`, read if they are there, else made; size and free disk are said first."""
     folder, ranks = Path(folder), ranks or Ranks()
-    made_by = _made_by(folder, encoder, scenes, dtype)
+    made_by = made_of(folder, encoder, scenes, dtype)
     if is_made(folder, made_by, passing=(INDEX,), option="folder"):
         return ContextStore(folder)
     held = making(folder, made_by, wait=True, passing=(INDEX,)) if ranks.leads else nullcontext(False)
@@ -164,7 +131,7 @@ def make_contexts(
     return ContextStore(folder)
 
 
-def _made_by(folder: Path, encoder: Encoder, scenes: SceneTable, dtype: ContextDtype) -> dict[str, Any]:
+def made_of(folder: Path, encoder: Encoder, scenes: SceneTable, dtype: ContextDtype) -> dict[str, Any]:
     return {
         "command": "contexts",
         "backbone_fingerprint": encoder.fingerprint,

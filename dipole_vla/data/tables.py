@@ -1,6 +1,7 @@
 """The two Arrow tables that flow between stages, opened and checked: scenes and scored candidates.
 
-`navsim_adapter.dataset` writes scenes, `dipole_vla.collect` writes candidates. The columns are in docs/formats.md.
+`navsim_adapter.dataset` writes scenes, `dipole_vla.commands.collect` writes candidates. The columns are in
+docs/formats.md.
 """
 
 from __future__ import annotations

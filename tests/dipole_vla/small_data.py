@@ -14,9 +14,9 @@ from datasets.utils.logging import disable_progress_bar
 from PIL import Image
 from small_backbone import make_backbone
 
+from dipole_vla.commands.fit import quiet_lightning
 from dipole_vla.data.module import DrivingData
 from dipole_vla.training import DipoleModule
-from dipole_vla.training.fit import quiet_lightning
 from navsim_adapter.files import finish, write_json
 
 CAMERAS = ("CAM_L0", "CAM_F0", "CAM_R0")

@@ -11,7 +11,7 @@ import pytest
 from identities import check_identities
 
 from dipole_vla.backbones import FAMILIES, load_backbone
-from dipole_vla.backbones.init import init
+from dipole_vla.commands.init import init
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-backbone.md"
 

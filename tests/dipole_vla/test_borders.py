@@ -18,12 +18,12 @@ from torch import nn
 
 from dipole_vla.backbones import FAMILIES, load_backbone
 from dipole_vla.backbones.base import Backbone
-from dipole_vla.backbones.init import init
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD, normalised_pixels
 from dipole_vla.backbones.pi0 import PI0
 from dipole_vla.backbones.source_files import read_weights, weights_path
 from dipole_vla.backbones.timm_driver import TimmConfig, TimmDriver
 from dipole_vla.commands.import_ import import_checkpoint
+from dipole_vla.commands.init import init
 from dipole_vla.guidance import guided_denoiser
 from dipole_vla.paths import CosineTable, LinearFlow, VPLinear, time_for_network
 from dipole_vla.policy import ActionSpec, AdapterPair, GuidedPolicy, load_policy

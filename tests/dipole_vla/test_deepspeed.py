@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dipole_vla.training.fit import CHECKPOINTS
+from dipole_vla.commands.fit import CHECKPOINTS
 from tests.dipole_vla.checkpoints import same_state
 from tests.dipole_vla.rank_callbacks import losses
 from tests.small_loop import small_steps

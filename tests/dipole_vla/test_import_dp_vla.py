@@ -25,9 +25,9 @@ from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes, native
 from dipole_vla.backbones.florence_import import SHARED, TOKENS, EncoderLayout
 from dipole_vla.backbones.prompt import small_tokenizer
 from dipole_vla.commands.import_ import convert, import_checkpoint
+from dipole_vla.commands.recipe import call
 from dipole_vla.paths import to_x0
 from dipole_vla.policy import GuidedPolicy, load_policy
-from dipole_vla.recipes import call
 from dipole_vla.solvers import solve
 from navsim_adapter.errors import InputError
 from tests.same_numbers import MAGNIFIED, assert_same_numbers

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from dipole_vla.cli import main
+from dipole_vla.commands.launch import overridden
 from dipole_vla.demo import shipped_recipes
-from dipole_vla.launch import overridden
 
 
 def written(arguments: list[str], tmp_path: Path) -> str:

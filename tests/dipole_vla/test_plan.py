@@ -12,7 +12,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
-from dipole_vla.plan import Gpus, planned, told
+from dipole_vla.commands.plan import Gpus, planned, told
 from dipole_vla.plan_activations import example_observation, step_cost
 from dipole_vla.planning import timing
 from dipole_vla.planning.step import Numbers, meta_backbone, training_step

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from dipole_vla.backbones.published import PUBLISHED
-from dipole_vla.collect import collect
-from dipole_vla.evaluation.sweep import evaluate
-from dipole_vla.recipes import call
-from dipole_vla.training import fit as fitting
+from dipole_vla.commands import fit as fitting
+from dipole_vla.commands.collect import collect
+from dipole_vla.commands.evaluate import evaluate
+from dipole_vla.commands.recipe import call
 from navsim_adapter.errors import InputError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

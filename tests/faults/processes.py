@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dipole_vla.training.fit import CHECKPOINTS, LOGS
+from dipole_vla.commands.fit import CHECKPOINTS, LOGS
 from navsim_adapter.files import LOCK
 
 UNSTABLE = {CHECKPOINTS, LOGS}  # not part of a result: times of writing, rows since the last start

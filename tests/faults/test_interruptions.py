@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dipole_vla.commands.fit import CHECKPOINTS
 from dipole_vla.preemption import EXIT_CODE
-from dipole_vla.training.fit import CHECKPOINTS
 from tests.dipole_vla.checkpoints import same, same_state
 from tests.faults.processes import Process, result
 from tests.small_loop import small_steps

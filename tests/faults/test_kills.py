@@ -48,7 +48,7 @@ def test_training_with_loader_workers(loop: Path, tmp_path: Path) -> None:
 
 
 def test_collection(loop: Path, tmp_path: Path) -> None:
-    from dipole_vla import parts
+    from dipole_vla.commands import parts
 
     out = tmp_path / "candidates"
     line = [*line_of(loop, "dipole-vla", "collect"), "--out", out]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dipole_vla.rl import run as command
-from dipole_vla.training.fit import CHECKPOINTS
+from dipole_vla.commands import rl as command
+from dipole_vla.commands.fit import CHECKPOINTS
 from tests.dipole_vla.rl.line_world import Line, line_data
 from tests.faults.processes import LIMIT, Process, result
 

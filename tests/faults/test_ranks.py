@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dipole_vla.training.fit import CHECKPOINTS
+from dipole_vla.commands.fit import CHECKPOINTS
 from navsim_adapter.files import MANIFEST
 from tests.small_loop import small_steps
 

@@ -20,7 +20,6 @@ from dipole_vla.evaluation.report.inputs import Evaluation, load_evaluation
 from dipole_vla.evaluation.report.metrics import metric_title, sub_score
 from dipole_vla.evaluation.report.scenes import extreme_cards
 from dipole_vla.evaluation.report.signatures import Weights, check_all, read_weights
-from dipole_vla.progress import wrote
 from dipole_vla.provenance import versions
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish, is_made, making, stamp, write_text
@@ -28,17 +27,6 @@ from navsim_adapter.option_checks import check_range
 
 PAGE = "index.html"
 FACTS = ("policy", "policy_fingerprint", "backbone", "beta", "routing", "commit")
-
-
-def report(evaluation: Path, out: Path | None = None, scenes: int = 4) -> None:
-    """One HTML page from an evaluation.
-
-    Args:
-        evaluation: folder written by `dipole-vla evaluate`.
-        out: folder to write; default is `report` beside the evaluation.
-        scenes: how many worst losses and how many best gains to show.
-    """
-    wrote("report", write_report(evaluation, out or Path(evaluation).resolve().parent / "report", scenes))
 
 
 def write_report(evaluation: Path, out: Path, scenes: int = 4) -> Path:

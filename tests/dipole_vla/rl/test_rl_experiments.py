@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dipole_vla.cli import main
+from dipole_vla.commands.experiment import EXPERIMENTS
 from dipole_vla.rl.experiments import bandit
-from dipole_vla.rl.experiments.command import EXPERIMENTS
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))

@@ -12,10 +12,10 @@ import yaml
 from line_world import Line, line_data
 
 from dipole_vla.cli import main
-from dipole_vla.rl import run as command
+from dipole_vla.commands import rl as command
+from dipole_vla.commands.rl import OnlineConfig, Stage, plan, rl
 from dipole_vla.rl.evaluation import COLUMNS, EvaluationConfig, append_rows, cells
 from dipole_vla.rl.learner import LearnerConfig
-from dipole_vla.rl.run import OnlineConfig, Stage, plan, rl
 from dipole_vla.rl.transitions import BatchStream
 from navsim_adapter.errors import InputError
 

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dipole_vla.data.batches import batches, require_critic, start_noise
+from dipole_vla.commands.driving import require_critic
+from dipole_vla.commands.parts import FOLDER, read_parts, run_parts
+from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.choice import choice_of
 from dipole_vla.evaluation.summary import headline, summarise
-from dipole_vla.parts import FOLDER, read_parts, run_parts
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dipole_vla.training.fit import CHECKPOINTS, fit, newest_checkpoint
+from dipole_vla.commands.fit import CHECKPOINTS, fit, newest_checkpoint
 from navsim_adapter.errors import InputError
 
 

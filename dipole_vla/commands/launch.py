@@ -216,7 +216,7 @@ def raw_recipe(config: Path) -> dict[str, Any]:
 
 def overridden(recipe: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     """A plain recipe with its command's options (`--data.scenes X`) put in their places, unchecked."""
-    from dipole_vla.recipes import spelled_out  # here: the parser is not installed with the scorer alone
+    from dipole_vla.commands.recipe import spelled_out  # here: the parser is not installed with the scorer alone
 
     recipe, words = deepcopy(recipe), spelled_out(arguments)
     for word, following in zip(words, [*words[1:], ""]):

@@ -16,10 +16,11 @@ import pyarrow as pa
 import torch
 
 from dipole_vla import __version__
-from dipole_vla.data.batches import batches, require_critic, start_noise
+from dipole_vla.commands.driving import require_critic
+from dipole_vla.commands.parts import read_parts, run_parts
+from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
-from dipole_vla.parts import read_parts, run_parts
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import commit

@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from dipole_vla.launch import overridden, raw_recipe
+from dipole_vla.commands.launch import overridden, raw_recipe
 from navsim_adapter.errors import InputError
 from navsim_adapter.option_checks import local_path
 

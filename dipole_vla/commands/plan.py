@@ -84,8 +84,8 @@ def resolved_recipe(argv: Sequence[str]) -> dict[str, Any]:
     """The resolved training recipe, checked as `dipole-vla fit` checks it, with nothing built."""
     from lightning.pytorch.cli import LightningArgumentParser
 
-    from dipole_vla.recipes import one_line, plain, recipe_of, take_imports
-    from dipole_vla.training.fit import FitCLI, quiet_lightning
+    from dipole_vla.commands.fit import FitCLI, quiet_lightning
+    from dipole_vla.commands.recipe import one_line, plain, recipe_of, take_imports
 
     class Parsed(Exception):
         pass

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from dipole_vla import checkpoint
+from dipole_vla.commands.fit import quiet_lightning
 from dipole_vla.preemption import Preempted, requeue
 from dipole_vla.progress import bar, console, skipped, wrote
 from dipole_vla.provenance import commit, provenance
@@ -32,7 +33,6 @@ from dipole_vla.rl.module import LOG_EVERY, RLModule
 from dipole_vla.rl.transitions import BatchStream, Transitions, n_step_transitions
 from dipole_vla.training.callbacks import Curves, StepProgress
 from dipole_vla.training.checkpoints import Checkpoints, SyncedFiles, newest_checkpoint
-from dipole_vla.training.fit import quiet_lightning
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import RECIPE, finish, making, read_json, write_json, write_text
 

@@ -1,0 +1,19 @@
+"""`dipole-vla report`: one HTML page from an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dipole_vla.evaluation.report.page import write_report
+from dipole_vla.progress import wrote
+
+
+def report(evaluation: Path, out: Path | None = None, scenes: int = 4) -> None:
+    """One HTML page from an evaluation.
+
+    Args:
+        evaluation: folder written by `dipole-vla evaluate`.
+        out: folder to write; default is `report` beside the evaluation.
+        scenes: how many worst losses and how many best gains to show.
+    """
+    wrote("report", write_report(evaluation, out or Path(evaluation).resolve().parent / "report", scenes))
