@@ -22,10 +22,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
+from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
+from dipole_vla.backbones.example import example_observation
 from dipole_vla.guidance import SIGNS, guide
 from dipole_vla.paths import to_x0
-from dipole_vla.plan_activations import example_observation
 from dipole_vla.policy import AdapterPair, GuidedPolicy
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.solvers import solve

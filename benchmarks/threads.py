@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from sampling import make_policy
 
-from dipole_vla.plan_activations import example_observation
+from dipole_vla.backbones.example import example_observation
 
 OMEGAS = (None, -1.0, 0.0, 1.0, 2.0)
 

@@ -38,7 +38,7 @@ from PIL import Image
 from torch import Tensor
 
 from dipole_vla.backbones import load_backbone
-from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
+from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
 from dipole_vla.commands.fit import quiet_lightning
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData

@@ -207,7 +207,7 @@ TENSORS = {
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_safetensors_headers(name: str, canary: Path) -> None:
-    from dipole_vla.checkpoint import read_tensors
+    from dipole_vla.backbones.weights import read_tensors
 
     Path("x.safetensors").write_bytes(TENSORS[name])
     refused(lambda: read_tensors(Path("x.safetensors")), canary, "x.safetensors")

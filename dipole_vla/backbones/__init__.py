@@ -1,4 +1,4 @@
-"""Model families behind the `Backbone` seam; a family is one module here and one line in `FAMILIES`."""
+"""Model families behind the `Backbone` seam; a family is one folder here and one line in `FAMILIES`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from dipole_vla.backbones.base import Backbone
-from dipole_vla.checkpoint import read_record
+from dipole_vla.backbones.weights import read_record
 from navsim_adapter.errors import InputError, did_you_mean
 
 FAMILIES: dict[str, tuple[str, str]] = {
-    "dp_vla": ("dipole_vla.backbones.dp_vla", "DPVLA"),
-    "pi0": ("dipole_vla.backbones.pi0", "PI0"),
-    "recogdrive": ("dipole_vla.backbones.recogdrive", "ReCogDrive"),
-    "timm": ("dipole_vla.backbones.timm_driver", "TimmDriver"),
-    "xvla": ("dipole_vla.backbones.xvla", "XVLA"),
+    "dp_vla": ("dipole_vla.backbones.dp_vla.model", "DPVLA"),
+    "pi0": ("dipole_vla.backbones.pi0.model", "PI0"),
+    "recogdrive": ("dipole_vla.backbones.recogdrive.model", "ReCogDrive"),
+    "timm": ("dipole_vla.backbones.timm.model", "TimmDriver"),
+    "xvla": ("dipole_vla.backbones.xvla.model", "XVLA"),
 }
 """Family name in config.json -> module and class; imported when first used."""
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dipole_vla import checkpoint
+from dipole_vla.backbones import weights
 from dipole_vla.paths import Prediction, Schedule
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError
@@ -87,7 +87,7 @@ class ActionSpec:
     @classmethod
     def from_record(cls, raw: Any, where: str) -> ActionSpec:
         """As `checkpoint.record_from`; folders written before padding was asked for by name have all it takes."""
-        values = checkpoint.checked_fields(cls, raw, where)
+        values = weights.checked_fields(cls, raw, where)
         return cls(**{"is_padded": True, **values})
 
     def encode(self, poses: Tensor) -> Tensor:
@@ -300,12 +300,12 @@ class Backbone(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and values of the base weights and the action's meaning; adapters left out."""
-        return checkpoint.fingerprint(checkpoint.base_state(self), {"action": self.action.meaning()})
+        return weights.fingerprint(weights.base_state(self), {"action": self.action.meaning()})
 
-    def save_pretrained(self, folder: str | Path, max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES) -> None:
+    def save_pretrained(self, folder: str | Path, max_shard_bytes: int = weights.MAX_SHARD_BYTES) -> None:
         """Write config.json, model.safetensors (without adapters; in shards above `max_shard_bytes`) and assets."""
         folder = Path(folder)
-        checkpoint.write_shards(folder / "model.safetensors", checkpoint.base_state(self), max_shard_bytes)
+        weights.write_shards(folder / "model.safetensors", weights.base_state(self), max_shard_bytes)
         self.save_assets(folder)
         description = {
             "family": self.family,
@@ -313,13 +313,13 @@ class Backbone(nn.Module, ABC):
             "action": asdict(self.action),
             "solver": asdict(self.solver),
         }
-        checkpoint.write_json(folder / "config.json", description)
+        weights.write_json(folder / "config.json", description)
 
     @classmethod
     def from_config(cls, folder: str | Path) -> Self:
         """The network that config.json describes, on the meta device: names, shapes and counts without weights."""
         folder = Path(folder)
-        raw = checkpoint.read_record(folder / "config.json", ("family", "config", "action", "solver"))
+        raw = weights.read_record(folder / "config.json", ("family", "config", "action", "solver"))
         if raw["family"] != cls.family:
             raise InputError(
                 f"{folder}: holds a {raw['family']!r} model, {cls.family!r} was wanted; "
@@ -328,9 +328,9 @@ class Backbone(nn.Module, ABC):
         where = f"{folder / 'config.json'}: "
         with torch.device("meta"):
             return cls(
-                checkpoint.record_from(cls.config_class, raw["config"], where + "config"),
+                weights.record_from(cls.config_class, raw["config"], where + "config"),
                 ActionSpec.from_record(raw["action"], where + "action"),
-                checkpoint.record_from(SolverSpec, raw["solver"], where + "solver"),
+                weights.record_from(SolverSpec, raw["solver"], where + "solver"),
             )
 
     @classmethod
@@ -340,7 +340,7 @@ class Backbone(nn.Module, ABC):
         The network is built on the meta device, so the weights are in memory once.
         """
         folder, model = Path(folder), cls.from_config(folder)
-        checkpoint.load_strict(model, folder / "model.safetensors", device)
+        weights.load_strict(model, folder / "model.safetensors", device)
         model.load_assets(folder)
         return model.eval()
 

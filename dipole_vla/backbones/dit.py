@@ -2,7 +2,7 @@
 
 Names and order of operations are those of the published `decoder.*` weights, odd as some are (the modulation
 vectors come as self-attention, cross-attention, MLP, cross-MLP; the operations as self-attention, MLP,
-cross-attention, cross-MLP). The encoder is in `dipole_vla.backbones.florence`.
+cross-attention, cross-MLP). The encoder is in `dipole_vla.backbones.florence.encoder`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dipole_vla.checkpoint import write_json
+from dipole_vla.backbones.weights import write_json
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.statistics import TOO_FEW
@@ -118,7 +118,7 @@ def _save_distilled(
     actor: GuidedPolicy, policy: Path, backbone: Path | None, out: Path, recipe: dict[str, Any]
 ) -> None:
     """The whole policy folder again, with the distilled network beside the pair."""
-    from dipole_vla.checkpoint import read_json
+    from dipole_vla.backbones.weights import read_json
     from dipole_vla.policy.guided import POLICY
 
     where = backbone or (policy / read_json(policy / POLICY)["backbone"]).resolve()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from dipole_vla.backbones.imported import Imported, PublishedPair
-from dipole_vla.checkpoint import check_names, read_json
+from dipole_vla.backbones.weights import check_names, read_json
 from dipole_vla.guidance import SIGNS
 from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.policy.guided import Guidance, GuidedPolicy
@@ -25,10 +25,10 @@ from navsim_adapter.errors import InputError, did_you_mean
 from navsim_adapter.files import finish, is_made, making
 
 IMPORTERS: dict[str, str] = {
-    "dp_vla": "dipole_vla.backbones.dp_vla_import",
-    "pi0": "dipole_vla.backbones.pi0_import",
-    "recogdrive": "dipole_vla.backbones.recogdrive_import",
-    "xvla": "dipole_vla.backbones.xvla_import",
+    "dp_vla": "dipole_vla.backbones.dp_vla.importer",
+    "pi0": "dipole_vla.backbones.pi0.importer",
+    "recogdrive": "dipole_vla.backbones.recogdrive.importer",
+    "xvla": "dipole_vla.backbones.xvla.importer",
 }
 """Family -> module with `read(source, **options) -> Imported`."""
 

@@ -17,7 +17,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from dipole_vla.plan_activations import StepCost, example_observation, step_cost
+from dipole_vla.backbones.example import example_observation
+from dipole_vla.plan_activations import StepCost, step_cost
 from dipole_vla.planning.step import Numbers, meta_backbone, pair_of, training_step
 from dipole_vla.policy import Backbone
 from dipole_vla.policy.separate import Pair

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import yaml
 
-from dipole_vla import checkpoint
+from dipole_vla.backbones import weights
 from dipole_vla.commands.fit import quiet_lightning
 from dipole_vla.preemption import Preempted, requeue
 from dipole_vla.progress import bar, console, skipped, wrote
@@ -318,7 +318,7 @@ class _Run:
 
     def export(self, facts: dict[str, Any]) -> None:
         """Networks of all seeds as safetensors, with what made them."""
-        checkpoint.write_tensors(self.out / "model.safetensors", self.module.learner.state_dict())
+        weights.write_tensors(self.out / "model.safetensors", self.module.learner.state_dict())
         sizes = {"observation_dim": self.offline.observation.shape[1], "action_dim": self.offline.action.shape[1]}
         write_json(self.out / "config.json", {**sizes, "seeds": self.seeds, "learner": asdict(self.learner)})
         write_json(self.out / "provenance.json", facts)

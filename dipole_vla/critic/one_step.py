@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dipole_vla import checkpoint
+from dipole_vla.backbones import weights
 from navsim_adapter.errors import InputError
 
 
@@ -98,17 +98,17 @@ class OneStepCritic(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         folder = Path(folder)
-        checkpoint.write_tensors(folder / "model.safetensors", self.state_dict())
-        checkpoint.write_json(folder / "config.json", {"family": "one_step_critic", "config": asdict(self.config)})
+        weights.write_tensors(folder / "model.safetensors", self.state_dict())
+        weights.write_json(folder / "config.json", {"family": "one_step_critic", "config": asdict(self.config)})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> OneStepCritic:
         path = Path(folder) / "config.json"
-        raw = checkpoint.read_record(path, ("family", "config"))
+        raw = weights.read_record(path, ("family", "config"))
         if raw["family"] != "one_step_critic":
             raise InputError(f"{path}: holds a {raw['family']!r}, one_step_critic was wanted; pass the critic's folder")
-        critic = cls(checkpoint.record_from(CriticConfig, raw["config"], f"{path}: config"))
-        checkpoint.load_strict(critic, Path(folder) / "model.safetensors", device)
+        critic = cls(weights.record_from(CriticConfig, raw["config"], f"{path}: config"))
+        weights.load_strict(critic, Path(folder) / "model.safetensors", device)
         return critic.eval()
 
 
@@ -121,7 +121,7 @@ def fitted_critic(
     backbone: for the message.  fingerprint, horizon: the backbone's own.
     """
     made = Path(folder) / "provenance.json"
-    provenance = checkpoint.read_json(made) if made.is_file() else {}
+    provenance = weights.read_json(made) if made.is_file() else {}
     if "backbone_fingerprint" not in provenance:
         raise InputError(
             f"{folder}: no critic (no provenance.json that names its backbone); pass the folder of its fit"

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dipole_vla import checkpoint
+from dipole_vla.backbones import weights
 from dipole_vla.backbones.base import Context, Observation
 from dipole_vla.data.batches import batches
 from dipole_vla.data.pictures import began, pictures_entry
@@ -142,7 +142,7 @@ def made_of(folder: Path, encoder: Encoder, scenes: SceneTable, dtype: ContextDt
 
 
 def _shape_of(folder: Path) -> Shape:
-    return checkpoint.record_from(Shape, read_json(folder / INDEX)["shape"], f"{folder / INDEX}: shape")
+    return weights.record_from(Shape, read_json(folder / INDEX)["shape"], f"{folder / INDEX}: shape")
 
 
 def _measure(encoder: Encoder, scenes: SceneTable, dtype: ContextDtype, batch_size: int) -> Shape:
@@ -177,7 +177,7 @@ def _write_shards(
             for part in _encoded(encoder, scenes, shape.rows(shard), batch_size, dtype):
                 parts.append(part)
                 progress.advance(len(next(iter(part.values()))))
-            checkpoint.write_tensors(
+            weights.write_tensors(
                 _shard(folder, shard), {name: torch.cat([part[name] for part in parts]) for name in shape.tensors}
             )
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_vla import checkpoint
+from dipole_vla.backbones import weights
 from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.statistics import LogIntervals
@@ -214,14 +214,14 @@ def _save(distilled: DistilledPair, optimiser: torch.optim.Optimizer, step: int,
     for index, parameter in enumerate(distilled.parameters()):
         moments = optimiser.state[parameter]
         state |= {f"adam.{index}.{key}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
-    checkpoint.write_tensors(path, state)
+    weights.write_tensors(path, state)
 
 
 def _resume(distilled: DistilledPair, optimiser: torch.optim.Optimizer, path: Path) -> int:
     """Put back what `_save` wrote, if anything; returns the step to go on with."""
     if not path.is_file():
         return 0
-    state = checkpoint.read_tensors(path)
+    state = weights.read_tensors(path)
     step = int(state["step"])
     own = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
     distilled.load_state(own, str(path))

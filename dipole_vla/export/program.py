@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dipole_vla.backbones.example import SCENE, example_observation
 from dipole_vla.backbones.observing import COMMANDS, history, status
 from dipole_vla.objective import RULES
-from dipole_vla.plan_activations import SCENE, example_observation
 from dipole_vla.policy import GuidedPolicy, Processor
 from dipole_vla.progress import console
 from navsim_adapter.errors import InputError

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipole_vla.checkpoint import read_record
+from dipole_vla.backbones.weights import read_record
 from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import Rule, per_sample_loss, rule_named
 from dipole_vla.policy import Backbone, Context

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from dipole_vla.backbones.example import example_observation
 from dipole_vla.guidance import SIGNS
-from dipole_vla.plan_activations import example_observation
 from dipole_vla.planning.step import Numbers, meta_backbone, pair_of, training_step
 from dipole_vla.policy import Backbone
 from dipole_vla.policy.adapters import AdapterPair

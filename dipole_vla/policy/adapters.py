@@ -27,7 +27,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dipole_vla import checkpoint
+from dipole_vla.backbones import weights
 from dipole_vla.backbones.base import Backbone, Context, Observation
 from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import Denoise
@@ -175,11 +175,11 @@ class AdapterPair:
         """Write `folder/positive` and `folder/negative`: plain PEFT folders, each with our sidecar of role and base."""
         for role in SIGNS:
             target = Path(folder) / role
-            checkpoint.write_tensors(target / "adapter_model.safetensors", self.state(role))
+            weights.write_tensors(target / "adapter_model.safetensors", self.state(role))
             config = self._lora_config()
             config.inference_mode = True
-            checkpoint.write_json(target / "adapter_config.json", _plain(config.to_dict()))
-            checkpoint.write_json(target / SIDECAR, self._sidecar(role))
+            weights.write_json(target / "adapter_config.json", _plain(config.to_dict()))
+            weights.write_json(target / SIDECAR, self._sidecar(role))
 
     def load(self, folder: str | Path) -> None:
         """Read what `save` wrote into this pair; InputError (nothing changed) unless role, base and sizes all match."""
@@ -246,8 +246,8 @@ class AdapterPair:
                     f"{folder}: {name} is {_short(facts[fact])}, this pair's is {_short(own[fact])}; {remedy}"
                 )
         path = folder / "adapter_model.safetensors"
-        state = checkpoint.read_tensors(path)
-        checkpoint.check_names(state, self.state(role), str(path))
+        state = weights.read_tensors(path)
+        weights.check_names(state, self.state(role), str(path))
         return state
 
 
@@ -312,7 +312,7 @@ def _called(uncalled: dict[str, RemovableHandle], name: str, layer: nn.Module, i
 
 def pass_the_base(backbone: Backbone) -> str:
     """What to do where the backbone is not the one: the fingerprint tells precisions apart, too."""
-    kinds = {tensor.dtype for tensor in checkpoint.base_state(backbone).values() if tensor.is_floating_point()}
+    kinds = {tensor.dtype for tensor in weights.base_state(backbone).values() if tensor.is_floating_point()}
     if kinds <= {torch.float32}:
         return "pass the matching checkpoint"
     here = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
@@ -348,7 +348,7 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 def _read_sidecar(folder: Path) -> dict[str, Any]:
     keys = ("role", "family", "base_fingerprint", "scope", "rank", "alpha")
-    return checkpoint.read_record(folder / SIDECAR, keys)
+    return weights.read_record(folder / SIDECAR, keys)
 
 
 def _short(value: Any) -> Any:

@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from dipole_vla import checkpoint
+from dipole_vla.backbones import weights as checkpoint
 from dipole_vla.backbones.base import Context
 from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.policy.adapters import AdapterPair, pass_the_base

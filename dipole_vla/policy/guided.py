@@ -20,7 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dipole_vla import backbones, checkpoint  # backbones as a module: it imports this package in turn
+from dipole_vla import backbones
+from dipole_vla.backbones import weights  # backbones as a module: it imports this package in turn
 from dipole_vla.backbones.base import Backbone, Context, Observation, Processor
 from dipole_vla.critic.one_step import OneStepCritic
 from dipole_vla.guidance import LIMIT, SIGNS, Omega, PredictGuided, Role, as_omega, guide, guided_denoiser, roles_for
@@ -184,7 +185,7 @@ class GuidedPolicy:
         state = {f"{role}.{name}": tensor for role in SIGNS for name, tensor in self.pair.state(role).items()}
         if self.distilled is not None:
             state |= {f"{DISTILLED}.{name}": tensor for name, tensor in self.distilled.state().items()}
-        return checkpoint.fingerprint(state, {"base": self.pair.base_fingerprint})
+        return weights.fingerprint(state, {"base": self.pair.base_fingerprint})
 
     def encode(self, observation: Observation) -> EncodedScenes:
         """Scenes to pass to `sample` and `act` again and again, for many omegas and candidates."""
@@ -343,7 +344,7 @@ class GuidedPolicy:
             self.distilled.save(folder)
         if chooser is not None:
             chooser.save_pretrained(folder / "critic")
-        checkpoint.write_json(folder / RL_TOKENS, sorted(self.rl_tokens if rl_tokens is None else rl_tokens))
+        weights.write_json(folder / RL_TOKENS, sorted(self.rl_tokens if rl_tokens is None else rl_tokens))
         description = {
             "format": 1,
             "family": self.backbone.family,
@@ -353,7 +354,7 @@ class GuidedPolicy:
             "action": asdict(self.backbone.action),
             "provenance": dict(self.provenance if provenance is None else provenance),
         }
-        checkpoint.write_json(folder / POLICY, description)
+        weights.write_json(folder / POLICY, description)
 
     @classmethod
     def from_pretrained(
@@ -361,7 +362,7 @@ class GuidedPolicy:
     ) -> GuidedPolicy:
         """Read a policy folder, strictly. backbone: its folder, where it is no longer at the recorded place."""
         folder = Path(folder)
-        raw = checkpoint.read_record(folder / POLICY, _KEYS)
+        raw = weights.read_record(folder / POLICY, _KEYS)
         where = Path(backbone) if backbone is not None else (folder / raw["backbone"]).resolve()
         if not where.is_dir():
             remedy = f"give its folder as --backbone (in Python `backbone=`), or link it there: ln -s FOLDER {where}"
@@ -378,9 +379,9 @@ class GuidedPolicy:
             base,
             pair,
             OneStepCritic.from_pretrained(critic, device) if critic.is_dir() else None,
-            checkpoint.record_from(Guidance, raw["guidance"], f"{folder / POLICY}: guidance"),
+            weights.record_from(Guidance, raw["guidance"], f"{folder / POLICY}: guidance"),
             raw["provenance"],
-            tuple(checkpoint.read_json(folder / RL_TOKENS)),
+            tuple(weights.read_json(folder / RL_TOKENS)),
             _read_distilled(pair, folder) if (folder / DISTILLED).is_dir() else None,
         )
 

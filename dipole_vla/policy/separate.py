@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dipole_vla import checkpoint
+from dipole_vla.backbones import weights
 from dipole_vla.backbones.base import Backbone, Context, Observation
 from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import Denoise
@@ -100,8 +100,8 @@ class SeparatePair:
     def save(self, folder: str | Path) -> None:
         """Write `folder/positive` and `folder/negative`: weights, and a sidecar of role and base."""
         for role in SIGNS:
-            checkpoint.write_tensors(Path(folder) / role / WEIGHTS, self.state(role))
-            checkpoint.write_json(Path(folder) / role / SIDECAR, self._sidecar(role))
+            weights.write_tensors(Path(folder) / role / WEIGHTS, self.state(role))
+            weights.write_json(Path(folder) / role / SIDECAR, self._sidecar(role))
 
     def load(self, folder: str | Path) -> None:
         """Read what `save` wrote into this pair; InputError (nothing changed) unless role, base and names all match."""
@@ -114,7 +114,7 @@ class SeparatePair:
     @classmethod
     def from_pretrained(cls, backbone: Backbone, folder: str | Path) -> SeparatePair:
         """A pair of the saved scope on `backbone`, with the saved weights."""
-        pair = cls(backbone, checkpoint.read_record(Path(folder) / "positive" / SIDECAR, _FACTS)["scope"])
+        pair = cls(backbone, weights.read_record(Path(folder) / "positive" / SIDECAR, _FACTS)["scope"])
         pair.load(folder)
         return pair
 
@@ -123,7 +123,7 @@ class SeparatePair:
         return dict(zip(_FACTS, facts))
 
     def _read(self, folder: Path, role: str) -> dict[str, Tensor]:
-        found, own = checkpoint.read_record(folder / SIDECAR, _FACTS), self._sidecar(role)
+        found, own = weights.read_record(folder / SIDECAR, _FACTS), self._sidecar(role)
         for fact in _FACTS:
             if found[fact] != own[fact]:
                 name = "base" if fact == "base_fingerprint" else fact
@@ -131,8 +131,8 @@ class SeparatePair:
                     f"{folder}: {name} is {str(found[fact])[:12]}, this pair's is {str(own[fact])[:12]}; "
                     + ("put each folder under its role's name" if fact == "role" else pass_the_base(self.backbone))
                 )
-        state = checkpoint.read_tensors(folder / WEIGHTS)
-        checkpoint.check_names(state, self.state(role), str(folder / WEIGHTS))
+        state = weights.read_tensors(folder / WEIGHTS)
+        weights.check_names(state, self.state(role), str(folder / WEIGHTS))
         return state
 
 

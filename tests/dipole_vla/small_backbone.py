@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from torch import Tensor
 
-from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
+from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
 from dipole_vla.policy import ActionSpec
 
 SIZES = {"width": 32, "depth": 2, "text_layers": 1, "text_hidden": 32, "image_size": 32}

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from small_backbone import make_backbone, make_observation, spread_adapters
 
-from dipole_vla.backbones.dp_vla import DPVLA
+from dipole_vla.backbones.dp_vla.model import DPVLA
 from dipole_vla.guidance import guide
 from dipole_vla.objective import dichotomous_loss
 from dipole_vla.policy import AdapterPair

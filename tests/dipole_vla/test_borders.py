@@ -19,9 +19,9 @@ from torch import nn
 from dipole_vla.backbones import FAMILIES, load_backbone
 from dipole_vla.backbones.base import Backbone
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD, normalised_pixels
-from dipole_vla.backbones.pi0 import PI0
+from dipole_vla.backbones.pi0.model import PI0
 from dipole_vla.backbones.source_files import read_weights, weights_path
-from dipole_vla.backbones.timm_driver import TimmConfig, TimmDriver
+from dipole_vla.backbones.timm.model import TimmConfig, TimmDriver
 from dipole_vla.commands.import_ import import_checkpoint
 from dipole_vla.commands.init import init
 from dipole_vla.guidance import guided_denoiser
@@ -218,7 +218,9 @@ def test_sizes_that_cannot_be_are_one_line(tmp_path, family, sizes, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("entry", [("dipole_vla.backbones.my_vlaa", "MyVLA"), ("dipole_vla.backbones.pi0", "PI1")])
+@pytest.mark.parametrize(
+    "entry", [("dipole_vla.backbones.my_vlaa", "MyVLA"), ("dipole_vla.backbones.pi0.model", "PI1")]
+)
 def test_a_family_whose_module_or_class_is_not_there_is_named(tmp_path, monkeypatch, entry):
     monkeypatch.setitem(FAMILIES, "my_vla", entry)
     with pytest.raises(InputError, match=r"FAMILIES\['my_vla'\]: .* cannot be imported"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_backbone import make_backbone, make_observation, spread_adapters
 
-from dipole_vla.checkpoint import read_tensors, write_tensors
+from dipole_vla.backbones.weights import read_tensors, write_tensors
 from dipole_vla.export.distil import guided_states, held_out
 from dipole_vla.guidance import guide
 from dipole_vla.objective import per_sample_loss

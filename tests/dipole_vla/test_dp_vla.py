@@ -17,8 +17,8 @@ from transformers.models.florence2.modeling_florence2 import Florence2Model
 
 from dipole_vla.backbones import load_backbone
 from dipole_vla.backbones.dit import Layout
-from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
-from dipole_vla.backbones.florence import FlorenceSizes, native_names
+from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
+from dipole_vla.backbones.florence.encoder import FlorenceSizes, native_names
 from dipole_vla.backbones.observing import normalised_pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer, steering_angle
 from dipole_vla.policy import ActionSpec, AdapterPair

@@ -133,7 +133,7 @@ def test_every_command_that_loads_a_policy_takes_its_backbone(command, capsys):
 
 def test_a_loop_that_would_differ_is_refused(policy, tmp_path, monkeypatch, capsys):
     """A family that reads a number off the data at trace time: the check on another scene finds it."""
-    from dipole_vla.backbones.dp_vla import DPVLA
+    from dipole_vla.backbones.dp_vla.model import DPVLA
 
     encode = DPVLA.encode
 

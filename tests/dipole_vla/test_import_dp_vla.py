@@ -19,10 +19,10 @@ from identities import check_identities
 from safetensors.torch import load_file, save_file
 
 from dipole_vla.backbones import load_backbone
-from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
-from dipole_vla.backbones.dp_vla_import import FLORENCE_BASE
-from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes, native_names
-from dipole_vla.backbones.florence_import import SHARED, TOKENS, EncoderLayout
+from dipole_vla.backbones.dp_vla.importer import FLORENCE_BASE
+from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
+from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes, native_names
+from dipole_vla.backbones.florence.importer import SHARED, TOKENS, EncoderLayout
 from dipole_vla.backbones.prompt import small_tokenizer
 from dipole_vla.commands.import_ import convert, import_checkpoint
 from dipole_vla.commands.recipe import call

@@ -19,7 +19,7 @@ from test_dp_vla import SCENE
 from transformers import PI0ForConditionalGeneration
 
 from dipole_vla.backbones import load_backbone
-from dipole_vla.backbones.pi0 import PI0, PI0Sizes
+from dipole_vla.backbones.pi0.model import PI0, PI0Sizes
 from dipole_vla.backbones.prompt import small_tokenizer
 from dipole_vla.commands.import_ import import_checkpoint
 from dipole_vla.policy import Backbone, GuidedPolicy
@@ -247,7 +247,7 @@ def test_the_processor_gives_what_encode_takes():
 
 def test_lerobots_configuration_gives_the_published_sizes():
     """The folder of lerobot's own class names its sizes by variant."""
-    from dipole_vla.backbones.pi0_import import _lerobot_sizes
+    from dipole_vla.backbones.pi0.importer import _lerobot_sizes
 
     raw = {"type": "pi0", "chunk_size": 50, "max_state_dim": 32, "max_action_dim": 32, "tokenizer_max_length": 48}
     assert _lerobot_sizes(raw, "config.json") == PI0Sizes()

@@ -10,7 +10,7 @@ import yaml
 
 from dipole_vla.backbones import FAMILIES
 from dipole_vla.backbones.published import PUBLISHED, build_meta
-from dipole_vla.backbones.timm_driver import TimmDriver
+from dipole_vla.backbones.timm.model import TimmDriver
 from dipole_vla.commands.init import init
 from dipole_vla.policy import AdapterPair
 from navsim_adapter.errors import InputError

@@ -22,12 +22,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_dp_vla import SCENE
 
-from dipole_vla.backbones import internvl, load_backbone
-from dipole_vla.backbones.internvl import InternVLSizes
-from dipole_vla.backbones.internvl_import import published_name
-from dipole_vla.backbones.recogdrive import DDIM, EULER, ReCogDrive, ReCogDriveConfig
-from dipole_vla.backbones.recogdrive_input import picture_tiles, prompt
-from dipole_vla.backbones.recogdrive_planner import Planner, PlannerSizes
+from dipole_vla.backbones import load_backbone
+from dipole_vla.backbones.internvl import model as internvl
+from dipole_vla.backbones.internvl.importer import published_name
+from dipole_vla.backbones.internvl.model import InternVLSizes
+from dipole_vla.backbones.recogdrive.input import picture_tiles, prompt
+from dipole_vla.backbones.recogdrive.model import DDIM, EULER, ReCogDrive, ReCogDriveConfig
+from dipole_vla.backbones.recogdrive.planner import Planner, PlannerSizes
 from dipole_vla.commands.import_ import import_checkpoint
 from dipole_vla.paths import to_x0
 from dipole_vla.policy import Backbone, GuidedPolicy

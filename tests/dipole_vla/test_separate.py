@@ -10,7 +10,7 @@ from identities import check_identities
 from small_backbone import make_backbone, make_observation
 from small_data import adapters, train, write_inputs
 
-from dipole_vla.backbones.xvla import XVLA, XVLAConfig
+from dipole_vla.backbones.xvla.model import XVLA, XVLAConfig
 from dipole_vla.policy import AdapterPair, GuidedPolicy
 from dipole_vla.policy.separate import SeparatePair, load_pair, make_pair
 from navsim_adapter.errors import InputError

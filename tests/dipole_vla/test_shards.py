@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from small_backbone import make_backbone
 from torch import nn
 
-from dipole_vla import checkpoint
-from dipole_vla.backbones.dp_vla import DPVLA
+from dipole_vla.backbones import weights
+from dipole_vla.backbones.dp_vla.model import DPVLA
 from navsim_adapter.errors import InputError
 
 LIMIT = 200_000
@@ -29,7 +29,7 @@ def test_shards_are_within_the_limit_and_in_the_hubs_layout(sharded):
     assert len(shards) > 2
     assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
-    state = checkpoint.base_state(make_backbone())
+    state = weights.base_state(make_backbone())
     assert index["weight_map"].keys() == state.keys()
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in state.values())
     for shard in shards:
@@ -82,9 +82,9 @@ def test_nothing_is_assigned_unless_all_fits(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     before = model[0].weight.detach().clone()
     state = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
-    checkpoint.write_tensors(tmp_path / "m.safetensors", {**state, "1.weight": torch.ones(3, 2)})
+    weights.write_tensors(tmp_path / "m.safetensors", {**state, "1.weight": torch.ones(3, 2)})
     with pytest.raises(InputError, match=r"1\.weight has shape \[3, 2\]"):
-        checkpoint.load_strict(model, tmp_path / "m.safetensors")
+        weights.load_strict(model, tmp_path / "m.safetensors")
     assert torch.equal(model[0].weight, before)
 
 
@@ -92,8 +92,8 @@ def test_weights_are_cast_one_by_one_and_never_held_twice(tmp_path, monkeypatch)
     """float32 files into a bfloat16 model: at most one tensor of the file is alive at a time."""
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(5)]).bfloat16()
     wanted = {name: torch.randn(tensor.shape) for name, tensor in model.state_dict().items()}
-    checkpoint.write_shards(tmp_path / "m.safetensors", wanted, max_bytes=200)
-    alive, most, opened = weakref.WeakSet(), [], checkpoint._opened
+    weights.write_shards(tmp_path / "m.safetensors", wanted, max_bytes=200)
+    alive, most, opened = weakref.WeakSet(), [], weights._opened
 
     class Watched:
         def __init__(self, file):
@@ -115,8 +115,8 @@ def test_weights_are_cast_one_by_one_and_never_held_twice(tmp_path, monkeypatch)
         def __getattr__(self, name):
             return getattr(self.open, name)
 
-    monkeypatch.setattr(checkpoint, "_opened", lambda *a: Watched(opened(*a)))
-    checkpoint.load_strict(model, tmp_path / "m.safetensors")
+    monkeypatch.setattr(weights, "_opened", lambda *a: Watched(opened(*a)))
+    weights.load_strict(model, tmp_path / "m.safetensors")
     assert max(most) <= 1
     assert len(most) == len(wanted)
     for name, tensor in model.state_dict().items():

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_dp_vla import SCENE
 
-from dipole_vla.backbones.timm_driver import TimmConfig, TimmDriver, channels_last, token_shape
+from dipole_vla.backbones.timm.model import TimmConfig, TimmDriver, channels_last, token_shape
 from dipole_vla.commands.init import init
 from dipole_vla.training import ImitationModule
 from navsim_adapter.errors import InputError

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from test_dp_vla import SCENE
 
 from dipole_vla.backbones import FAMILIES
-from dipole_vla.backbones.florence_import import EncoderLayout, present
-from dipole_vla.backbones.xvla import XVLA, XVLAConfig
+from dipole_vla.backbones.florence.importer import EncoderLayout, present
+from dipole_vla.backbones.xvla.model import XVLA, XVLAConfig
 from dipole_vla.commands.import_ import import_checkpoint
 from dipole_vla.paths import to_x0
 from dipole_vla.policy import AdapterPair, Backbone
@@ -38,7 +38,7 @@ PUBLISHED_KEYS = Path(__file__).resolve().parents[3] / "shared" / "checkpoint_la
 @pytest.fixture(scope="module", autouse=True)
 def family():
     """Known to `load_backbone`, whether or not this clone's table has it yet."""
-    FAMILIES.setdefault("xvla", ("dipole_vla.backbones.xvla", "XVLA"))
+    FAMILIES.setdefault("xvla", ("dipole_vla.backbones.xvla.model", "XVLA"))
 
 
 @pytest.fixture(scope="module")

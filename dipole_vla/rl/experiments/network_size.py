@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
+from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
 from dipole_vla.evaluation.report import charts
 from dipole_vla.objective import RULES, Rule, dichotomous_loss
 from dipole_vla.policy import AdapterPair

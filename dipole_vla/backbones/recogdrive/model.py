@@ -1,8 +1,8 @@
 """ReCogDrive: InternVL language model, diffusion-transformer planner; noise by DDIM or velocity by Euler steps.
 
 The class builds at its published size (2B) by default and small by `ReCogDriveConfig.tiny()`. The planner is in
-`recogdrive_planner.py`, the language model in `internvl.py`, tiles and prompt in `recogdrive_input.py`, the reading of
-published files in `recogdrive_import.py`. A model may hold the planner alone and be given hidden states that the
+`planner.py`, the language model in `internvl/`, tiles and prompt in `input.py`, the reading of
+published files in `importer.py`. A model may hold the planner alone and be given hidden states that the
 language model wrote before, as its own authors train it.
 """
 
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from dipole_vla.backbones import internvl
 from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
 from dipole_vla.backbones.dit import KeysValues, Layout
-from dipole_vla.backbones.internvl import InternVLSizes
+from dipole_vla.backbones.internvl import model as internvl
+from dipole_vla.backbones.internvl.model import InternVLSizes
 from dipole_vla.backbones.native import restore_buffers
 from dipole_vla.backbones.observing import history, normalised_pixels, pictures, status
-from dipole_vla.backbones.recogdrive_input import IMAGE_TOKEN, padded_ids, picture_tiles, prompt, small_tokenizer
-from dipole_vla.backbones.recogdrive_planner import Planner, PlannerSizes
+from dipole_vla.backbones.recogdrive.input import IMAGE_TOKEN, padded_ids, picture_tiles, prompt, small_tokenizer
+from dipole_vla.backbones.recogdrive.planner import Planner, PlannerSizes
 from dipole_vla.backbones.source_files import load_tokenizer
 from dipole_vla.paths import CosineTable, LinearFlow, Prediction, Schedule
 from dipole_vla.solvers import SolverSpec

@@ -1,7 +1,7 @@
 """X-VLA's head: one transformer over action tokens and scene tokens, with prompts and action layers per domain.
 
 Names and order of operations are those of the published `transformer.*` weights. There is no adaLN: the time is part
-of each action token. The encoder is in `dipole_vla.backbones.florence`.
+of each action token. The encoder is in `dipole_vla.backbones.florence.encoder`.
 """
 
 from __future__ import annotations

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from dipole_vla.backbones.base import ActionSpec
-from dipole_vla.backbones.florence_import import LOGITS_BIAS, EncoderLayout, is_older, present, read_sizes
+from dipole_vla.backbones.florence.importer import LOGITS_BIAS, EncoderLayout, is_older, present, read_sizes
 from dipole_vla.backbones.imported import Imported
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
-from dipole_vla.backbones.soft_transformer import SoftTransformerSizes
 from dipole_vla.backbones.source_files import (
     check_pixels,
     field,
@@ -27,8 +26,9 @@ from dipole_vla.backbones.source_files import (
     read_weights,
     weights_path,
 )
-from dipole_vla.backbones.xvla import XVLA, XVLAConfig
-from dipole_vla.checkpoint import assign_strict, check_names, read_json, read_tensors
+from dipole_vla.backbones.weights import assign_strict, check_names, read_json, read_tensors
+from dipole_vla.backbones.xvla.model import XVLA, XVLAConfig
+from dipole_vla.backbones.xvla.soft_transformer import SoftTransformerSizes
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError, did_you_mean
 
@@ -78,7 +78,7 @@ def read(
     horizon: int | None = None,
     domain: int | None = None,
 ) -> Imported:
-    """See `importing.convert` for the options."""
+    """See `commands.import_.convert` for the options."""
     raw, where = read_config(source), str(source / "config.json")
     if raw.get("type", "xvla") != "xvla":
         raise InputError(f"{where}: type is {raw['type']!r}, wanted 'xvla'; pass an X-VLA folder")

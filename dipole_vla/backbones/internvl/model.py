@@ -1,7 +1,7 @@
 """InternVL, ReCogDrive's language model, from transformers' own class: picture tiles and a prompt -> hidden states.
 
 The LM head is left out: the planner reads the last hidden states. Reading published folders is in
-`internvl_import.py`, tiles and prompt in `recogdrive_input.py`.
+`importer.py`, tiles and prompt in `recogdrive/input.py`.
 """
 
 from __future__ import annotations

@@ -16,12 +16,19 @@ import torch
 from torch import Tensor
 
 from dipole_vla.backbones.imported import Imported
-from dipole_vla.backbones.internvl import InternVLSizes
-from dipole_vla.backbones.internvl_import import find_folder, read_sizes, read_weights_of, to_ours
-from dipole_vla.backbones.recogdrive import BOUNDS, DDIM, ReCogDrive, ReCogDriveConfig, bounded_action, image_token_of
-from dipole_vla.backbones.recogdrive_planner import Planner, PlannerSizes, rotary_frequencies
+from dipole_vla.backbones.internvl.importer import find_folder, read_sizes, read_weights_of, to_ours
+from dipole_vla.backbones.internvl.model import InternVLSizes
+from dipole_vla.backbones.recogdrive.model import (
+    BOUNDS,
+    DDIM,
+    ReCogDrive,
+    ReCogDriveConfig,
+    bounded_action,
+    image_token_of,
+)
+from dipole_vla.backbones.recogdrive.planner import Planner, PlannerSizes, rotary_frequencies
 from dipole_vla.backbones.source_files import load_tokenizer, read_weights, refuse_adapters
-from dipole_vla.checkpoint import assign_strict, check_names
+from dipole_vla.backbones.weights import assign_strict, check_names
 from dipole_vla.paths import CosineTable
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError
@@ -43,7 +50,7 @@ def read(
     horizon: int | None = None,
     sampler: str = "deterministic",
 ) -> Imported:
-    """See `importing.convert` for the options."""
+    """See `commands.import_.convert` for the options."""
     if kinematic not in BOUNDS:
         raise InputError(f"--kinematic: must be {' or '.join(BOUNDS)} for this family, got {kinematic!r}")
     path = _checkpoint(source)

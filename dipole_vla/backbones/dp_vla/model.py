@@ -1,7 +1,8 @@
 """DP-VLA, the paper's NAVSIM model: Florence-2 encoder, diffusion-transformer head, VP diffusion, DPM-Solver++.
 
-The class builds at its published size by default and small by `DPVLAConfig.tiny()`; both are saved and loaded as
-the same kind of folder. The head is in `dit.py`, the encoder in `florence.py`, the prompt in `prompt.py`.
+The class builds at its published size by default and small by `DPVLAConfig.tiny()`; both are saved and loaded as the
+same kind of folder. The head is in `backbones.dit`, the encoder in `backbones.florence`, the prompt in
+`backbones.prompt`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
 from dipole_vla.backbones.dit import DiT, DiTSizes, KeysValues, Layout
-from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
+from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes
 from dipole_vla.backbones.observing import history, normalised_pixels, pictures, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.paths import Prediction, VPLinear

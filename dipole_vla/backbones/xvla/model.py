@@ -1,7 +1,7 @@
 """X-VLA: Florence-2 encoder, soft-prompted transformer, clean-action prediction, re-noising solver.
 
 The class builds at its published size (0.88 B) by default and small by `XVLAConfig.tiny()`. Module names are those
-of the published file without its leading `model.`; reading such a file is in `xvla_import.py`, the head in
+of the published file without its leading `model.`; reading such a file is in `importer.py`, the head in
 `soft_transformer.py`. Actions and scene attend to each other in one sequence, so nothing but the projected scene can
 be shared between candidates: N candidates cost N head passes, by this model's design.
 """
@@ -20,10 +20,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
 from dipole_vla.backbones.dit import Layout
-from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
+from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes
 from dipole_vla.backbones.observing import IMAGE_MEAN, history, normalised_pixels, pictures, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
-from dipole_vla.backbones.soft_transformer import SoftPromptedTransformer, SoftTransformerSizes
+from dipole_vla.backbones.xvla.soft_transformer import SoftPromptedTransformer, SoftTransformerSizes
 from dipole_vla.paths import LinearFlow, Prediction
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError

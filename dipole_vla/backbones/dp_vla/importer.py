@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from dipole_vla.backbones import load_backbone
 from dipole_vla.backbones.base import ActionSpec
 from dipole_vla.backbones.dit import DiT, DiTSizes
-from dipole_vla.backbones.dp_vla import DPVLA, DPVLAConfig
-from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
-from dipole_vla.backbones.florence_import import (
+from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
+from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes
+from dipole_vla.backbones.florence.importer import (
     LOGITS_BIAS,
     SHARED,
     TOKENS,
@@ -42,7 +42,7 @@ from dipole_vla.backbones.source_files import (
     refuse_adapters,
     weights_path,
 )
-from dipole_vla.checkpoint import assign_strict, check_names, read_json
+from dipole_vla.backbones.weights import assign_strict, check_names, read_json
 from dipole_vla.guidance import SIGNS
 from navsim_adapter.errors import InputError
 
@@ -79,7 +79,7 @@ def read(
     heads: int | None = None,
     seed: int = 0,
 ) -> Imported:
-    """See `importing.convert` for the options."""
+    """See `commands.import_.convert` for the options."""
     config = _config_of(source)
     if config is not None and is_florence(config):
         return _from_florence(source, prediction or "noise", kinematic or "waypoint", tokenizer, seed)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipole_vla.backbones import internvl
-from dipole_vla.backbones.internvl import InternVLSizes
+from dipole_vla.backbones.internvl import model as internvl
+from dipole_vla.backbones.internvl.model import InternVLSizes
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
 from dipole_vla.backbones.source_files import check_pixels, field, read_config, read_weights, weights_path
-from dipole_vla.checkpoint import check_names
+from dipole_vla.backbones.weights import check_names
 from navsim_adapter.errors import InputError
 
 _PUBLISHED = (  # transformers' name (under vlm.) -> the remote code's

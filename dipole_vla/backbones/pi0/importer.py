@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dipole_vla.backbones.base import ActionSpec
 from dipole_vla.backbones.imported import Imported
-from dipole_vla.backbones.pi0 import PI0, PUBLISHED_SOLVER, PI0Sizes
+from dipole_vla.backbones.pi0.model import PI0, PUBLISHED_SOLVER, PI0Sizes
 from dipole_vla.backbones.source_files import (
     check_pixels,
     field,
@@ -25,7 +25,7 @@ from dipole_vla.backbones.source_files import (
     read_weights,
     weights_path,
 )
-from dipole_vla.checkpoint import assign_strict, check_names
+from dipole_vla.backbones.weights import assign_strict, check_names
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError, did_you_mean
 
@@ -49,7 +49,7 @@ VARIANTS = {  # lerobot's names for sizes: width, layers, hidden, heads, key-val
 
 
 def read(source: Path, tokenizer: Path | None = None, horizon: int | None = None) -> Imported:
-    """See `importing.convert` for the options."""
+    """See `commands.import_.convert` for the options."""
     raw, where = read_config(source), str(source / "config.json")
     path = weights_path(source)
     check_pixels(source, (0.5,) * 3, (0.5,) * 3)

@@ -2,7 +2,7 @@
 
 The prefix (pictures and prompt) becomes keys and values per layer, which all candidates of a scene share uncopied:
 their tokens are laid side by side in one sequence per scene, and a mask keeps the candidates apart. The expert's own
-token table, never used, is left out. Reading published folders is in `pi0_import.py`.
+token table, never used, is left out. Reading published folders is in `importer.py`.
 """
 
 from __future__ import annotations

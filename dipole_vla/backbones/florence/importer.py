@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import BartConfig
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
-from dipole_vla.backbones.florence import FlorenceEncoder, FlorenceSizes
+from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
 from dipole_vla.backbones.source_files import check_pixels, read_config, read_weights, weights_path
-from dipole_vla.checkpoint import check_names
+from dipole_vla.backbones.weights import check_names
 from navsim_adapter.errors import InputError
 
 PROJECTION = "multi_modal_projector.image_projection.weight"

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
 from dipole_vla.backbones.dit import DiT, DiTSizes, KeysValues, Layout
-from dipole_vla.backbones.dp_vla import SMALL_SOLVER
+from dipole_vla.backbones.dp_vla.model import SMALL_SOLVER
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD, history, normalised_pixels, pictures, pixels, status
 from dipole_vla.backbones.source_files import read_weights
-from dipole_vla.checkpoint import assign_strict, read_json
+from dipole_vla.backbones.weights import assign_strict, read_json
 from dipole_vla.paths import Prediction, VPLinear
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.errors import InputError, did_you_mean

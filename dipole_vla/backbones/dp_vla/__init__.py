@@ -1,0 +1,1 @@
+"""DP-VLA: Florence-2's encoder and a DiT head."""

@@ -1,0 +1,1 @@
+"""Florence-2's encoder, which DP-VLA and X-VLA share."""

@@ -1,0 +1,1 @@
+"""InternVL3, the language model of ReCogDrive."""

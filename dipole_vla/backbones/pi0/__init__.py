@@ -1,0 +1,1 @@
+"""PI0: PaliGemma and an action expert."""

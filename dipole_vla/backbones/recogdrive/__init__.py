@@ -1,0 +1,1 @@
+"""ReCogDrive: InternVL3 and a DiT planner."""

@@ -1,0 +1,1 @@
+"""X-VLA: Florence-2's encoder and a soft-prompted transformer."""
