@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dipole_vla.critic.one_step import expectile_loss
 from dipole_vla.paths import interpolate, target
+from dipole_vla.policy.critic import expectile_loss
 from dipole_vla.rl.heads import HEADS
 from dipole_vla.rl.learner import PREDICTION, SCHEDULE, Learner, LearnerConfig
 from dipole_vla.rl.memory import keep_freed_memory

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dipole_vla.evaluation.report.metrics import sub_score
 from dipole_vla.evaluation.summary import difference_words, headline
 from dipole_vla.progress import console
+from dipole_vla.report.metrics import sub_score
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import read_json
 

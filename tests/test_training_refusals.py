@@ -21,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent / "dipole_vla"))  # `small_data` li
 from safetensors.torch import load_file
 from small_data import write_inputs, write_manifest
 
-from dipole_vla import ranks
 from dipole_vla.cli import main
 from dipole_vla.commands.recipe import said_by_a_library
 from dipole_vla.policy import load_policy
-from dipole_vla.training import DipoleModule
+from dipole_vla.training import DipoleModule, ranks
 from dipole_vla.training.accepted import INSTEAD, KEYS, LOOKING
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import only_writer, verify, verify_listed

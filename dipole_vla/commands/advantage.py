@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dipole_vla.critic.one_step import fitted_critic, refuse_other_metric
 from dipole_vla.data.batches import batches
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable, open_table, refuse_horizon
 from dipole_vla.policy import load_policy
+from dipole_vla.policy.critic import fitted_critic, refuse_other_metric
 from dipole_vla.progress import bar, console, skipped, wrote
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish, making, stamp, write_json

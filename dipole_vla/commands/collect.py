@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from dipole_vla.advantage import group_relative, informative
 from dipole_vla.commands.parts import FOLDER, read_parts, run_parts
-from dipole_vla.critic.returns import group_relative, informative
 from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.pictures import began, pictures_entry
+from dipole_vla.data.splits import refuse_collection
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.policy import load_policy
 from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, columns, identity, require_scenes
-from dipole_vla.splits import refuse_collection
 from navsim_adapter.files import finish, is_made, making, stamp, write_json
 from navsim_adapter.option_checks import check_range
 

@@ -20,11 +20,11 @@ from dipole_vla.commands.driving import require_critic
 from dipole_vla.commands.parts import read_parts, run_parts
 from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.pictures import began, pictures_entry
+from dipole_vla.data.splits import refuse_evaluation
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import commit
-from dipole_vla.splits import refuse_evaluation
 from navsim_adapter.baselines import write_trajectories
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import only_writer, stamp

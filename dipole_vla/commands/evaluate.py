@@ -20,6 +20,7 @@ from dipole_vla.commands.driving import require_critic
 from dipole_vla.commands.parts import FOLDER, read_parts, run_parts
 from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.pictures import began, pictures_entry
+from dipole_vla.data.splits import refuse_evaluation
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.choice import choice_of
 from dipole_vla.evaluation.summary import headline, summarise
@@ -27,7 +28,6 @@ from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, columns, identity, require_scenes
-from dipole_vla.splits import refuse_evaluation
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import atomic_path, finish, is_made, making, stamp, write_json
 from navsim_adapter.option_checks import check_range

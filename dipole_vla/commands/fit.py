@@ -22,7 +22,6 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from dipole_vla import ranks
 from dipole_vla.commands.recipe import frames_of, one_line, plain, recipe_of, said_by_a_library, take_imports
 from dipole_vla.data.module import DrivingData
 from dipole_vla.data.pictures import began, pictures_entry
@@ -30,6 +29,7 @@ from dipole_vla.data.tables import SceneTable
 from dipole_vla.preemption import Preempted, requeue
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
+from dipole_vla.training import ranks
 from dipole_vla.training.accepted import check_built, check_keys, class_of, listed, recorded_callbacks, shown
 from dipole_vla.training.base import FineTuning, check_candidates
 from dipole_vla.training.callbacks import Curves, FiniteGradients, StepProgress

@@ -1,7 +1,7 @@
 """`dipole-vla plan`: what a training recipe needs, before any GPU is asked for: parameters, memory, steps, hours.
 
 The model is built on the meta device, so no weights are needed; activations are counted on tensors without data
-(`dipole_vla.plan_activations`). Hours come only from steps that were really timed (`--measure`).
+(`dipole_vla.planning.activations`). Hours come only from steps that were really timed (`--measure`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, cast
 from torch import nn
 
 from dipole_vla.backbones.example import example_observation
-from dipole_vla.plan_activations import StepCost, step_cost
+from dipole_vla.planning.activations import StepCost, step_cost
 from dipole_vla.planning.step import Numbers, meta_backbone, pair_of, training_step
 from dipole_vla.policy import Backbone
 from dipole_vla.policy.separate import Pair
-from dipole_vla.training.thrift import recompute_blocks
+from dipole_vla.training.memory import recompute_blocks
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import is_complete
 

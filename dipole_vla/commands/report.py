@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dipole_vla.evaluation.report.page import write_report
 from dipole_vla.progress import wrote
+from dipole_vla.report.page import write_report
 
 
 def report(evaluation: Path, out: Path | None = None, scenes: int = 4) -> None:

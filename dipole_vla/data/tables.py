@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dipole_vla.critic.returns import informative
+from dipole_vla.advantage import informative
 from dipole_vla.data.columns import Names, column, column_of_text, numbers, views
 from dipole_vla.data.pictures import checksums, read_picture
-from dipole_vla.splits import SeenByRL
+from dipole_vla.data.splits import SeenByRL
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import MANIFEST, read_json, stamp, verify_listed
 

@@ -18,7 +18,7 @@ from dipole_vla.objective import Rule, per_sample_loss, rule_named
 from dipole_vla.policy import Backbone, Context
 from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.policy.separate import Pair, make_pair
-from dipole_vla.training.thrift import shared_base
+from dipole_vla.training.memory import shared_base
 from navsim_adapter.errors import InputError, did_you_mean
 
 
@@ -37,7 +37,7 @@ class Numbers:
 
     @property
     def settles(self) -> bool:
-        """Whether one sign's backward pass comes before the other's forward pass (`training.thrift`)."""
+        """Whether one sign's backward pass comes before the other's forward pass (`training.memory`)."""
         return not self.stage and self.activations != torch.float16
 
     @classmethod

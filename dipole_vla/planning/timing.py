@@ -13,7 +13,7 @@ from dipole_vla.guidance import SIGNS
 from dipole_vla.planning.step import Numbers, meta_backbone, pair_of, training_step
 from dipole_vla.policy import Backbone
 from dipole_vla.policy.adapters import AdapterPair
-from dipole_vla.training.thrift import recompute_blocks
+from dipole_vla.training.memory import recompute_blocks
 
 STEPS = 3  # timed, after one that warms up
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from dipole_vla import backbones
 from dipole_vla.backbones import weights  # backbones as a module: it imports this package in turn
 from dipole_vla.backbones.base import Backbone, Context, Observation, Processor
-from dipole_vla.critic.one_step import OneStepCritic
+from dipole_vla.data.splits import RL_TOKENS, SeenByRL
 from dipole_vla.guidance import LIMIT, SIGNS, Omega, PredictGuided, Role, as_omega, guide, guided_denoiser, roles_for
 from dipole_vla.objective import RULES
 from dipole_vla.policy.adapters import AdapterPair, pass_the_base
@@ -36,11 +36,11 @@ from dipole_vla.policy.arguments import (
     scenes_in,
     whole,
 )
+from dipole_vla.policy.critic import OneStepCritic
 from dipole_vla.policy.distilled import FOLDER as DISTILLED
 from dipole_vla.policy.distilled import AtOmega, DistilledPair
 from dipole_vla.policy.separate import Pair, load_pair
 from dipole_vla.solvers import solve
-from dipole_vla.splits import RL_TOKENS, SeenByRL
 from navsim_adapter.errors import InputError
 
 POLICY = "policy.json"

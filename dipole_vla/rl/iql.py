@@ -1,7 +1,7 @@
 """Implicit Q-learning for many seeds at once: V is an expectile of Q, Q bootstraps on V, no policy in the loop.
 
-The multi-step sibling of `one_step`, with the same G = least Q - V and the same expectile loss. Returns over n steps
-come from the data (`dipole_vla.rl.transitions`): a batch carries the discount of its own bootstrap.
+The multi-step sibling of `policy.critic`, with the same G = least Q - V and the same expectile loss. Returns over n
+steps come from the data (`dipole_vla.rl.transitions`): a batch carries the discount of its own bootstrap.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dipole_vla.critic.one_step import expectile_loss
+from dipole_vla.policy.critic import expectile_loss
 from dipole_vla.rl.stack import StackedMLP
 from navsim_adapter.errors import InputError
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.backbones import load_backbone
-from dipole_vla.critic.one_step import fitted_critic, refuse_other_metric
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
+from dipole_vla.data.splits import RL_TOKENS, SeenByRL
 from dipole_vla.data.tables import CandidateTable
 from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import (
@@ -28,11 +28,11 @@ from dipole_vla.objective import (
 )
 from dipole_vla.paths import interpolate
 from dipole_vla.policy import AdapterPair, Context, Guidance, GuidedPolicy
+from dipole_vla.policy.critic import fitted_critic, refuse_other_metric
 from dipole_vla.policy.guided import POLICY
 from dipole_vla.policy.separate import PairKind, make_pair
-from dipole_vla.splits import RL_TOKENS, SeenByRL
 from dipole_vla.training.base import FineTuning, float32_by_default, stored_context
-from dipole_vla.training.thrift import recompute_blocks, settled, shared_base
+from dipole_vla.training.memory import recompute_blocks, settled, shared_base
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import read_json
 from navsim_adapter.option_checks import check_range

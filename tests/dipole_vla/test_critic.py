@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import expectile as scipy_expectile
 
-from dipole_vla.critic.one_step import CriticConfig, OneStepCritic, expectile_loss
-from dipole_vla.critic.returns import group_relative, informative
+from dipole_vla.advantage import group_relative, informative
+from dipole_vla.policy.critic import CriticConfig, OneStepCritic, expectile_loss
 from navsim_adapter.errors import InputError
 from tests.same_numbers import GRADIENT, assert_same_numbers
 

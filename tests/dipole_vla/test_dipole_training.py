@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from small_backbone import make_backbone, make_observation
 from small_data import Kept, adapters, train, write_inputs, write_manifest
 
-from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
+from dipole_vla.data.splits import refuse_evaluation
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.guidance import SIGNS
 from dipole_vla.objective import RULES, dichotomous_loss
 from dipole_vla.policy import GuidedPolicy
-from dipole_vla.splits import refuse_evaluation
+from dipole_vla.policy.critic import CriticConfig, OneStepCritic
 from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
 from dipole_vla.training.base import suspects
 from dipole_vla.training.ema import WeightMean

@@ -16,10 +16,10 @@ import pytest
 import torch
 from small_backbone import make_backbone, make_observation, spread_adapters
 
-from dipole_vla.critic.one_step import CriticConfig, OneStepCritic
 from dipole_vla.guidance import guide
 from dipole_vla.paths import to_x0
 from dipole_vla.policy import AdapterPair, DistilledPair, Guidance, GuidedPolicy, load_policy
+from dipole_vla.policy.critic import CriticConfig, OneStepCritic
 from dipole_vla.policy.separate import SeparatePair
 from dipole_vla.solvers import solve
 from navsim_adapter.errors import InputError

@@ -11,10 +11,10 @@ import pyarrow.parquet
 import pytest
 from report_evaluation import CHOSEN, write_evaluation
 
-from dipole_vla.evaluation.report.inputs import load_evaluation
-from dipole_vla.evaluation.report.page import write_report
-from dipole_vla.evaluation.report.scenes import extreme_cards
-from dipole_vla.evaluation.report.tables import changes, headline, score_table
+from dipole_vla.report.inputs import load_evaluation
+from dipole_vla.report.page import write_report
+from dipole_vla.report.scenes import extreme_cards
+from dipole_vla.report.tables import changes, headline, score_table
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish, read_json, verify, write_json
 

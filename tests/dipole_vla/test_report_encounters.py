@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from report_evaluation import FULL, SUB_SCORES, straight, street, to_global
 
-from dipole_vla.evaluation.report import encounters
-from dipole_vla.evaluation.report.scenes import explain
+from dipole_vla.report import encounters
+from dipole_vla.report.scenes import explain
 from navsim_adapter.scene_cache import ObjectType, Polygons
 
 FRONT, REAR, HALF_WIDTH = 4.049, 1.127, 1.1485

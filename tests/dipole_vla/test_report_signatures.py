@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from report_evaluation import write_evaluation
 
-from dipole_vla.evaluation.report import signatures
-from dipole_vla.evaluation.report.inputs import Evaluation, Key, load_evaluation
-from dipole_vla.evaluation.report.page import render_page
-from dipole_vla.evaluation.report.signatures import check_all, end_spread, read_weights
+from dipole_vla.report import signatures
+from dipole_vla.report.inputs import Evaluation, Key, load_evaluation
+from dipole_vla.report.page import render_page
+from dipole_vla.report.signatures import check_all, end_spread, read_weights
 
 
 @pytest.fixture(scope="module")

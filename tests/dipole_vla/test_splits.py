@@ -1,6 +1,6 @@
 import pytest
 
-from dipole_vla.splits import SeenByRL, refuse_collection, refuse_evaluation
+from dipole_vla.data.splits import SeenByRL, refuse_collection, refuse_evaluation
 from navsim_adapter.errors import InputError
 
 

@@ -14,11 +14,11 @@ import pytest
 from datasets import Dataset, load_from_disk
 from small_data import train, write_inputs, write_manifest
 
-from dipole_vla.critic.one_step import refuse_other_metric
-from dipole_vla.critic.returns import group_relative, informative
+from dipole_vla.advantage import group_relative, informative
 from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.evaluation.choice import _metric
 from dipole_vla.policy import load_policy
+from dipole_vla.policy.critic import refuse_other_metric
 from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import read_json, write_json

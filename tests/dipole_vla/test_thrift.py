@@ -14,8 +14,8 @@ from torch import Tensor
 from dipole_vla.objective import dichotomous_loss
 from dipole_vla.policy.mixed_rows import current_route
 from dipole_vla.policy.separate import make_pair
-from dipole_vla.training import thrift
-from dipole_vla.training.thrift import recompute_blocks, settled, shared_base
+from dipole_vla.training import memory
+from dipole_vla.training.memory import recompute_blocks, settled, shared_base
 from tests.same_numbers import GRADIENT, assert_same_numbers
 
 GROUP = 3
@@ -119,7 +119,7 @@ def test_sharing_the_frozen_part_is_exact_and_runs_keys_and_values_once(routing,
 def test_a_remembered_output_is_for_the_very_same_tensor_only():
     layer, calls = torch.nn.Linear(3, 3), []
     forward = layer.forward
-    remembered = thrift._Remembered(lambda x: calls.append(1) or forward(x))
+    remembered = memory._Remembered(lambda x: calls.append(1) or forward(x))
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert remembered(x) is remembered(x)

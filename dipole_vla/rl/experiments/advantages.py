@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dipole_vla.evaluation.report import charts
 from dipole_vla.objective import RULES
+from dipole_vla.report import charts
 from dipole_vla.rl.experiments import gridworld
 from dipole_vla.rl.experiments.bandit import BanditData, behaviour, draw, pairs, train, true_gain
 from dipole_vla.rl.experiments.page import Figure, Page, Table, signed

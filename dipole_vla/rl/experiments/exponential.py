@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from dipole_vla.evaluation.report import charts
 from dipole_vla.objective import MAX_EXPONENTIAL_WEIGHT, RULES, Rule
+from dipole_vla.report import charts
 from dipole_vla.rl.experiments.bandit import Training, behaviour, draw, train
 from dipole_vla.rl.experiments.page import Figure, Page, Table, signed
 from dipole_vla.rl.heads import Head

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
-from dipole_vla.evaluation.report import charts
 from dipole_vla.objective import RULES, Rule, dichotomous_loss
 from dipole_vla.policy import AdapterPair
+from dipole_vla.report import charts
 from dipole_vla.rl.experiments.bandit import draw, train
 from dipole_vla.rl.experiments.page import Figure, Page, Table
 from dipole_vla.rl.heads import Head

@@ -64,9 +64,7 @@ def unbroken(text: str) -> str:
 
 def render(name: str, page: Page, made: Sequence[tuple[str, str]]) -> str:
     environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("dipole_vla.rl.experiments"), PackageLoader("dipole_vla.evaluation.report")]
-        ),
+        loader=ChoiceLoader([PackageLoader("dipole_vla.rl.experiments"), PackageLoader("dipole_vla.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dipole_vla.evaluation.report import charts
 from dipole_vla.objective import positive_weight
+from dipole_vla.report import charts
 from dipole_vla.rl.experiments.bandit import behaviour, draw, pairs, train
 from dipole_vla.rl.experiments.page import Figure, Page, Table, percent, signed
 from dipole_vla.rl.heads import Head

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dipole_vla.evaluation.report import charts
+from dipole_vla.report import charts
 from dipole_vla.rl.experiments.bandit import BanditData, behaviour, draw, pairs, train
 from dipole_vla.rl.experiments.page import Figure, Page, Table, percent, signed
 from dipole_vla.rl.heads import Head

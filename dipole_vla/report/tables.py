@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dipole_vla.evaluation.report.inputs import Evaluation, Key
-from dipole_vla.evaluation.report.metrics import metric_title, sub_score
 from dipole_vla.evaluation.statistics import TOO_FEW, certain_sign, verdict
+from dipole_vla.report.inputs import Evaluation, Key
+from dipole_vla.report.metrics import metric_title, sub_score
 
 GRADED_STEP = 0.05  # a graded sub-score counts as changed from here on
 SAME = 1e-9

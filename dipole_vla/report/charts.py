@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dipole_vla.evaluation.report.inputs import Evaluation, Key
-from dipole_vla.evaluation.report.metrics import metric_title
-from dipole_vla.evaluation.report.signatures import INERT, Weights
+from dipole_vla.report.inputs import Evaluation, Key
+from dipole_vla.report.metrics import metric_title
+from dipole_vla.report.signatures import INERT, Weights
 
 INK = "#12171e"
 BLUE, ORANGE, GREEN, GREY = "#2f7dd1", "#d2691e", "#2a9d6f", "#8a9099"

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dipole_vla.critic.returns import TOLERANCE, informative
+from dipole_vla.advantage import TOLERANCE, informative
 from dipole_vla.data.tables import rows_per_scene
-from dipole_vla.evaluation.report.inputs import Evaluation, Key, policy_rows
 from dipole_vla.evaluation.statistics import TOO_FEW, Interval, certain_sign
 from dipole_vla.objective import RULES, effective_fraction, positive_weight, rule_named
+from dipole_vla.report.inputs import Evaluation, Key, policy_rows
 
 Verdict = Literal["ok", "look", "not measured"]
 

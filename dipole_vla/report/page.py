@@ -15,12 +15,12 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dipole_vla.evaluation.report import charts, tables
-from dipole_vla.evaluation.report.inputs import Evaluation, load_evaluation
-from dipole_vla.evaluation.report.metrics import metric_title, sub_score
-from dipole_vla.evaluation.report.scenes import extreme_cards
-from dipole_vla.evaluation.report.signatures import Weights, check_all, read_weights
 from dipole_vla.provenance import versions
+from dipole_vla.report import charts, tables
+from dipole_vla.report.inputs import Evaluation, load_evaluation
+from dipole_vla.report.metrics import metric_title, sub_score
+from dipole_vla.report.scenes import extreme_cards
+from dipole_vla.report.signatures import Weights, check_all, read_weights
 from navsim_adapter.errors import InputError
 from navsim_adapter.files import finish, is_made, making, stamp, write_text
 from navsim_adapter.option_checks import check_range
@@ -60,7 +60,7 @@ def write_report(evaluation: Path, out: Path, scenes: int = 4) -> Path:
 def render_page(evaluation: Evaluation, scenes: int = 4) -> str:
     """The whole page as text."""
     environment = Environment(
-        loader=PackageLoader("dipole_vla.evaluation.report"),
+        loader=PackageLoader("dipole_vla.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

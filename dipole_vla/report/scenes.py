@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 
 from dipole_vla.data.pictures import read_picture
-from dipole_vla.evaluation.report import encounters
-from dipole_vla.evaluation.report.encounters import Encounter
-from dipole_vla.evaluation.report.inputs import Evaluation, policy_rows
-from dipole_vla.evaluation.report.metrics import sub_score
-from dipole_vla.evaluation.report.tables import points, signed
+from dipole_vla.report import encounters
+from dipole_vla.report.encounters import Encounter
+from dipole_vla.report.inputs import Evaluation, policy_rows
+from dipole_vla.report.metrics import sub_score
+from dipole_vla.report.tables import points, signed
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Moment, Plan, picture, seen_by
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 

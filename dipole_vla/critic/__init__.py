@@ -1,1 +1,0 @@
-"""Where the advantage G comes from: group-relative returns (`returns`), or a learnt critic (`one_step`, `iql`)."""
