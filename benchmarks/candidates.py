@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import pyarrow as pa
 
-from navsim_adapter.files import finish, write_json
+from navsim_adapter.foundation.files import finish, write_json
 
 NAVTRAIN, GROUP = 103_288, 17
 OPENED = """

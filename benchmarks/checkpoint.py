@@ -20,7 +20,7 @@ import lightning.pytorch as L
 from dipole_vla.commands import fit as fitting
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.training.checkpoints import Checkpoints
-from navsim_adapter.files import finish, write_json
+from navsim_adapter.foundation.files import finish, write_json
 
 
 class Timed(Checkpoints):

@@ -46,7 +46,7 @@ from dipole_vla.objective import per_sample_loss
 from dipole_vla.paths import interpolate, target
 from dipole_vla.training import DipoleModule
 from dipole_vla.training.base import FineTuning, stored_context
-from navsim_adapter.files import finish, write_json
+from navsim_adapter.foundation.files import finish, write_json
 
 MIDDLE: dict[str, Any] = {
     "width": 256, "depth": 12, "heads": 8, "input_width": 256, "context_width": 256, "text_width": 256,

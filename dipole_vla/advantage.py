@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 TOLERANCE = 1e-6  # spread of returns, scores or G within a scene that is no preference: numbers between 0 and 1
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from dipole_vla.commands.doctor import Unwell
 from dipole_vla.preemption import EXIT_CODE, Preempted, listen
-from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.exits import nobody_reads, one_line
+from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.exits import nobody_reads, one_line
 
 USAGE = """usage: dipole-vla COMMAND [options]      (dipole-vla COMMAND --help shows the options)
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from dipole_vla.evaluation.summary import difference_words, headline
 from dipole_vla.progress import console
 from dipole_vla.report.metrics import sub_score
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import read_json
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import read_json
 
 SPLITS = {"train": "trainval", "validation": "mini", "test": "test"}  # ours -> NAVSIM's folder
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dipole_vla.paths import Prediction, Schedule, noise_level, time_for_network, to_x0
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 Role = Literal["positive", "negative"] | None
 """Which adapter predicts; None is the base model, adapters off."""

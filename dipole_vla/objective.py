@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dipole_vla.guidance import Role
 from dipole_vla.paths import Prediction, Schedule, interpolate, target
-from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 Routing = Literal["both", "bernoulli"]
 

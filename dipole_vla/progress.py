@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from navsim_adapter.progress import Lines
+from navsim_adapter.foundation.progress import Lines
 
 console = Console(highlight=False, emoji=False)
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dipole_vla.progress import bar
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import stamp
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import stamp
 
 
 class Scores(Protocol):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dipole_vla.paths import CosineTable, LinearFlow, Schedule, VPLinear, interpolate, log_snr, to_noise
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(x_t (rows, horizon, dim), t (rows,)) -> clean estimate of x_t's shape."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import write_bytes, write_once
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import write_bytes, write_once
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 
 POSES, INTERVAL = 8, 0.5

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from navsim_adapter import __version__
-from navsim_adapter.errors import InputError
-from navsim_adapter.exits import nobody_reads, one_line
-from navsim_adapter.option_checks import check_range, local_path
-from navsim_adapter.progress import Progress
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.exits import nobody_reads, one_line
+from navsim_adapter.foundation.option_checks import check_range, local_path
+from navsim_adapter.foundation.progress import Progress
 
 if TYPE_CHECKING:
     from navsim_adapter.root import DataRoot

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.unpickle import read_pickle
 
 COMMANDS = ("left", "straight", "right", "unknown")

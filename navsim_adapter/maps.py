@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import shapely
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.foreign import check_geopackage
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.foreign import check_geopackage
 from navsim_adapter.root import MAPS_VARIABLE
 from navsim_adapter.scene_cache import AreaType, Polygons
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.logs import Annotations
 from navsim_adapter.scene_cache import EPDMS, PDMS, ObjectType
 from navsim_adapter.unpickle import Record

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import atomic_path
 from navsim_adapter.score_table import ScoreTable, cell
 from navsim_adapter.two_stage_table import STAGES, SYNTHETIC, Summary
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from navsim_adapter.cache.store import open_cache
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import write_once
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import write_once
+from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Plan, picture, seen_by
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.score_table import Trajectories, read_trajectories

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.option_checks import local_path
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import local_path
 
 DATA_VARIABLE = "OPENSCENE_DATA_ROOT"
 MAPS_VARIABLE = "NUPLAN_MAPS_ROOT"

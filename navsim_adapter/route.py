@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import shapely
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.maps import Block, Lane, Map
 from navsim_adapter.scene_cache import AreaType
 

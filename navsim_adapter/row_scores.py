@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.metric import engine, two_frame
 from navsim_adapter.metric.aggregate import epdms
 from navsim_adapter.metric.scene_index import Metric

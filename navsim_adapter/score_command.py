@@ -9,8 +9,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import check_range
 
 if TYPE_CHECKING:
     from navsim_adapter.metric.scene_index import Metric
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from navsim_adapter.progress import Progress
+    from navsim_adapter.foundation.progress import Progress
     from navsim_adapter.row_scores import check_traffic
     from navsim_adapter.score_means import mean_lines
     from navsim_adapter.score_result import check_layout, check_replacing, report, require_scores, write_result
@@ -114,8 +114,8 @@ def _map(options: argparse.Namespace) -> Map:
 
 def _job(options: argparse.Namespace, metric: Metric, traffic: Traffic) -> Job:
     from navsim_adapter.cli import root_of
+    from navsim_adapter.foundation.shard import Shard
     from navsim_adapter.score_job import SecondStage, one_stage, source_of, two_stage
-    from navsim_adapter.shards import Shard
 
     shard = Shard.parse(options.shard) if options.shard else None
     if not options.two_stage:

@@ -18,8 +18,9 @@ from navsim_adapter import __version__
 from navsim_adapter.cache.folder import build_scenes, skipped_in
 from navsim_adapter.cache.second_stage import build_second_stage
 from navsim_adapter.cache.store import open_cache, read_scenes
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import MANIFEST, file_stamps, sha256
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import MANIFEST, file_stamps, sha256
+from navsim_adapter.foundation.shard import Shard
 from navsim_adapter.maps import map_files
 from navsim_adapter.metric.scene_index import Metric
 from navsim_adapter.objects import FUTURE_FRAMES
@@ -32,7 +33,6 @@ from navsim_adapter.score_table import ScoreTable, Trajectories, check_poses, re
 from navsim_adapter.score_units import EntryUnit, LogUnit, Map, Part, Parts, Plan, Unit, digest
 from navsim_adapter.scoring.scorer import SUB_SCORES, VERSIONS
 from navsim_adapter.second_stage import second_stage_files
-from navsim_adapter.shards import Shard
 from navsim_adapter.two_stage import Entry
 from navsim_adapter.two_stage_table import FIGURES, ORIGINAL, SYNTHETIC, find_mapping
 from navsim_adapter.vehicle import INTERVAL, STEPS

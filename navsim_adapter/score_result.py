@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from navsim_adapter import __version__
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import differs, read_json, sha256, write_json
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import differs, read_json, sha256, write_json
+from navsim_adapter.foundation.option_checks import spare_inputs
 from navsim_adapter.official_table import official_paths, write_official
-from navsim_adapter.option_checks import spare_inputs
 from navsim_adapter.score_table import ScoreTable, write_table
 from navsim_adapter.two_stage import Entry, Pair
 from navsim_adapter.two_stage_table import Summary, summarise, write_summaries

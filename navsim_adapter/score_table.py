@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path
-from navsim_adapter.foreign import check_archive
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import atomic_path
+from navsim_adapter.foundation.foreign import check_archive
 from navsim_adapter.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL
 
 ROW = "row"  # column of a shard's table: where the row stands in the whole one

@@ -22,8 +22,8 @@ import numpy as np
 
 from navsim_adapter.cache.folder import build_scenes
 from navsim_adapter.cache.store import open_cache
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import LOCK, atomic_path, file_stamps, only_writer, sweep
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import LOCK, atomic_path, file_stamps, only_writer, sweep
 from navsim_adapter.maps import map_files
 from navsim_adapter.metric import engine
 from navsim_adapter.metric.scene_index import Metric

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.logs import Fields, Frame, command_name, map_of, read_annotations
 from navsim_adapter.objects import recorded_objects
 from navsim_adapter.scenes import Moment, Scene

@@ -7,15 +7,14 @@ digit, and what is merged is bit for bit what one run would have written.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.shard import Shard
 from navsim_adapter.score_means import mean_lines
 from navsim_adapter.score_result import (
     LAYOUTS,
@@ -29,32 +28,6 @@ from navsim_adapter.score_result import (
     write_result,
 )
 from navsim_adapter.score_table import ScoreTable
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The i-th of n parts, counted from 1."""
-
-    index: int
-    count: int
-
-    @staticmethod
-    def parse(text: str) -> Shard:
-        """From "i/n"; raises InputError."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
-        shard = Shard(int(found[1]), int(found[2])) if found else Shard(0, 0)
-        if not 1 <= shard.index <= shard.count:
-            raise InputError(f"--shard: must be i/n with 1 <= i <= n, as 3/16, got {text!r}")
-        return shard
-
-    def take(self, units: Sequence[T]) -> list[T]:
-        """Every n-th unit; units must come in the same order in every shard."""
-        return list(units[self.index - 1 :: self.count])
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
 
 
 def merge(shards: Sequence[str | Path]) -> Result:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import write_once
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import write_once
 from navsim_adapter.unpickle import Record, read_pickle
 
 ONE_STAGE = ("predictions",)

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.option_checks import spare_inputs
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import spare_inputs
 from navsim_adapter.score_table import read_trajectories
 from navsim_adapter.submission import Plan, Team, Tokens, check_submission, write_submission
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.metric.aggregate import epdms
 from navsim_adapter.metric.two_frame import compare_plans, gap_in_steps, traces_of
 

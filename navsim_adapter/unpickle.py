@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 STAND_IN_PACKAGES = ("nuplan.", "navsim.")
 _PLAIN_DTYPE = re.compile(r"^[<>|=]?[?biufcSUO]\d*$")

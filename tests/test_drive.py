@@ -17,7 +17,7 @@ from dipole_vla.commands import parts
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.policy import load_policy
 from navsim_adapter.cli import main as adapter
-from navsim_adapter.files import finish
+from navsim_adapter.foundation.files import finish
 from navsim_adapter.score_table import read_about, read_trajectories
 from navsim_adapter.submission import read_submission
 from tests.dipole_vla.small_backbone import spread_adapters

@@ -18,7 +18,7 @@ from dipole_vla.commands import parts
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.policy import load_policy
 from navsim_adapter.cli import main as adapter
-from navsim_adapter.files import finish, read_json
+from navsim_adapter.foundation.files import finish, read_json
 from tests.dipole_vla.small_backbone import spread_adapters
 
 EC = "two_frame_extended_comfort"

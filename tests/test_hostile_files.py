@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 MOST_MEMORY = 400 * 2**20  # what reading any one of them may add to the process
 
@@ -323,7 +323,7 @@ def test_pictures(name: str, canary: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 10**5, "{", "\x00", '{"files": NaN'])
 def test_manifests(text: str, canary: Path) -> None:
-    from navsim_adapter.files import read_json
+    from navsim_adapter.foundation.files import read_json
 
     Path("manifest.json").write_text(text)
     refused(lambda: read_json("manifest.json"), canary, "manifest.json")

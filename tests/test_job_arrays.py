@@ -12,7 +12,7 @@ import pytest
 from dipole_vla.cli import main
 from dipole_vla.commands import parts
 from dipole_vla.commands.fit import CHECKPOINTS
-from navsim_adapter.files import MANIFEST, verify
+from navsim_adapter.foundation.files import MANIFEST, verify
 from tests.small_loop import small_steps
 
 COUNT = 3

@@ -20,8 +20,8 @@ from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.guidance import SIGNS
 from dipole_vla.policy import load_policy
 from dipole_vla.training import DipoleModule
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import verify
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import verify
 from navsim_adapter.scoring.scorer import Scorer
 from tests.same_numbers import MAGNIFIED, assert_same_numbers
 from tests.small_loop import small_steps

@@ -17,7 +17,7 @@ import yaml
 from dipole_vla.cli import COMMANDS, main
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.policy import load_policy
-from navsim_adapter.files import finish
+from navsim_adapter.foundation.files import finish
 from tests.small_loop import small_steps
 
 

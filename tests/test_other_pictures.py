@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from dipole_vla.cli import main
-from navsim_adapter.files import read_json
+from navsim_adapter.foundation.files import read_json
 from tests.small_loop import small_steps
 
 SPLITS = {"train": "trainval", "validation": "mini", "test": "test"}

@@ -11,7 +11,7 @@ from dipole_vla.cli import main
 from dipole_vla.demo import shipped_recipes
 from navsim_adapter.cli import COMMANDS as ADAPTER_COMMANDS
 from navsim_adapter.cli import main as adapter
-from navsim_adapter.files import verify
+from navsim_adapter.foundation.files import verify
 from tests.test_mistakes import evaluate, fit, line_of, refused
 
 
@@ -23,7 +23,7 @@ def words(line: list) -> list[str]:
 def without_critic(loop: Path, tmp_path: Path) -> Path:
     """The loop's policy, which has nothing to choose by."""
     from dipole_vla.policy import load_policy
-    from navsim_adapter.files import finish
+    from navsim_adapter.foundation.files import finish
 
     policy = load_policy(loop / "dipole", device="cpu")
     policy.critic = None

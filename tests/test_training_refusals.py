@@ -26,8 +26,8 @@ from dipole_vla.commands.recipe import said_by_a_library
 from dipole_vla.policy import load_policy
 from dipole_vla.training import DipoleModule, ranks
 from dipole_vla.training.accepted import INSTEAD, KEYS, LOOKING
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import only_writer, verify, verify_listed
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import only_writer, verify, verify_listed
 from tests.dipole_vla.checkpoints import same_state
 
 OWN = "tests.dipole_vla.rank_callbacks"

@@ -11,7 +11,7 @@ import yaml
 from datasets import load_from_disk
 
 from dipole_vla.cli import main
-from navsim_adapter.files import read_json
+from navsim_adapter.foundation.files import read_json
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "your-data.md"
 

@@ -9,7 +9,7 @@ import torch
 
 from dipole_vla.backbones.base import Backbone
 from dipole_vla.backbones.weights import read_record
-from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "dp_vla": ("dipole_vla.backbones.dp_vla.model", "DPVLA"),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dipole_vla.backbones import weights
 from dipole_vla.paths import Prediction, Schedule
 from dipole_vla.solvers import SolverSpec
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,7 +14,7 @@ import torch
 
 from dipole_vla.backbones import backbone_class
 from dipole_vla.backbones.base import Backbone
-from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)

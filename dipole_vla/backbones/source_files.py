@@ -19,7 +19,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dipole_vla.backbones.weights import read_json, read_tensors
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import atomic_path, read_json, write_json
+from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.files import atomic_path, read_json, write_json
 
 __all__ = [
     "assign_strict",

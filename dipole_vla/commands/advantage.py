@@ -13,9 +13,9 @@ from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable
 from dipole_vla.policy import load_policy
 from dipole_vla.policy.critic import fitted_critic, refuse_other_metric
 from dipole_vla.progress import bar, console, skipped, wrote
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish, making, stamp, write_json
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import finish, making, stamp, write_json
+from navsim_adapter.foundation.option_checks import check_range
 
 
 def advantage(

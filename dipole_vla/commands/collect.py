@@ -23,8 +23,8 @@ from dipole_vla.policy import load_policy
 from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, columns, identity, require_scenes
-from navsim_adapter.files import finish, is_made, making, stamp, write_json
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.files import finish, is_made, making, stamp, write_json
+from navsim_adapter.foundation.option_checks import check_range
 
 
 def collect(

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from dipole_vla.commands.fit import CHECKPOINTS, fit, newest_checkpoint
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 def consolidate(run: Path, out: Path | None = None, checkpoint: Path | None = None) -> None:

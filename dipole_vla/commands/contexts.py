@@ -10,8 +10,8 @@ from dipole_vla import backbones
 from dipole_vla.data.contexts import INDEX, ContextDtype, Encoder, made_of, make_contexts
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.progress import skipped, wrote
-from navsim_adapter.files import is_made
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.files import is_made
+from navsim_adapter.foundation.option_checks import check_range
 
 
 def contexts(

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dipole_vla.commands.launch import overridden, raw_recipe
-from navsim_adapter.errors import InputError
-from navsim_adapter.option_checks import local_path
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import local_path
 
 Level = Literal["ok", "note", "FAIL"]
 SLOW_SYNC = 0.1  # s for a small synced write; a checkpoint makes a few
@@ -180,7 +180,7 @@ def _variables(case: Case) -> Iterator[Finding]:
 
 def _storage(case: Case) -> Iterator[Finding]:
     """A small synced write, as a checkpoint's, and a lock, on the file system of the output."""
-    from navsim_adapter.files import only_writer, write_bytes
+    from navsim_adapter.foundation.files import only_writer, write_bytes
 
     folder = _existing(case.out)
     probe = folder / f".doctor-{socket.gethostname()}-{os.getpid()}"
@@ -206,7 +206,7 @@ def _storage(case: Case) -> Iterator[Finding]:
 
 def _inputs(case: Case) -> Iterator[Finding]:
     """Folders of earlier stages are finished; what is beside them is where they say."""
-    from navsim_adapter.files import verify_listed
+    from navsim_adapter.foundation.files import verify_listed
 
     kind = str((case.recipe.get("model") or {}).get("class_path"))
     if kind.endswith(("DipoleModule", "CriticModule")) and not case.arguments("data").get("candidates"):

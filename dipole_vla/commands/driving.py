@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dipole_vla.policy import GuidedPolicy
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 def require_critic(actor: GuidedPolicy, policy: Path, candidates: int) -> None:

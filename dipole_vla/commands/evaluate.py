@@ -28,9 +28,9 @@ from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, columns, identity, require_scenes
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path, finish, is_made, making, stamp, write_json
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import atomic_path, finish, is_made, making, stamp, write_json
+from navsim_adapter.foundation.option_checks import check_range
 
 
 def evaluate(

@@ -10,8 +10,8 @@ from typing import Any
 from dipole_vla.progress import skipped, wrote
 from dipole_vla.provenance import commit, versions
 from dipole_vla.rl.experiments.page import Page, render
-from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import finish, making, write_json, write_text
+from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.files import finish, making, write_json, write_text
 
 EXPERIMENTS = {
     "exponential": "exp(beta G) against sigma(beta G): is training stable, and what does it return?",

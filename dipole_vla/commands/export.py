@@ -17,9 +17,9 @@ from dipole_vla.policy import AdapterPair, GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, identity
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish, is_made, making, stamp
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import finish, is_made, making, stamp
+from navsim_adapter.foundation.option_checks import check_range
 
 REPORT = "export.json"
 

@@ -34,9 +34,9 @@ from dipole_vla.training.accepted import check_built, check_keys, class_of, list
 from dipole_vla.training.base import FineTuning, check_candidates
 from dipole_vla.training.callbacks import Curves, FiniteGradients, StepProgress
 from dipole_vla.training.checkpoints import Checkpoints, SyncedFiles, newest_checkpoint
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import RECIPE, finish, is_complete, making, stamp, write_text
-from navsim_adapter.option_checks import local_path
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import RECIPE, finish, is_complete, making, stamp, write_text
+from navsim_adapter.foundation.option_checks import local_path
 
 INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
 NO_NUMBER = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing")  # beyond rounding; may change midway

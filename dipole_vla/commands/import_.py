@@ -21,8 +21,8 @@ from dipole_vla.guidance import SIGNS
 from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.policy.guided import Guidance, GuidedPolicy
 from dipole_vla.progress import console, skipped, wrote
-from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import finish, is_made, making
+from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.files import finish, is_made, making
 
 IMPORTERS: dict[str, str] = {
     "dp_vla": "dipole_vla.backbones.dp_vla.importer",

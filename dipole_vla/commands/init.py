@@ -13,8 +13,8 @@ from dipole_vla.backbones.base import Backbone
 from dipole_vla.backbones.published import architecture
 from dipole_vla.backbones.weights import check_default_dtype, checked_fields, record_from
 from dipole_vla.progress import console, skipped, wrote
-from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import finish, is_made, making
+from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.files import finish, is_made, making
 
 
 def init(

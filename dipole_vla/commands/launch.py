@@ -22,10 +22,10 @@ from typing import Any, Literal
 import yaml
 
 from dipole_vla.progress import console
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import write_text
-from navsim_adapter.foreign import check_yaml
-from navsim_adapter.option_checks import check_range, local_path
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import write_text
+from navsim_adapter.foundation.foreign import check_yaml
+from navsim_adapter.foundation.option_checks import check_range, local_path
 
 Command = Literal["fit", "collect", "evaluate"]
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dipole_vla.progress import bar, console
-from navsim_adapter.files import atomic_path, making
-from navsim_adapter.shards import Shard
+from navsim_adapter.foundation.files import atomic_path, making
+from navsim_adapter.foundation.shard import Shard
 
 FOLDER = "parts"
 PART = 128  # scenes

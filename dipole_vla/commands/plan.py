@@ -23,8 +23,8 @@ from dipole_vla.planning.step import Numbers, meta_backbone, pair_of, training_s
 from dipole_vla.policy import Backbone
 from dipole_vla.policy.separate import Pair
 from dipole_vla.training.memory import recompute_blocks
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import is_complete
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import is_complete
 
 RESERVE = 2e9  # CUDA context, kernels' workspaces and the allocator's slack, by experience of such jobs
 GROUP = 17  # candidates per scene where the table is not there yet: 16 sampled and the human's

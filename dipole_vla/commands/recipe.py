@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.foreign import check_yaml
-from navsim_adapter.option_checks import local_path
+from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.foreign import check_yaml
+from navsim_adapter.foundation.option_checks import local_path
 
 _OURS = ("dipole_vla", "navsim_adapter")
 _PASSING_ON = {  # modules that hand a recipe's values to a library, or a library's to another

@@ -33,8 +33,8 @@ from dipole_vla.rl.module import LOG_EVERY, RLModule
 from dipole_vla.rl.transitions import BatchStream, Transitions, n_step_transitions
 from dipole_vla.training.callbacks import Curves, StepProgress
 from dipole_vla.training.checkpoints import Checkpoints, SyncedFiles, newest_checkpoint
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import RECIPE, finish, making, read_json, write_json, write_text
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import RECIPE, finish, making, read_json, write_json, write_text
 
 CHECKPOINTS, LOGS, REPLAY, MEASURED = "checkpoints", "logs", "replay", "measured"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 @dataclass(frozen=True)

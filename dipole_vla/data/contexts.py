@@ -26,8 +26,8 @@ from dipole_vla.data.batches import batches
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.progress import bar, console
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish, is_made, making, read_json, stamp, verify_listed, write_json
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import finish, is_made, making, read_json, stamp, verify_listed, write_json
 
 ContextDtype = Literal["model", "float32", "bfloat16"]
 

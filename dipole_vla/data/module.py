@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from dipole_vla.data.contexts import ContextDtype, ContextStore, Encoder, Ranks, make_contexts
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable, refuse_horizon
-from navsim_adapter.errors import InputError
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import check_range
 
 EXACT = ("poses", "score", "advantage")  # float32 whatever the network's precision
 

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from dipole_vla.progress import console
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import STARTED, read_json
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import STARTED, read_json
 
 SAMPLED = 100  # scenes: of three cameras 300 files, a second or two from a cold network file system
 TURNS = {

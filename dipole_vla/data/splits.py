@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.second_stage import SPLIT as SECOND_STAGE
 
 EVALUATION_SPLITS = frozenset(

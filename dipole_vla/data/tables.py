@@ -18,8 +18,8 @@ from dipole_vla.advantage import informative
 from dipole_vla.data.columns import Names, column, column_of_text, numbers, views
 from dipole_vla.data.pictures import checksums, read_picture
 from dipole_vla.data.splits import SeenByRL
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import MANIFEST, read_json, stamp, verify_listed
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import MANIFEST, read_json, stamp, verify_listed
 
 SCENE_COLUMNS = ("token", "log_name", "history", "velocity", "acceleration", "command", "cameras", "future")
 CANDIDATE_COLUMNS = ("token", "index", "source", "poses", "score", "return", "advantage")

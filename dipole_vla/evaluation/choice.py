@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import MANIFEST, read_json
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import MANIFEST, read_json
 
 
 def choice_of(

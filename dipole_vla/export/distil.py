@@ -31,8 +31,8 @@ from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.progress import bar
 from dipole_vla.scoring import Scorer
 from dipole_vla.solvers import solve
-from navsim_adapter.errors import InputError
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import check_range
 
 PROGRESS = "progress.safetensors"
 SAVE_EVERY = 50  # steps

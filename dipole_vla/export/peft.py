@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from dipole_vla.guidance import SIGNS
 from dipole_vla.objective import RULES
 from dipole_vla.policy import AdapterPair, GuidedPolicy
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import write_text
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import write_text
 
 README = """# Two LoRA adapters of one {family} backbone
 

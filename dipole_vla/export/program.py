@@ -23,8 +23,8 @@ from dipole_vla.backbones.observing import COMMANDS, history, status
 from dipole_vla.objective import RULES
 from dipole_vla.policy import GuidedPolicy, Processor
 from dipole_vla.progress import console
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path, write_json
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import atomic_path, write_json
 
 PROGRAM, ABOUT = "sampler.pt", "sampler.json"
 TOLERANCE_M = 1e-3  # of plans tens of metres long; the traced loop does the same operations

@@ -19,7 +19,7 @@ from dipole_vla.policy import Backbone, Context
 from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.policy.separate import Pair, make_pair
 from dipole_vla.training.memory import shared_base
-from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)

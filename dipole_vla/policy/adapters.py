@@ -32,7 +32,7 @@ from dipole_vla.backbones.base import Backbone, Context, Observation
 from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import Denoise
 from dipole_vla.policy.mixed_rows import alone, mixed, routable, routed, sharing
-from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 SIDECAR = "dipole.json"
 _PEFT_PREFIX = "base_model.model."

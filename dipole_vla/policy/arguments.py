@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 def whole(name: str, value: Any) -> int:

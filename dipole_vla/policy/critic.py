@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.backbones import weights
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 @dataclass(frozen=True)

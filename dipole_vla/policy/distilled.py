@@ -22,7 +22,7 @@ from dipole_vla.backbones.base import Context
 from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.policy.adapters import AdapterPair, pass_the_base
 from dipole_vla.policy.mixed_rows import frozen, matrices, routed
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 FOLDER = "distilled"
 _KEYS = ("base_fingerprint", "highest", "rank", "negative")

@@ -41,7 +41,7 @@ from dipole_vla.policy.distilled import FOLDER as DISTILLED
 from dipole_vla.policy.distilled import AtOmega, DistilledPair
 from dipole_vla.policy.separate import Pair, load_pair
 from dipole_vla.solvers import solve
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 POLICY = "policy.json"
 _KEYS = ("format", "family", "backbone", "backbone_fingerprint", "guidance", "action", "provenance")

@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dipole_vla.guidance import Role
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 Route = Callable[[LoraLayer, Tensor], Tensor]
 """(adapted layer, its input (..., in)) -> its output (..., out)."""

@@ -20,7 +20,7 @@ from dipole_vla.backbones.base import Backbone, Context, Observation
 from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import Denoise
 from dipole_vla.policy.adapters import SIDECAR, AdapterPair, pass_the_base
-from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 PairKind = Literal["lora", "separate"]
 

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from dipole_vla.evaluation.statistics import Interval, LogIntervals
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import is_complete, read_json, verify
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import is_complete, read_json, verify
 from navsim_adapter.scene_cache import SceneCache
 
 KEYS = ("token", "log_name", "policy", "omega", "candidates", "index", "q", "score", "poses")

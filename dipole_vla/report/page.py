@@ -21,9 +21,9 @@ from dipole_vla.report.inputs import Evaluation, load_evaluation
 from dipole_vla.report.metrics import metric_title, sub_score
 from dipole_vla.report.scenes import extreme_cards
 from dipole_vla.report.signatures import Weights, check_all, read_weights
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish, is_made, making, stamp, write_text
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import finish, is_made, making, stamp, write_text
+from navsim_adapter.foundation.option_checks import check_range
 
 PAGE = "index.html"
 FACTS = ("policy", "policy_fingerprint", "backbone", "beta", "routing", "commit")

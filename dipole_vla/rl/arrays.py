@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import atomic_path
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], is_compressed: bool = True) -> None:

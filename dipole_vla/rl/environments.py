@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 class Environment(Protocol):

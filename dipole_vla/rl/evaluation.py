@@ -19,8 +19,8 @@ from dipole_vla.rl.acting import Panel, Player, start_noise
 from dipole_vla.rl.environments import Act, Environment, play
 from dipole_vla.rl.heads import METHODS, Method, method_named
 from dipole_vla.rl.learner import Learner
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import write_text
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import write_text
 
 COLUMNS = ("task", "method", "seed", "omega", "candidates", "return", "episodes", "updates", "commit")
 FIRST_EPISODE = 10_000_000  # evaluation episodes start here; collected ones count up from 0

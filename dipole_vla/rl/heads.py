@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dipole_vla.objective import RULES, Rule
-from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dipole_vla.policy.critic import expectile_loss
 from dipole_vla.rl.stack import StackedMLP
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 class IQLCritic(nn.Module):

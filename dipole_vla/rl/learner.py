@@ -18,7 +18,7 @@ from dipole_vla.paths import LinearFlow, Prediction, interpolate, target
 from dipole_vla.rl.heads import Head, heads_named, weights
 from dipole_vla.rl.iql import IQLCritic
 from dipole_vla.rl.stack import StackedMLP
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 SCHEDULE = LinearFlow(noise_at=0)
 PREDICTION: Prediction = "velocity"

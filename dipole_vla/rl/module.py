@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dipole_vla.objective import effective_fraction
 from dipole_vla.rl.learner import Learner, LearnerConfig
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 LOG_EVERY = 100
 

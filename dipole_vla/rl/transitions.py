@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from lightning.pytorch import strategies as S
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import check_range
 
 _END = "a run ends at trainer.max_steps; for a short one give --trainer.max_steps N and another --out"
 _VALIDATION = "a training looks at no validation data; leave it out, `dipole-vla evaluate` judges the result"

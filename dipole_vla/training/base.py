@@ -18,8 +18,8 @@ from dipole_vla.data.module import DrivingData
 from dipole_vla.policy import Backbone, Context
 from dipole_vla.progress import console
 from dipole_vla.training.ema import WeightMean
-from navsim_adapter.errors import InputError
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import check_range
 
 EXPORTED = ("advantage", "metric", "split", "allow_eval_split")  # of candidates.json: what an export says of them
 

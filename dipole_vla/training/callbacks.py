@@ -14,7 +14,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from dipole_vla.progress import bar
 from dipole_vla.training.base import suspects
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 class StepProgress(L.Callback):

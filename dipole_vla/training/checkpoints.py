@@ -16,8 +16,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from dipole_vla import preemption
 from dipole_vla.progress import console
-from navsim_adapter.files import atomic_path, sync_folder
-from navsim_adapter.foreign import check_archive
+from navsim_adapter.foundation.files import atomic_path, sync_folder
+from navsim_adapter.foundation.foreign import check_archive
 
 
 class SyncedFiles(TorchCheckpointIO):

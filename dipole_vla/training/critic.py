@@ -18,7 +18,7 @@ from dipole_vla.data.splits import RL_TOKENS
 from dipole_vla.policy.critic import CriticConfig, OneStepCritic
 from dipole_vla.progress import bar
 from dipole_vla.training.base import FineTuning, float32_by_default, split_decay, stored_context
-from navsim_adapter.files import write_json
+from navsim_adapter.foundation.files import write_json
 
 FEATURES_BATCH = 64
 

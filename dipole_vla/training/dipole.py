@@ -33,9 +33,9 @@ from dipole_vla.policy.guided import POLICY
 from dipole_vla.policy.separate import PairKind, make_pair
 from dipole_vla.training.base import FineTuning, float32_by_default, stored_context
 from dipole_vla.training.memory import recompute_blocks, settled, shared_base
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import read_json
-from navsim_adapter.option_checks import check_range
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import read_json
+from navsim_adapter.foundation.option_checks import check_range
 
 PROBED = 16  # rows on which the signs and the base are compared
 

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from dipole_vla.progress import console
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 class OneProcess(LightningEnvironment):

@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from dipole_vla.policy import Backbone
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 ENTRIES = ("encode", "prepare", "denoise", "features")
 """Methods by which a backbone is used from outside: weights are whole while one of them runs."""

@@ -9,7 +9,7 @@ import shapely
 
 from navsim_adapter import objects, route
 from navsim_adapter.boxes import ego_center, ego_corners
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.logs import Frame
 from navsim_adapter.maps import Map, flatten
 from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, Polygons, SceneCache

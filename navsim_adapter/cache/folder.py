@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from navsim_adapter import __version__
 from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.build import build_scene
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import file_stamps, making, sha256
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import file_stamps, making, sha256
 from navsim_adapter.maps import load_map, map_files, map_index, map_path
 from navsim_adapter.root import DataRoot
 from navsim_adapter.scene_cache import SceneCache

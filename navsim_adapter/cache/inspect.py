@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from navsim_adapter.cache.store import LOGS, SUFFIX, open_cache, read_scenes
-from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import MANIFEST, read_json, verify
+from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.files import MANIFEST, read_json, verify
 from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
 
 

@@ -21,8 +21,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import atomic_path
 from navsim_adapter.objects import resample
 from navsim_adapter.scene_cache import Polygons, SceneCache
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.objects import FrameObjects, recorded_objects, recorded_velocities
 from navsim_adapter.scene_cache import EPDMS, PDMS, STEPS, AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.unpickle import Record, loads

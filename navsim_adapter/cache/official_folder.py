@@ -14,8 +14,8 @@ from typing import Any
 from navsim_adapter import __version__
 from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.official import find_official, import_log
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import file_stamps, making
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import file_stamps, making
 from navsim_adapter.maps import map_files, map_index
 
 

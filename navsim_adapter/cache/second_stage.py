@@ -16,8 +16,8 @@ from navsim_adapter import __version__
 from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.folder import Built, Skipped
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import file_stamps, making
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import file_stamps, making
 from navsim_adapter.maps import load_map, map_files, map_index
 from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.second_stage import SPLIT, read_second_stage, second_stage_files

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.cache.log_file import FORMAT, LogFile, check_format
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import MANIFEST, atomic_path, finish, read_json, write_json
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import MANIFEST, atomic_path, finish, read_json, write_json
 from navsim_adapter.scene_cache import SceneCache
 
 INDEX = "index.npz"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.metric import engine
 from navsim_adapter.metric.geometry import box_corners, quads_meet
 from navsim_adapter.metric.jit import entry

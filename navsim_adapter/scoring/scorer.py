@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.metric import engine, two_frame
 from navsim_adapter.metric.scene_index import Metric, SceneIndex, build_index, run
 from navsim_adapter.scene_cache import SceneCache

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.option_checks import check_range
-from navsim_adapter.progress import Progress
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.foundation.progress import Progress
 from navsim_adapter.synthetic.synthesize import DEFAULT_SCENES, LAPSES, SCENES_PER_LOG, synthesize
 
 MOST_LAPSES = 100.0

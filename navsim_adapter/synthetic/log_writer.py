@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.files import atomic_path
+from navsim_adapter.foundation.files import atomic_path
 from navsim_adapter.synthetic.cameras import CAMERAS, COLOURS, PAINTS, PICTURED, Box, Lamp, Light, picture
 from navsim_adapter.synthetic.geometry import wrap
 from navsim_adapter.synthetic.ground import Ground, lamp_places

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from navsim_adapter.files import atomic_path, write_json
+from navsim_adapter.foundation.files import atomic_path, write_json
 from navsim_adapter.synthetic.layers import LAYERS, Feature, features
 from navsim_adapter.synthetic.places import CITIES, City
 from navsim_adapter.synthetic.roads import Network

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from navsim_adapter.errors import InputError, did_you_mean
-from navsim_adapter.files import finish, is_complete, making, write_json, write_text
+from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.files import finish, is_complete, making, write_json, write_text
 from navsim_adapter.synthetic.ground import paint
 from navsim_adapter.synthetic.log_writer import FUTURE, HISTORY, LogInfo, write_log
 from navsim_adapter.synthetic.map_writer import write_maps

@@ -11,7 +11,7 @@ import numpy as np
 import shapely
 
 from navsim_adapter.boxes import box_corners
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.traffic import motion
 from navsim_adapter.traffic.scene import TrafficScene
 from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH

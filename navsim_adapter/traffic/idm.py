@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import shapely
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.traffic.agents import Agents, boxes
 from navsim_adapter.traffic.objects import STEPS, TrafficObjects, with_vehicles

@@ -13,7 +13,7 @@ import numpy as np
 import shapely
 
 from navsim_adapter.boxes import box_corners, ego_corners
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.maps import Lane, Map
 from navsim_adapter.objects import FrameObjects
 from navsim_adapter.scene_cache import ObjectType, SceneCache

@@ -19,7 +19,7 @@ from PIL import Image
 from dipole_vla.evaluation.summary import summarise
 from navsim_adapter.cache.log_file import write_log
 from navsim_adapter.cache.store import log_path, write_index
-from navsim_adapter.files import finish, write_json
+from navsim_adapter.foundation.files import finish, write_json
 from navsim_adapter.scene_cache import AreaType, ObjectType, Polygons, SceneCache
 
 OMEGAS, COUNTS = (-1.0, 0.0, 1.0, 4.0), (1, 4)

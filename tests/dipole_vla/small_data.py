@@ -17,7 +17,7 @@ from small_backbone import make_backbone
 from dipole_vla.commands.fit import quiet_lightning
 from dipole_vla.data.module import DrivingData
 from dipole_vla.training import DipoleModule
-from navsim_adapter.files import finish, write_json
+from navsim_adapter.foundation.files import finish, write_json
 
 CAMERAS = ("CAM_L0", "CAM_F0", "CAM_R0")
 SCENES, GROUP = 8, 4

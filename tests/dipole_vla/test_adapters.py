@@ -16,7 +16,7 @@ from dipole_vla.backbones.dp_vla.model import DPVLA
 from dipole_vla.guidance import guide
 from dipole_vla.objective import dichotomous_loss
 from dipole_vla.policy import AdapterPair
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import assert_same_numbers
 
 ROLES = ("positive", "negative", None)

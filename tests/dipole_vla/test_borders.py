@@ -28,7 +28,7 @@ from dipole_vla.guidance import guided_denoiser
 from dipole_vla.paths import CosineTable, LinearFlow, VPLinear, time_for_network
 from dipole_vla.policy import ActionSpec, AdapterPair, GuidedPolicy, load_policy
 from dipole_vla.solvers import SolverSpec, solve
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 PARITY = Path(__file__).resolve().parents[1] / "data" / "parity"
 LORA = PARITY / "dp_vla" / "lora" / "positive"

@@ -12,7 +12,7 @@ from torch import nn
 from dipole_vla.cli import main
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.training.callbacks import FiniteGradients
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 def step_with(scaler: torch.amp.GradScaler | None, slope: float) -> None:

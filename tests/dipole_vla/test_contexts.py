@@ -15,7 +15,7 @@ from dipole_vla.data.batches import batches
 from dipole_vla.data.contexts import ContextStore, Encoder, Ranks, make_contexts
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.training import CriticModule, ImitationModule
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import assert_same_numbers
 
 

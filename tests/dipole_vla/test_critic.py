@@ -8,7 +8,7 @@ from scipy.stats import expectile as scipy_expectile
 
 from dipole_vla.advantage import group_relative, informative
 from dipole_vla.policy.critic import CriticConfig, OneStepCritic, expectile_loss
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import GRADIENT, assert_same_numbers
 
 

@@ -26,7 +26,7 @@ from dipole_vla.policy.critic import CriticConfig, OneStepCritic
 from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
 from dipole_vla.training.base import suspects
 from dipole_vla.training.ema import WeightMean
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import FORWARD, SAMPLED, assert_same_numbers
 
 

@@ -14,7 +14,7 @@ from dipole_vla.guidance import guide
 from dipole_vla.objective import per_sample_loss
 from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy, load_policy
 from dipole_vla.policy.distilled import DistilledPair
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import MAGNIFIED, SAMPLED, assert_same_numbers
 
 SCENES, CANDIDATES = 3, 2

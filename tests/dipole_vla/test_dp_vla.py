@@ -22,7 +22,7 @@ from dipole_vla.backbones.florence.encoder import FlorenceSizes, native_names
 from dipole_vla.backbones.observing import normalised_pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer, steering_angle
 from dipole_vla.policy import ActionSpec, AdapterPair
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import assert_same_numbers
 
 PUBLISHED_KEYS = Path(__file__).resolve().parents[3] / "shared" / "checkpoint_layouts" / "dp_vla.keys.txt"

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from dipole_vla.cli import main
 from dipole_vla.export import distil
 from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy, load_policy
-from navsim_adapter.files import finish, is_complete
+from navsim_adapter.foundation.files import finish, is_complete
 from tests.same_numbers import MAGNIFIED, assert_same_numbers
 
 

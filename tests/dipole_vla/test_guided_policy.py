@@ -22,8 +22,8 @@ from dipole_vla.policy import AdapterPair, DistilledPair, Guidance, GuidedPolicy
 from dipole_vla.policy.critic import CriticConfig, OneStepCritic
 from dipole_vla.policy.separate import SeparatePair
 from dipole_vla.solvers import solve
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish, stamp
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import finish, stamp
 from tests.same_numbers import MAGNIFIED, assert_same_numbers
 
 SCENES, CANDIDATES = 3, 4

@@ -29,7 +29,7 @@ from dipole_vla.commands.recipe import call
 from dipole_vla.paths import to_x0
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.solvers import solve
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import MAGNIFIED, assert_same_numbers
 
 PARITY = Path(__file__).resolve().parents[1] / "data" / "parity" / "dp_vla"

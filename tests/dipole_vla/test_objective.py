@@ -20,7 +20,7 @@ from dipole_vla.objective import (
     sign_distance,
 )
 from dipole_vla.paths import LinearFlow, VPLinear, interpolate, target
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 ROWS = 4
 

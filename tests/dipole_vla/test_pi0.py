@@ -23,7 +23,7 @@ from dipole_vla.backbones.pi0.model import PI0, PI0Sizes
 from dipole_vla.backbones.prompt import small_tokenizer
 from dipole_vla.commands.import_ import import_checkpoint
 from dipole_vla.policy import Backbone, GuidedPolicy
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import SAMPLED, assert_same_numbers
 
 CHUNK = 6

@@ -15,7 +15,7 @@ from small_data import train, write_inputs
 from dipole_vla.data.contexts import Encoder, Ranks, make_contexts
 from dipole_vla.data.pictures import checksums, pictures_entry, read_picture, sample
 from dipole_vla.data.tables import SceneTable
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
 

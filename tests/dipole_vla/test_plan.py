@@ -19,7 +19,7 @@ from dipole_vla.planning.activations import step_cost
 from dipole_vla.planning.step import Numbers, meta_backbone, training_step
 from dipole_vla.policy import AdapterPair
 from dipole_vla.training import DipoleModule
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 @pytest.fixture

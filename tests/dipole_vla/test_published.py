@@ -13,7 +13,7 @@ from dipole_vla.backbones.published import PUBLISHED, build_meta
 from dipole_vla.backbones.timm.model import TimmDriver
 from dipole_vla.commands.init import init
 from dipole_vla.policy import AdapterPair
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

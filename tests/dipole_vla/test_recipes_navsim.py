@@ -16,7 +16,7 @@ from dipole_vla.commands import fit as fitting
 from dipole_vla.commands.collect import collect
 from dipole_vla.commands.evaluate import evaluate
 from dipole_vla.commands.recipe import call
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MAIN = sorted(RECIPES.glob("navsim_*.yaml"))

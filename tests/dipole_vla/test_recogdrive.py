@@ -33,7 +33,7 @@ from dipole_vla.commands.import_ import import_checkpoint
 from dipole_vla.paths import to_x0
 from dipole_vla.policy import Backbone, GuidedPolicy
 from dipole_vla.solvers import solve
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import SAMPLED, assert_same_numbers
 
 PARITY = Path(__file__).resolve().parents[1] / "data" / "parity" / "recogdrive"

@@ -15,8 +15,8 @@ from dipole_vla.report.inputs import load_evaluation
 from dipole_vla.report.page import write_report
 from dipole_vla.report.scenes import extreme_cards
 from dipole_vla.report.tables import changes, headline, score_table
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish, read_json, verify, write_json
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import finish, read_json, verify, write_json
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from small_data import adapters, train, write_inputs
 from dipole_vla.backbones.xvla.model import XVLA, XVLAConfig
 from dipole_vla.policy import AdapterPair, GuidedPolicy
 from dipole_vla.policy.separate import SeparatePair, load_pair, make_pair
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 @pytest.fixture(params=["head", "all"])

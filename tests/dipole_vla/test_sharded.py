@@ -11,7 +11,7 @@ from dipole_vla.backbones import FAMILIES, backbone_class
 from dipole_vla.commands.plan import example_observation
 from dipole_vla.policy import AdapterPair
 from dipole_vla.training.sharded import shard_frozen
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import assert_same_numbers
 
 

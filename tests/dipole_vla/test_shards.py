@@ -13,7 +13,7 @@ from torch import nn
 
 from dipole_vla.backbones import weights
 from dipole_vla.backbones.dp_vla.model import DPVLA
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 LIMIT = 200_000
 

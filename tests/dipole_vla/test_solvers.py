@@ -9,7 +9,7 @@ import torch
 
 from dipole_vla.paths import CosineTable, LinearFlow, VPLinear, log_snr
 from dipole_vla.solvers import SOLVERS, SolverSpec, solve
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 CASES = {
     "dpm++2m": (SolverSpec("dpm++2m", 10), VPLinear()),

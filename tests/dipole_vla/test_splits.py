@@ -1,7 +1,7 @@
 import pytest
 
 from dipole_vla.data.splits import SeenByRL, refuse_collection, refuse_evaluation
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 @pytest.mark.parametrize("split", ["test", "navtest", "navhard_two_stage", "second-stage"])

@@ -20,8 +20,8 @@ from dipole_vla.evaluation.choice import _metric
 from dipole_vla.policy import load_policy
 from dipole_vla.policy.critic import refuse_other_metric
 from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import read_json, write_json
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")

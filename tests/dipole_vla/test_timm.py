@@ -16,7 +16,7 @@ from test_dp_vla import SCENE
 from dipole_vla.backbones.timm.model import TimmConfig, TimmDriver, channels_last, token_shape
 from dipole_vla.commands.init import init
 from dipole_vla.training import ImitationModule
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 # one encoder of each shape of features: (N, C, H, W), (N, T, C) with a class token, (N, H, W, C)
 ENCODERS = ["test_convnext", "test_vit", "swin_tiny_patch4_window7_224"]

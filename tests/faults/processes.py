@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dipole_vla.commands.fit import CHECKPOINTS, LOGS
-from navsim_adapter.files import LOCK
+from navsim_adapter.foundation.files import LOCK
 
 UNSTABLE = {CHECKPOINTS, LOGS}  # not part of a result: times of writing, rows since the last start
 LIMIT = 240.0  # s, bounds hangs only

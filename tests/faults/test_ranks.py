@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dipole_vla.commands.fit import CHECKPOINTS
-from navsim_adapter.files import MANIFEST
+from navsim_adapter.foundation.files import MANIFEST
 from tests.small_loop import small_steps
 
 pytestmark = pytest.mark.faults

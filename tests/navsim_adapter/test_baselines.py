@@ -18,7 +18,7 @@ from navsim_adapter.baselines import (
     write_trajectories,
 )
 from navsim_adapter.cache.official import combine, read_official
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.score_table import read_trajectories
 

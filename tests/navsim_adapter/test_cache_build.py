@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from navsim_adapter.cache.build import build_scene, relative_poses
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.maps import Map, load_map
 from navsim_adapter.root import DataRoot
 from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache

@@ -19,8 +19,8 @@ from navsim_adapter.cache.folder import build_cache, build_scenes, skipped_in
 from navsim_adapter.cache.inspect import describe_cache, describe_scene, verify_cache
 from navsim_adapter.cache.log_file import LogFile, read_facts, write_log
 from navsim_adapter.cache.store import CacheFolder, log_path, open_cache, write_index
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import finish
 from navsim_adapter.root import DataRoot
 from navsim_adapter.scene_cache import Polygons, SceneCache
 from navsim_adapter.scenes import SceneFilter

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from navsim_adapter.cli import COMMANDS, main
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.score_table import read_trajectories
 from tests.navsim_adapter.tiny import write_log, write_maps
 

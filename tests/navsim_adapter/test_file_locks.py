@@ -15,20 +15,29 @@ from pathlib import Path
 
 import pytest
 
-from navsim_adapter import files
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import STARTED, atomic_path, finish, making, only_writer, read_json, sweep, write_text
+from navsim_adapter.foundation import files
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import (
+    STARTED,
+    atomic_path,
+    finish,
+    making,
+    only_writer,
+    read_json,
+    sweep,
+    write_text,
+)
 
 HOLD = """
 import sys, time
-from navsim_adapter.files import only_writer
+from navsim_adapter.foundation.files import only_writer
 with only_writer(sys.argv[1], sys.argv[2] or None):
     print("held", flush=True)
     sys.stdin.readline()
 """
 MAKE = """
 import json, sys
-from navsim_adapter.files import making, write_text
+from navsim_adapter.foundation.files import making, write_text
 folder, made_by, shard, part = sys.argv[1:]
 with making(folder, json.loads(made_by), shard=shard or None):
     if part:
@@ -38,7 +47,7 @@ with making(folder, json.loads(made_by), shard=shard or None):
 """
 WRITE = """
 import sys
-from navsim_adapter.files import atomic_path
+from navsim_adapter.foundation.files import atomic_path
 with atomic_path(sys.argv[1]) as aside:
     aside.write_text("half")
     print(aside, flush=True)

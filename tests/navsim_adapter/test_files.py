@@ -4,9 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import atomic_path, begin, differs, finish, is_complete, stamp, verify, write_once, write_text
-from navsim_adapter.option_checks import local_path
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import (
+    atomic_path,
+    begin,
+    differs,
+    finish,
+    is_complete,
+    stamp,
+    verify,
+    write_once,
+    write_text,
+)
+from navsim_adapter.foundation.option_checks import local_path
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):

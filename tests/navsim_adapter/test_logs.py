@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.logs import quaternion_yaw, read_log
 from tests.navsim_adapter.tiny import CITY, frame, write_frames
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.logs import Annotations
 from navsim_adapter.objects import FrameObjects, frame_objects, red_lights, resample, track_objects
 from navsim_adapter.scene_cache import EPDMS, PDMS, ObjectType

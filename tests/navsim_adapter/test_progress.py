@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dipole_vla.progress import bar
-from navsim_adapter import progress
-from navsim_adapter.progress import Lines, span
+from navsim_adapter.foundation import progress
+from navsim_adapter.foundation.progress import Lines, span
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import shapely
 
 from navsim_adapter.boxes import box_corners
 from navsim_adapter.cache.build import build_scene
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.objects import FrameObjects
 from navsim_adapter.reference import plan_references, rollout
 from navsim_adapter.reference.choice import sample

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import finish
 from navsim_adapter.render import (
     CARPARK,
     INK,

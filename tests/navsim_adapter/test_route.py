@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import shapely
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.maps import Block, Lane, Map, flatten
 from navsim_adapter.route import correct, lanes_ahead, lanes_of, plan_route, search_blocks, starting_lane
 from navsim_adapter.scene_cache import AreaType

@@ -268,7 +268,7 @@ def test_a_failing_traffic_costs_its_own_row(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from navsim_adapter import row_scores
-    from navsim_adapter.errors import InputError
+    from navsim_adapter.foundation.errors import InputError
     from navsim_adapter.traffic.idm import idm
 
     def stumbling(scene: Any, states: np.ndarray) -> Any:
@@ -304,7 +304,7 @@ def test_an_import_of_one_version_says_so_where_the_other_is_asked_for(
 
 
 def _fail() -> Any:
-    from navsim_adapter.errors import InputError
+    from navsim_adapter.foundation.errors import InputError
 
     raise InputError("scene: an assertion")
 

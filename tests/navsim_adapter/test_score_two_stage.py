@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.official_table import write_official
 from navsim_adapter.score_result import Facts, Result, check_layout, report
 from navsim_adapter.score_table import ScoreTable, read_table, write_table

@@ -16,7 +16,7 @@ from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.second_stage import build_second_stage
 from navsim_adapter.cli import main
 from navsim_adapter.dataset import convert_second_stage
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.maps import load_map
 from navsim_adapter.scene_cache import EPDMS
 from navsim_adapter.second_stage import FOLDER, read_second_stage, second_stage_files

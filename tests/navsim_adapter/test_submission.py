@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.submission import (
     TWO_STAGES,
     Plan,

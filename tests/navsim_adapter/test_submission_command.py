@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.submission import read_submission
 from navsim_adapter.submission_command import add_arguments, expected_tokens, run
 

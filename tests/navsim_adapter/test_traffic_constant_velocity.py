@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.scene_cache import ObjectType
 from navsim_adapter.traffic.constant_velocity import constant_velocity
 from tests.navsim_adapter.traffic_scenes import cache_of, placed, standing, vehicles

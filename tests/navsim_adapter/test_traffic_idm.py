@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.metric import engine
 from navsim_adapter.scene_cache import ObjectType
 from navsim_adapter.traffic.idm import idm, vehicle_poses

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from navsim_adapter import two_stage
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.two_stage import COLUMNS, STAGES, SUB_SCORES, SceneResult
 from tests.shared import SHARED, needs_shared
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.unpickle import Record, loads, read_pickle
 from tests.shared import SETS, SHARED, needs_shared
 

@@ -44,7 +44,7 @@ from dipole_vla.backbones.source_files import (
 )
 from dipole_vla.backbones.weights import assign_strict, check_names, read_json
 from dipole_vla.guidance import SIGNS
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 _PREFIX = re.compile(r"^(?:(?:module|agent\.model|model)\.)*(?=(?:encoder|decoder|lora_decoder)\.)")
 _LORA = re.compile(r"^decoder\.(.+\.lora_[AB])\.(\w+)\.weight$")

@@ -24,7 +24,7 @@ from dipole_vla.backbones.observing import history, normalised_pixels, pictures,
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.paths import Prediction, VPLinear
 from dipole_vla.solvers import SolverSpec
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -22,7 +22,7 @@ from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
 from dipole_vla.backbones.source_files import check_pixels, read_config, read_weights, weights_path
 from dipole_vla.backbones.weights import check_names
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 PROJECTION = "multi_modal_projector.image_projection.weight"
 TOKENS = "language_model.encoder.embed_tokens.weight"

@@ -19,7 +19,7 @@ from dipole_vla.backbones.internvl.model import InternVLSizes
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
 from dipole_vla.backbones.source_files import check_pixels, field, read_config, read_weights, weights_path
 from dipole_vla.backbones.weights import check_names
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 _PUBLISHED = (  # transformers' name (under vlm.) -> the remote code's
     (r"^vision_tower\.embeddings\.cls_token$", "vision_model.embeddings.class_embedding"),

@@ -27,7 +27,7 @@ from dipole_vla.backbones.source_files import (
 )
 from dipole_vla.backbones.weights import assign_strict, check_names
 from dipole_vla.solvers import SolverSpec
-from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 _EXPERT, _VLM = "paligemma_with_expert.gemma_expert.", "paligemma_with_expert.paligemma."
 _TABLE = "model.vlm.language_model.embed_tokens.weight"

@@ -27,7 +27,7 @@ from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.backbones.source_files import load_tokenizer
 from dipole_vla.paths import LinearFlow, Prediction
 from dipole_vla.solvers import SolverSpec
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

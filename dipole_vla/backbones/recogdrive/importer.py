@@ -31,7 +31,7 @@ from dipole_vla.backbones.source_files import load_tokenizer, read_weights, refu
 from dipole_vla.backbones.weights import assign_strict, check_names
 from dipole_vla.paths import CosineTable
 from dipole_vla.solvers import SolverSpec
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 _PREFIX = re.compile(r"^(?:module\.)?(?:agent\.)?")
 _HEAD, _VLM = "action_head.", "backbone.model."

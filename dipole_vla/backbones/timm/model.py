@@ -25,7 +25,7 @@ from dipole_vla.backbones.source_files import read_weights
 from dipole_vla.backbones.weights import assign_strict, read_json
 from dipole_vla.paths import Prediction, VPLinear
 from dipole_vla.solvers import SolverSpec
-from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image

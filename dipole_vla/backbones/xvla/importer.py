@@ -30,7 +30,7 @@ from dipole_vla.backbones.weights import assign_strict, check_names, read_json, 
 from dipole_vla.backbones.xvla.model import XVLA, XVLAConfig
 from dipole_vla.backbones.xvla.soft_transformer import SoftTransformerSizes
 from dipole_vla.solvers import SolverSpec
-from navsim_adapter.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 ACTION_MODES: dict[str, tuple[int | None, tuple[int, ...]]] = {
     "auto": (None, ()),

@@ -26,7 +26,7 @@ from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.backbones.xvla.soft_transformer import SoftPromptedTransformer, SoftTransformerSizes
 from dipole_vla.paths import LinearFlow, Prediction
 from dipole_vla.solvers import SolverSpec
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 if TYPE_CHECKING:
     from transformers.models.bart.modeling_bart import BartEncoder

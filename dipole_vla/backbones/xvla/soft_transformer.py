@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.backbones.dit import MLP, Layout, SelfAttention
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dipole_vla.progress import bar, wrote
 from dipole_vla.rl.arrays import read_arrays, write_arrays
 from dipole_vla.rl.environments import ControlTask
 from dipole_vla.rl.transitions import Transitions, n_step_transitions
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import finish, making
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import finish, making
 
 FIELDS = ("observation", "action", "discount", "physics")
 

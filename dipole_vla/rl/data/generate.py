@@ -25,8 +25,8 @@ import numpy as np
 from dipole_vla.progress import bar, skipped, wrote
 from dipole_vla.rl.arrays import read_arrays, write_arrays
 from dipole_vla.rl.environments import seed_everything
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import making, read_json, write_json
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import making, read_json, write_json
 
 EPISODES, STEPS, PART = 1000, 1001, 10
 STACKING = {"double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5), "octuple": (0.0, 0.35)}

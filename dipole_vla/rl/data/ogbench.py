@@ -10,7 +10,7 @@ import numpy as np
 from dipole_vla.progress import wrote
 from dipole_vla.rl.data.generate import is_scripted
 from dipole_vla.rl.transitions import Transitions, n_step_transitions
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 def data_name(task: str) -> str:

@@ -10,7 +10,7 @@ from scipy.stats import expectile as scipy_expectile
 from dipole_vla.rl.experiments import gridworld
 from dipole_vla.rl.iql import IQLCritic
 from dipole_vla.rl.transitions import n_step_transitions
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 def small_critic(**options):

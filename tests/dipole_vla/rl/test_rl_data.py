@@ -8,7 +8,7 @@ import pytest
 from dipole_vla.cli import main
 from dipole_vla.rl.arrays import read_arrays, write_arrays
 from dipole_vla.rl.data import generate as making
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 def fake_player(name):

@@ -17,7 +17,7 @@ from dipole_vla.commands.rl import OnlineConfig, Stage, plan, rl
 from dipole_vla.rl.evaluation import COLUMNS, EvaluationConfig, append_rows, cells
 from dipole_vla.rl.learner import LearnerConfig
 from dipole_vla.rl.transitions import BatchStream
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 LEARNER = LearnerConfig(hidden=8, layers=1, heads=["bc", "positive", "negative"], lr_decay=0.5)
 EVALUATION = EvaluationConfig(

@@ -11,7 +11,7 @@ from dipole_vla.rl.heads import HEADS
 from dipole_vla.rl.learner import PREDICTION, SCHEDULE, Learner, LearnerConfig, Policies
 from dipole_vla.rl.module import RLModule, adam
 from dipole_vla.rl.stack import StackedMLP, per_network_norms
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import GRADIENT, SAMPLED, assert_same_numbers
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.scoring.scorer import Scorer
 from tests.navsim_adapter.scoring.scenes import roots, scenes_of, trajectories_of
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from navsim_adapter.cache.build import build_scene
-from navsim_adapter.errors import InputError
-from navsim_adapter.files import MANIFEST, verify
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import MANIFEST, verify
 from navsim_adapter.logs import read_log
 from navsim_adapter.maps import load_map
 from navsim_adapter.root import DataRoot

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 UNREAD = 141  # what a shell says of a program whose reader is gone
 

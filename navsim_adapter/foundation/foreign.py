@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 MEMBERS, GROWTH, FREE_GROWTH = 100_000, 200, 2**28  # of archives: entries, unpacked/packed, bytes that never matter
 YAML_BYTES, ALIASES, DEPTH = 2**20, 100, 40  # of recipes

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 
 def spare_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | None]) -> None:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from navsim_adapter.errors import InputError
+from navsim_adapter.foundation.errors import InputError
 
 MANIFEST = "manifest.json"
 STARTED = "stage.json"
