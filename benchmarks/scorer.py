@@ -29,8 +29,8 @@ import numpy as np
 
 from navsim_adapter.cache.folder import build_cache
 from navsim_adapter.cache.store import open_cache, write_index
-from navsim_adapter.root import data_root
-from navsim_adapter.scenes import split_filter
+from navsim_adapter.nuplan.root import data_root
+from navsim_adapter.nuplan.scenes import split_filter
 from navsim_adapter.scoring.scorer import Scorer
 
 COMMITTED = ROOT / "tests" / "data" / "navsim"

@@ -29,8 +29,8 @@ from navsim_adapter.metric import areas, comfort, contacts, driving_direction, e
 from navsim_adapter.metric.map_index import area_count
 from navsim_adapter.metric.scene_index import build_index
 from navsim_adapter.metric.traffic_index import object_count
-from navsim_adapter.root import data_root
-from navsim_adapter.scenes import split_filter
+from navsim_adapter.nuplan.root import data_root
+from navsim_adapter.nuplan.scenes import split_filter
 from navsim_adapter.vehicle import STATES, STEPS
 
 N, SCENES, REPEATS = 64, 8, 50

@@ -20,8 +20,8 @@ from navsim_adapter.foundation.option_checks import check_range, local_path
 from navsim_adapter.foundation.progress import Progress
 
 if TYPE_CHECKING:
-    from navsim_adapter.root import DataRoot
-    from navsim_adapter.scenes import SceneFilter
+    from navsim_adapter.nuplan.root import DataRoot
+    from navsim_adapter.nuplan.scenes import SceneFilter
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _check_paths(options: argparse.Namespace) -> None:
 
 
 def root_of(options: argparse.Namespace) -> DataRoot:
-    from navsim_adapter.root import data_root
+    from navsim_adapter.nuplan.root import data_root
 
     return data_root(options.data, os.environ)
 
@@ -229,7 +229,7 @@ def _selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]
     """Root, split folder and filter that the options name."""
     from dataclasses import replace
 
-    from navsim_adapter.scenes import LISTED, split_filter
+    from navsim_adapter.nuplan.scenes import LISTED, split_filter
 
     if not options.split:
         raise InputError("--split: not given; name the folder under navsim_logs, or navmini, navtrain, navtest")

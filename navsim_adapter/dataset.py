@@ -13,9 +13,9 @@ from navsim_adapter.cache.build import HUMAN_POSES, human_future, relative_poses
 from navsim_adapter.cache.folder import describe
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, file_stamps, finish, making, read_json, write_json
-from navsim_adapter.root import DataRoot
-from navsim_adapter.scenes import Scene, SceneFilter, absent, find_logs, find_scenes
-from navsim_adapter.second_stage import PICTURES, SPLIT, read_second_stage, second_stage_files
+from navsim_adapter.nuplan.root import DataRoot
+from navsim_adapter.nuplan.scenes import Scene, SceneFilter, absent, find_logs, find_scenes
+from navsim_adapter.nuplan.second_stage import PICTURES, SPLIT, read_second_stage, second_stage_files
 
 if TYPE_CHECKING:
     from datasets import Features

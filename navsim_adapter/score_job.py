@@ -21,18 +21,18 @@ from navsim_adapter.cache.store import open_cache, read_scenes
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, file_stamps, sha256
 from navsim_adapter.foundation.shard import Shard
-from navsim_adapter.maps import map_files
 from navsim_adapter.metric.scene_index import Metric
-from navsim_adapter.objects import FUTURE_FRAMES
-from navsim_adapter.root import DataRoot
+from navsim_adapter.nuplan.maps import map_files
+from navsim_adapter.nuplan.objects import FUTURE_FRAMES
+from navsim_adapter.nuplan.root import DataRoot
+from navsim_adapter.nuplan.scenes import every_frame, find_logs, split_filter
+from navsim_adapter.nuplan.second_stage import second_stage_files
 from navsim_adapter.row_scores import Traffic
 from navsim_adapter.scene_cache import SceneCache
-from navsim_adapter.scenes import every_frame, find_logs, split_filter
 from navsim_adapter.score_result import Facts, Result
 from navsim_adapter.score_table import ScoreTable, Trajectories, check_poses, read_about, read_trajectories
 from navsim_adapter.score_units import EntryUnit, LogUnit, Map, Part, Parts, Plan, Unit, digest
 from navsim_adapter.scoring.scorer import SUB_SCORES, VERSIONS
-from navsim_adapter.second_stage import second_stage_files
 from navsim_adapter.two_stage import Entry
 from navsim_adapter.two_stage_table import FIGURES, ORIGINAL, SYNTHETIC, find_mapping
 from navsim_adapter.vehicle import INTERVAL, STEPS

@@ -24,14 +24,14 @@ from navsim_adapter.cache.folder import build_scenes
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import LOCK, atomic_path, file_stamps, only_writer, sweep
-from navsim_adapter.maps import map_files
 from navsim_adapter.metric import engine
 from navsim_adapter.metric.scene_index import Metric
-from navsim_adapter.objects import FUTURE_FRAMES
-from navsim_adapter.root import DataRoot
+from navsim_adapter.nuplan.maps import map_files
+from navsim_adapter.nuplan.objects import FUTURE_FRAMES
+from navsim_adapter.nuplan.root import DataRoot
+from navsim_adapter.nuplan.scenes import every_frame
 from navsim_adapter.row_scores import Traffic, score_rows, score_scene
 from navsim_adapter.scene_cache import SceneCache
-from navsim_adapter.scenes import every_frame
 from navsim_adapter.score_table import Trajectories, read_trajectories
 from navsim_adapter.two_stage import Entry, SceneResult
 from navsim_adapter.two_stage_table import FIGURES, entry_figures

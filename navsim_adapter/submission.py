@@ -19,7 +19,7 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_once
-from navsim_adapter.unpickle import Record, read_pickle
+from navsim_adapter.nuplan.unpickle import Record, read_pickle
 
 ONE_STAGE = ("predictions",)
 TWO_STAGES = ("first_stage_predictions", "second_stage_predictions")

@@ -69,7 +69,7 @@ def by_stack_global(module: str, name: str) -> bytes:
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("write", [by_global, by_stack_global])
 def test_pickles_that_call_functions(call: str, write, canary: Path) -> None:
-    from navsim_adapter.unpickle import read_pickle
+    from navsim_adapter.nuplan.unpickle import read_pickle
 
     Path("x.pkl").write_bytes(write(*call.split()))
     refused(lambda: read_pickle("x.pkl"), canary, "x.pkl")
@@ -95,7 +95,7 @@ PICKLES = {
 
 @pytest.mark.parametrize("name", PICKLES)
 def test_pickles_of_other_tricks(name: str, canary: Path) -> None:
-    from navsim_adapter.unpickle import read_pickle
+    from navsim_adapter.nuplan.unpickle import read_pickle
 
     Path("x.pkl").write_bytes(PICKLES[name])
     refused(lambda: read_pickle("x.pkl"), canary, "x.pkl")
@@ -238,7 +238,7 @@ MAPS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", MAPS)
 def test_maps(name: str, canary: Path) -> None:
-    from navsim_adapter.maps import load_map
+    from navsim_adapter.nuplan.maps import load_map
     from tests.navsim_adapter.tiny import CITY
 
     path = Path("maps") / CITY / "v1" / "map.gpkg"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.second_stage import SPLIT as SECOND_STAGE
+from navsim_adapter.nuplan.second_stage import SPLIT as SECOND_STAGE
 
 EVALUATION_SPLITS = frozenset(
     {

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import shapely
 
-from navsim_adapter import objects, route
-from navsim_adapter.boxes import ego_center, ego_corners
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.logs import Frame
-from navsim_adapter.maps import Map, flatten
+from navsim_adapter.nuplan import objects, route
+from navsim_adapter.nuplan.boxes import ego_center, ego_corners
+from navsim_adapter.nuplan.logs import Frame
+from navsim_adapter.nuplan.maps import Map, flatten
+from navsim_adapter.nuplan.scenes import Moment, Scene
 from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, Polygons, SceneCache
-from navsim_adapter.scenes import Moment, Scene
 
 RADIUS = 100.0  # of the drivable map (half side of a square) and of the planner's forecast (circle), m
 HUMAN_POSES = 8

@@ -17,10 +17,10 @@ from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import file_stamps, making, sha256
-from navsim_adapter.maps import load_map, map_files, map_index, map_path
-from navsim_adapter.root import DataRoot
+from navsim_adapter.nuplan.maps import load_map, map_files, map_index, map_path
+from navsim_adapter.nuplan.root import DataRoot
+from navsim_adapter.nuplan.scenes import SceneFilter, absent, empty_split, find_logs, log_scenes
 from navsim_adapter.scene_cache import SceneCache
-from navsim_adapter.scenes import SceneFilter, absent, empty_split, find_logs, log_scenes
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import atomic_path
-from navsim_adapter.objects import resample
+from navsim_adapter.nuplan.objects import resample
 from navsim_adapter.scene_cache import Polygons, SceneCache
 
 FORMAT = 1  # raise it whenever the meaning of any array changes; older files are then refused

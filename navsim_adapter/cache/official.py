@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.objects import FrameObjects, recorded_objects, recorded_velocities
+from navsim_adapter.nuplan.objects import FrameObjects, recorded_objects, recorded_velocities
+from navsim_adapter.nuplan.unpickle import Record, loads
 from navsim_adapter.scene_cache import EPDMS, PDMS, STEPS, AreaType, ObjectType, Polygons, SceneCache
-from navsim_adapter.unpickle import Record, loads
 from navsim_adapter.vehicle import AXLE_TO_CENTER
 
 FILE_NAME = "metric_cache.pkl"
@@ -318,7 +318,7 @@ def _box_pose(corners: np.ndarray, size: np.ndarray) -> tuple[float, float, floa
 
 
 def _with_traffic(scene: SceneCache, current: FrameObjects, maps: str) -> SceneCache:
-    from navsim_adapter.maps import load_map  # brings the readers of map files
+    from navsim_adapter.nuplan.maps import load_map  # brings the readers of map files
     from navsim_adapter.traffic.scene import traffic_scene
 
     arrays = traffic_scene(load_map(maps, scene.map_name), scene.ego_state[:3], current).arrays()

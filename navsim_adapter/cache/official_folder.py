@@ -16,7 +16,7 @@ from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.official import find_official, import_log
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import file_stamps, making
-from navsim_adapter.maps import map_files, map_index
+from navsim_adapter.nuplan.maps import map_files, map_index
 
 
 def import_official(

@@ -18,9 +18,9 @@ from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.folder import Built, Skipped
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import file_stamps, making
-from navsim_adapter.maps import load_map, map_files, map_index
+from navsim_adapter.nuplan.maps import load_map, map_files, map_index
+from navsim_adapter.nuplan.second_stage import SPLIT, read_second_stage, second_stage_files
 from navsim_adapter.scene_cache import SceneCache
-from navsim_adapter.second_stage import SPLIT, read_second_stage, second_stage_files
 
 CHUNK = 16  # pickles a job
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import shapely
 
-from navsim_adapter.maps import flatten
 from navsim_adapter.metric import engine
 from navsim_adapter.metric.map_index import build_map_index
 from navsim_adapter.metric.packed import Packed
 from navsim_adapter.metric.scene_index import NO_LIGHTS, SceneIndex, run
 from navsim_adapter.metric.traffic_index import build_traffic_index
-from navsim_adapter.objects import FrameObjects
+from navsim_adapter.nuplan.maps import flatten
+from navsim_adapter.nuplan.objects import FrameObjects
 from navsim_adapter.reference.forecast import Forecast, forecast
 from navsim_adapter.reference.rollout import proposals
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache

@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 import shapely
 
-from navsim_adapter.boxes import box_corners, ego_center, ego_corners
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.objects import FrameObjects, wrap
+from navsim_adapter.nuplan.boxes import box_corners, ego_center, ego_corners
+from navsim_adapter.nuplan.objects import FrameObjects, wrap
 from navsim_adapter.scene_cache import STEPS, ObjectType
 
 RADIUS = 100.0

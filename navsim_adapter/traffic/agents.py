@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import shapely
 
-from navsim_adapter.boxes import box_corners
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.nuplan.boxes import box_corners
 from navsim_adapter.traffic import motion
 from navsim_adapter.traffic.scene import TrafficScene
 from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import shapely
 
-from navsim_adapter.boxes import box_corners, ego_corners
+from navsim_adapter.nuplan.boxes import box_corners, ego_corners
 from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.traffic.objects import TrafficObjects, recorded
 

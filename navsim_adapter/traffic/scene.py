@@ -12,10 +12,10 @@ from functools import lru_cache
 import numpy as np
 import shapely
 
-from navsim_adapter.boxes import box_corners, ego_corners
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.maps import Lane, Map
-from navsim_adapter.objects import FrameObjects
+from navsim_adapter.nuplan.boxes import box_corners, ego_corners
+from navsim_adapter.nuplan.maps import Lane, Map
+from navsim_adapter.nuplan.objects import FrameObjects
 from navsim_adapter.scene_cache import ObjectType, SceneCache
 
 DEFAULT_SPEED = 10.0  # m/s, until the first lane with a speed limit

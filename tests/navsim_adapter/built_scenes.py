@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 
 from navsim_adapter.cache.build import build_scene
-from navsim_adapter.logs import read_log
-from navsim_adapter.maps import Map, load_map
-from navsim_adapter.objects import FrameObjects
+from navsim_adapter.nuplan.logs import read_log
+from navsim_adapter.nuplan.maps import Map, load_map
+from navsim_adapter.nuplan.objects import FrameObjects
+from navsim_adapter.nuplan.scenes import Scene
 from navsim_adapter.scene_cache import SceneCache
-from navsim_adapter.scenes import Scene
 
 FUTURE = 10
 

@@ -12,10 +12,10 @@ import pytest
 
 from navsim_adapter.cache.build import build_scene, relative_poses
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.maps import Map, load_map
-from navsim_adapter.root import DataRoot
+from navsim_adapter.nuplan.maps import Map, load_map
+from navsim_adapter.nuplan.root import DataRoot
+from navsim_adapter.nuplan.scenes import Scene, SceneFilter, every_frame, find_scenes
 from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
-from navsim_adapter.scenes import Scene, SceneFilter, every_frame, find_scenes
 from tests.navsim_adapter.tiny import CITY, ORIGIN, TRACKS, frame, write_frames, write_log, write_maps
 from tests.shared import SETS, SHARED, needs_shared
 

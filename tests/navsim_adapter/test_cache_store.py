@@ -21,9 +21,9 @@ from navsim_adapter.cache.log_file import LogFile, read_facts, write_log
 from navsim_adapter.cache.store import CacheFolder, log_path, open_cache, write_index
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish
-from navsim_adapter.root import DataRoot
+from navsim_adapter.nuplan.root import DataRoot
+from navsim_adapter.nuplan.scenes import SceneFilter
 from navsim_adapter.scene_cache import Polygons, SceneCache
-from navsim_adapter.scenes import SceneFilter
 from navsim_adapter.score_job import Source
 from tests.navsim_adapter.tiny import write_log as write_log_pickle
 from tests.navsim_adapter.tiny import write_maps
@@ -306,7 +306,7 @@ def test_what_the_filter_names_and_the_split_lacks_is_listed(root: DataRoot, tmp
 def test_workers_write_the_same_files(cache: Path, root: DataRoot, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from navsim_adapter.cache.folder import build_cache\n"
-        "from navsim_adapter.root import DataRoot; from navsim_adapter.scenes import SceneFilter\n"
+        "from navsim_adapter.nuplan.root import DataRoot; from navsim_adapter.nuplan.scenes import SceneFilter\n"
         "if __name__ == '__main__':\n"
         "    root = Path(sys.argv[1])\n"
         "    build_cache(DataRoot(root, root / 'maps'), 'mini', SceneFilter(), sys.argv[2], workers=2)\n"

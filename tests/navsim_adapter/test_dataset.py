@@ -10,8 +10,8 @@ import pytest
 
 from navsim_adapter.dataset import convert
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.root import DataRoot
-from navsim_adapter.scenes import SceneFilter
+from navsim_adapter.nuplan.root import DataRoot
+from navsim_adapter.nuplan.scenes import SceneFilter
 from tests.navsim_adapter.tiny import CITY, write_log
 
 

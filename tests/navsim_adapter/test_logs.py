@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.logs import quaternion_yaw, read_log
+from navsim_adapter.nuplan.logs import quaternion_yaw, read_log
 from tests.navsim_adapter.tiny import CITY, frame, write_frames
 
 

@@ -10,7 +10,7 @@ import pytest
 import shapely
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.maps import Map, flatten, load_map, map_path, with_headings
+from navsim_adapter.nuplan.maps import Map, flatten, load_map, map_path, with_headings
 from navsim_adapter.scene_cache import AreaType
 from tests.navsim_adapter.tiny import CITY, ORIGIN, write_maps
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.logs import Annotations
-from navsim_adapter.objects import FrameObjects, frame_objects, red_lights, resample, track_objects
+from navsim_adapter.nuplan.logs import Annotations
+from navsim_adapter.nuplan.objects import FrameObjects, frame_objects, red_lights, resample, track_objects
 from navsim_adapter.scene_cache import EPDMS, PDMS, ObjectType
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import shapely
 
-from navsim_adapter.boxes import box_corners
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.objects import FrameObjects
+from navsim_adapter.nuplan.boxes import box_corners
+from navsim_adapter.nuplan.objects import FrameObjects
 from navsim_adapter.reference import plan_references, rollout
 from navsim_adapter.reference.choice import sample
 from navsim_adapter.reference.forecast import forecast

@@ -9,8 +9,8 @@ import pytest
 import shapely
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.maps import Block, Lane, Map, flatten
-from navsim_adapter.route import correct, lanes_ahead, lanes_of, plan_route, search_blocks, starting_lane
+from navsim_adapter.nuplan.maps import Block, Lane, Map, flatten
+from navsim_adapter.nuplan.route import correct, lanes_ahead, lanes_of, plan_route, search_blocks, starting_lane
 from navsim_adapter.scene_cache import AreaType
 
 EGO = np.array([0.0, 0.0, 0.0])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.root import DataRoot, data_root
-from navsim_adapter.scenes import SceneFilter, every_frame, find_logs, find_scenes, split_filter
+from navsim_adapter.nuplan.root import DataRoot, data_root
+from navsim_adapter.nuplan.scenes import SceneFilter, every_frame, find_logs, find_scenes, split_filter
 from tests.navsim_adapter.tiny import frame, write_frames, write_log
 
 

@@ -17,9 +17,9 @@ from navsim_adapter.cache.second_stage import build_second_stage
 from navsim_adapter.cli import main
 from navsim_adapter.dataset import convert_second_stage
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.maps import load_map
+from navsim_adapter.nuplan.maps import load_map
+from navsim_adapter.nuplan.second_stage import FOLDER, read_second_stage, second_stage_files
 from navsim_adapter.scene_cache import EPDMS
-from navsim_adapter.second_stage import FOLDER, read_second_stage, second_stage_files
 from tests.navsim_adapter.tiny import CITY, ORIGIN, TRACKS, frame, write_maps
 from tests.shared import SHARED, needs_shared
 

@@ -118,7 +118,7 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_from_pickles_to_summaries() -> None:
     from navsim_adapter.cache.build import build_scene
     from navsim_adapter.metric import engine
-    from navsim_adapter.second_stage import read_second_stage, second_stage_files
+    from navsim_adapter.nuplan.second_stage import read_second_stage, second_stage_files
     from navsim_adapter.traffic.idm import idm
     from navsim_adapter.traffic.scene import traffic_scene
     from navsim_adapter.traffic.score import score_in_traffic

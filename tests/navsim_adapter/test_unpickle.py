@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.unpickle import Record, loads, read_pickle
+from navsim_adapter.nuplan.unpickle import Record, loads, read_pickle
 from tests.shared import SETS, SHARED, needs_shared
 
 PLAIN = {

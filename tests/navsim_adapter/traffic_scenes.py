@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import shapely
 
-from navsim_adapter.maps import Lane
-from navsim_adapter.objects import FrameObjects
+from navsim_adapter.nuplan.maps import Lane
+from navsim_adapter.nuplan.objects import FrameObjects
 from navsim_adapter.scene_cache import EPDMS, AreaType, ObjectType, Polygons, SceneCache
 from navsim_adapter.traffic.scene import TrafficScene, traffic_scene
 

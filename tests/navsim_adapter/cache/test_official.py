@@ -15,7 +15,6 @@ import pytest
 import shapely
 
 from navsim_adapter.baselines import pdm_closed
-from navsim_adapter.boxes import box_corners
 from navsim_adapter.cache.official import (
     _box_pose,
     _lights,
@@ -28,6 +27,7 @@ from navsim_adapter.cache.official import (
 from navsim_adapter.cache.official_folder import import_official
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.nuplan.boxes import box_corners
 from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
 from navsim_adapter.traffic.scene import read_traffic_scene
 from tests.shared import SHARED, needs_shared

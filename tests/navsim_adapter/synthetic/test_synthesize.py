@@ -13,13 +13,13 @@ from PIL import Image
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, verify
-from navsim_adapter.logs import read_log
-from navsim_adapter.maps import load_map
-from navsim_adapter.root import DataRoot
-from navsim_adapter.scenes import SceneFilter, find_scenes
+from navsim_adapter.nuplan.logs import read_log
+from navsim_adapter.nuplan.maps import load_map
+from navsim_adapter.nuplan.root import DataRoot
+from navsim_adapter.nuplan.scenes import SceneFilter, find_scenes
+from navsim_adapter.nuplan.unpickle import read_pickle
 from navsim_adapter.synthetic import command
 from navsim_adapter.synthetic.synthesize import synthesize
-from navsim_adapter.unpickle import read_pickle
 
 SPLITS = {"trainval": 12, "mini": 2, "test": 6}
 PER_LOG = {"trainval": 2, "mini": 1, "test": 1}

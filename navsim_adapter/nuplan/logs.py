@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.unpickle import read_pickle
+from navsim_adapter.nuplan.unpickle import read_pickle
 
 COMMANDS = ("left", "straight", "right", "unknown")
 _MAP_NAMES = {"las_vegas": "us-nv-las-vegas-strip"}

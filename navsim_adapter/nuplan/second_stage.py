@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.logs import Fields, Frame, command_name, map_of, read_annotations
-from navsim_adapter.objects import recorded_objects
-from navsim_adapter.scenes import Moment, Scene
-from navsim_adapter.unpickle import Record, read_pickle
+from navsim_adapter.nuplan.logs import Fields, Frame, command_name, map_of, read_annotations
+from navsim_adapter.nuplan.objects import recorded_objects
+from navsim_adapter.nuplan.scenes import Moment, Scene
+from navsim_adapter.nuplan.unpickle import Record, read_pickle
 
 FOLDER = "synthetic_scene_pickles"
 PICTURES = "sensor_blobs"

@@ -18,7 +18,7 @@ import shapely
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.foreign import check_geopackage
-from navsim_adapter.root import MAPS_VARIABLE
+from navsim_adapter.nuplan.root import MAPS_VARIABLE
 from navsim_adapter.scene_cache import AreaType, Polygons
 
 MAPS_FILE = "nuplan-maps-v1.0.json"

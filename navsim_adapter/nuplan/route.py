@@ -14,7 +14,7 @@ import numpy as np
 import shapely
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.maps import Block, Lane, Map
+from navsim_adapter.nuplan.maps import Block, Lane, Map
 from navsim_adapter.scene_cache import AreaType
 
 CANDIDATE_RADIUS = 1.0  # half side of the square around the rear axle, m

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from navsim_adapter.foundation.errors import InputError, did_you_mean
-from navsim_adapter.logs import Frame, read_log
-from navsim_adapter.objects import FrameObjects, frame_objects
-from navsim_adapter.root import DataRoot
+from navsim_adapter.nuplan.logs import Frame, read_log
+from navsim_adapter.nuplan.objects import FrameObjects, frame_objects
+from navsim_adapter.nuplan.root import DataRoot
 
 
 @dataclass(frozen=True)

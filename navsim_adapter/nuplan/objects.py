@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.logs import Annotations
+from navsim_adapter.nuplan.logs import Annotations
+from navsim_adapter.nuplan.unpickle import Record
 from navsim_adapter.scene_cache import EPDMS, PDMS, ObjectType
-from navsim_adapter.unpickle import Record
 
 STEPS_PER_FRAME = 5
 PDMS_FRAMES, EPDMS_FRAMES = 11, 9  # frames 0..10 and 0..8

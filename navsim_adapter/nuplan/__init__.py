@@ -1,0 +1,1 @@
+"""NAVSIM's files, logs, scenes and maps, as typed records."""
