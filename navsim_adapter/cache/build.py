@@ -89,7 +89,7 @@ def _with_traffic(cache: SceneCache, now: Moment, city: Map) -> SceneCache:
 
 def _with_reference(cache: SceneCache, plan: route.Route, now: Moment, city: Map) -> SceneCache:
     """Add PDM-Closed's plans, which know the current frame only; lights count on the corrected route here (4.4)."""
-    from navsim_adapter.reference import plan_references  # brings the compiled scorer
+    from navsim_adapter.pdm_closed import plan_references  # brings the compiled scorer
 
     red = [connector for connector, is_red in now.lights if is_red and connector in plan.lanes]
     lights = [(connector, _light_polygon(city, connector)) for connector in red]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from navsim_adapter.reference.path import interpolate
+from navsim_adapter.pdm_closed.path import interpolate
 from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH
 
 MIN_GAP, HEADWAY, MAX_ACCELERATION, MAX_DECELERATION, EXPONENT = 1.0, 1.5, 1.0, 2.0, 4

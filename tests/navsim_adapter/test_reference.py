@@ -12,11 +12,11 @@ from navsim_adapter.cache.build import build_scene
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.nuplan.boxes import box_corners
 from navsim_adapter.nuplan.objects import FrameObjects
-from navsim_adapter.reference import plan_references, rollout
-from navsim_adapter.reference.choice import sample
-from navsim_adapter.reference.forecast import forecast
-from navsim_adapter.reference.gap import footprint_gap
-from navsim_adapter.reference.path import Path
+from navsim_adapter.pdm_closed import plan_references, rollout
+from navsim_adapter.pdm_closed.choice import sample
+from navsim_adapter.pdm_closed.forecast import forecast
+from navsim_adapter.pdm_closed.gap import footprint_gap
+from navsim_adapter.pdm_closed.path import Path
 from navsim_adapter.scene_cache import EPDMS, ObjectType
 from tests.navsim_adapter import built_scenes
 from tests.navsim_adapter.built_scenes import built, listed

@@ -14,9 +14,9 @@ import numpy as np
 import shapely
 from numba import njit
 
-from navsim_adapter.reference.forecast import MAP_TIMES, STEPS_PER_MAP, Forecast
-from navsim_adapter.reference.gap import footprint_gap
-from navsim_adapter.reference.path import MIN_PROGRESS, Path, interpolate
+from navsim_adapter.pdm_closed.forecast import MAP_TIMES, STEPS_PER_MAP, Forecast
+from navsim_adapter.pdm_closed.gap import footprint_gap
+from navsim_adapter.pdm_closed.path import MIN_PROGRESS, Path, interpolate
 from navsim_adapter.scene_cache import ObjectType
 from navsim_adapter.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH
 from navsim_adapter.vehicle import RADIUS as EGO_RADIUS

@@ -17,8 +17,8 @@ from navsim_adapter.metric.scene_index import NO_LIGHTS, SceneIndex, run
 from navsim_adapter.metric.traffic_index import build_traffic_index
 from navsim_adapter.nuplan.maps import flatten
 from navsim_adapter.nuplan.objects import FrameObjects
-from navsim_adapter.reference.forecast import Forecast, forecast
-from navsim_adapter.reference.rollout import proposals
+from navsim_adapter.pdm_closed.forecast import Forecast, forecast
+from navsim_adapter.pdm_closed.rollout import proposals
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.vehicle import STATES
 

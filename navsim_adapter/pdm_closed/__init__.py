@@ -4,6 +4,6 @@
 them and keeps one.
 """
 
-from navsim_adapter.reference.choice import plan_references
+from navsim_adapter.pdm_closed.choice import plan_references
 
 __all__ = ["plan_references"]
