@@ -7,18 +7,14 @@ baseline NAME` writes one planner's trajectories for every scene of a cache, rea
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.foundation.files import write_bytes, write_once
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
+from navsim_adapter.trajectories import write_trajectories
 
 POSES, INTERVAL = 8, 0.5
 _STEPS_PER_POSE = 5  # the reference is sampled at 10 Hz
@@ -77,31 +73,6 @@ def plan_all(name: str, cache: Mapping[str, SceneCache]) -> dict[str, np.ndarray
     planner = BASELINES[name]
     scenes = ((token, cache[token]) for token in cache)
     return {token: planner(scene) for token, scene in scenes if name != "human" or scene.human_future is not None}
-
-
-def write_trajectories(
-    path: str | Path,
-    name: str,
-    plans: Mapping[str, np.ndarray],
-    interval: float = INTERVAL,
-    about: Mapping[str, Any] | None = None,
-) -> None:
-    """A table as `navsim-adapter score --trajectories` reads it: token, name, poses (M, T, 3) at `interval` seconds.
-
-    about: what made it, JSON; `score_table.read_about` reads it. A table that does not say so replaces no other one.
-    """
-    if not plans:
-        raise InputError(f"{path}: no scene has a {name} trajectory; check the cache")
-    stream = io.BytesIO()
-    np.savez(
-        stream,
-        token=np.array(list(plans)),
-        name=np.full(len(plans), name),
-        poses=np.array(list(plans.values())),
-        interval=np.full(len(plans), interval),
-        about=json.dumps(dict(about or {})),
-    )
-    (write_bytes if about else write_once)(path, stream.getvalue())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

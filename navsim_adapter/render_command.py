@@ -12,7 +12,7 @@ from navsim_adapter.foundation.files import write_once
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Plan, picture, seen_by
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
-from navsim_adapter.score_table import Trajectories, read_trajectories
+from navsim_adapter.trajectories import Trajectories, read_trajectories
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

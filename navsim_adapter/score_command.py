@@ -1,6 +1,6 @@
 """The command `navsim-adapter score`: trajectories in, official scores out, whole or as one of many shards.
 
-From options to units of work (`score_job`), units to rows (`score_units`), rows to files (`score_result`).
+From options to units of work (`scoring.job`), units to rows (`scoring.units`), rows to files (`scoring.result`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from navsim_adapter.foundation.option_checks import check_range
 
 if TYPE_CHECKING:
     from navsim_adapter.metric.scene_index import Metric
-    from navsim_adapter.row_scores import Traffic
-    from navsim_adapter.score_job import Job
-    from navsim_adapter.score_units import Map
+    from navsim_adapter.scoring.job import Job
+    from navsim_adapter.scoring.rows import Traffic
+    from navsim_adapter.scoring.units import Map
 
 TRAFFIC = ("log-replay", "constant-velocity", "idm")
 _SECOND_STAGE_ONLY = ("second_stage_trajectories", "second_stage_cache", "mapping")
@@ -46,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from navsim_adapter.foundation.progress import Progress
-    from navsim_adapter.row_scores import check_traffic
-    from navsim_adapter.score_means import mean_lines
-    from navsim_adapter.score_result import check_layout, check_replacing, report, require_scores, write_result
-    from navsim_adapter.score_units import Parts
+    from navsim_adapter.scoring.means import mean_lines
+    from navsim_adapter.scoring.result import check_layout, check_replacing, report, require_scores, write_result
+    from navsim_adapter.scoring.rows import check_traffic
+    from navsim_adapter.scoring.units import Parts
 
     _check_stages(options)
     _refuse_ignored(options)
@@ -104,10 +104,10 @@ def _refuse_ignored(options: argparse.Namespace) -> None:
 def _map(options: argparse.Namespace) -> Map:
     check_range("--threads", options.threads, 1)
     if options.ray:
-        from navsim_adapter.ray_scoring import run_on_ray
+        from navsim_adapter.scoring.ray import run_on_ray
 
         return run_on_ray(options.ray)
-    from navsim_adapter.score_units import run_in_processes
+    from navsim_adapter.scoring.units import run_in_processes
 
     return run_in_processes(options.workers)
 
@@ -115,7 +115,7 @@ def _map(options: argparse.Namespace) -> Map:
 def _job(options: argparse.Namespace, metric: Metric, traffic: Traffic) -> Job:
     from navsim_adapter.cli import root_of
     from navsim_adapter.foundation.shard import Shard
-    from navsim_adapter.score_job import SecondStage, one_stage, source_of, two_stage
+    from navsim_adapter.scoring.job import SecondStage, one_stage, source_of, two_stage
 
     shard = Shard.parse(options.shard) if options.shard else None
     if not options.two_stage:

@@ -15,8 +15,8 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.shard import Shard
-from navsim_adapter.score_means import mean_lines
-from navsim_adapter.score_result import (
+from navsim_adapter.scoring.means import mean_lines
+from navsim_adapter.scoring.result import (
     LAYOUTS,
     Layout,
     Result,
@@ -27,7 +27,7 @@ from navsim_adapter.score_result import (
     require_scores,
     write_result,
 )
-from navsim_adapter.score_table import ScoreTable
+from navsim_adapter.scoring.table import ScoreTable
 
 
 def merge(shards: Sequence[str | Path]) -> Result:

@@ -18,8 +18,8 @@ from dipole_vla.demo import shipped_recipes
 from dipole_vla.policy import load_policy
 from navsim_adapter.cli import main as adapter
 from navsim_adapter.foundation.files import finish
-from navsim_adapter.score_table import read_about, read_trajectories
 from navsim_adapter.submission import read_submission
+from navsim_adapter.trajectories import read_about, read_trajectories
 from tests.dipole_vla.small_backbone import spread_adapters
 from tests.same_numbers import MAGNIFIED, assert_same_numbers
 from tests.shared import SHARED, needs_shared

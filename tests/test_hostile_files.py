@@ -154,7 +154,7 @@ TABLES = {
 
 @pytest.mark.parametrize("name", TABLES)
 def test_trajectory_tables(name: str, canary: Path) -> None:
-    from navsim_adapter.score_table import read_trajectories
+    from navsim_adapter.trajectories import read_trajectories
 
     Path("x.npz").write_bytes(TABLES[name]())
     refused(lambda: read_trajectories("x.npz"), canary, "x.npz")

@@ -25,11 +25,10 @@ from dipole_vla.data.tables import SceneTable
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import commit
-from navsim_adapter.baselines import write_trajectories
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import only_writer, stamp
 from navsim_adapter.foundation.option_checks import check_range
-from navsim_adapter.score_table import read_about
+from navsim_adapter.trajectories import read_about, write_trajectories
 
 
 def drive(

@@ -8,19 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_adapter.baselines import (
-    BASELINES,
-    constant_velocity,
-    human,
-    pdm_closed,
-    plan_all,
-    stopped,
-    write_trajectories,
-)
+from navsim_adapter.baselines import BASELINES, constant_velocity, human, pdm_closed, plan_all, stopped
 from navsim_adapter.cache.official import combine, read_official
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
-from navsim_adapter.score_table import read_trajectories
+from navsim_adapter.trajectories import read_trajectories, write_trajectories
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "official_cache"
 

@@ -24,7 +24,7 @@ from navsim_adapter.foundation.files import finish
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import SceneFilter
 from navsim_adapter.scene_cache import Polygons, SceneCache
-from navsim_adapter.score_job import Source
+from navsim_adapter.scoring.job import Source
 from tests.navsim_adapter.tiny import write_log as write_log_pickle
 from tests.navsim_adapter.tiny import write_maps
 

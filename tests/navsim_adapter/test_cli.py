@@ -13,7 +13,7 @@ import pytest
 
 from navsim_adapter.cli import COMMANDS, main
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.score_table import read_trajectories
+from navsim_adapter.trajectories import read_trajectories
 from tests.navsim_adapter.tiny import write_log, write_maps
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from navsim_adapter import score_units
 from navsim_adapter.cli import main
-from navsim_adapter.score_units import LogUnit
+from navsim_adapter.scoring import units
+from navsim_adapter.scoring.units import LogUnit
 from tests.navsim_adapter.tiny import frame, write_frames, write_log, write_maps
 
 LOGS = ("log-0", "log-1", "log-2")
@@ -157,7 +157,7 @@ def test_two_shards_do_not_share_a_table(data: Path, tmp_path: Path, capsys: pyt
     before = out.read_bytes()
     assert score(data, out, "--shard", "2/3") == 2
     assert "shard: this table was made with '1/3', now '2/3'" in capsys.readouterr().err
-    with score_units.Parts(tmp_path / "t.csv", "").held(), ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with units.Parts(tmp_path / "t.csv", "").held(), ProcessPoolExecutor(1, get_context("spawn")) as pool:
         argv = ("--data", data, "--split", "mini", "--trajectories", data / "t.npz", "--out", tmp_path / "t.csv")
         assert pool.submit(run, "score", *argv).result() == 2
     assert out.read_bytes() == before
@@ -194,7 +194,7 @@ def test_a_run_killed_between_its_table_and_its_json_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("navsim_adapter.score_result.write_json", killed)
+        patch.setattr("navsim_adapter.scoring.result.write_json", killed)
         assert score(data, tmp_path / "s.csv") == 130
     assert (tmp_path / "s.csv").exists()
     assert score(data, tmp_path / "s.csv", "--metric", "epdms") == 2
@@ -267,8 +267,8 @@ def test_poses_without_numbers_are_refused_where_there_is_something_to_score(
 def test_a_failing_traffic_costs_its_own_row(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from navsim_adapter import row_scores
     from navsim_adapter.foundation.errors import InputError
+    from navsim_adapter.scoring import rows as row_scores
     from navsim_adapter.traffic.idm import idm
 
     def stumbling(scene: Any, states: np.ndarray) -> Any:
@@ -464,18 +464,18 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     (tmp_path / "whole").mkdir()
     assert score(data, tmp_path / "whole" / "s.csv") == 0
-    keep = score_units.Parts.keep
+    keep = units.Parts.keep
 
     def killed(self: Any, unit: Any, part: Any) -> None:
         keep(self, unit, part)
         if unit.name == "log-1":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(score_units.Parts, "keep", killed)
+    monkeypatch.setattr(units.Parts, "keep", killed)
     out = tmp_path / "s.csv"
     assert score(data, out) == 130
     assert not out.exists()
-    monkeypatch.setattr(score_units.Parts, "keep", keep)
+    monkeypatch.setattr(units.Parts, "keep", keep)
     (tmp_path / "s.csv.parts" / "log-0.npz").write_bytes(b"torn")
     scored_logs.clear()
     assert score(data, out) == 0
@@ -487,7 +487,7 @@ def test_a_killed_run_goes_on_where_it_was(
 def test_parts_of_other_inputs_are_not_taken_up(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored_logs: list[str]
 ) -> None:
-    monkeypatch.setattr(score_units.Parts, "clear", lambda self: None)
+    monkeypatch.setattr(units.Parts, "clear", lambda self: None)
     out = tmp_path / "s.csv"
     assert score(data, out) == 0
     assert score(data, out) == 0
@@ -500,7 +500,7 @@ def test_parts_of_other_inputs_are_not_taken_up(
 def test_parts_of_changed_logs_or_maps_are_not_taken_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored_logs: list[str]
 ) -> None:
-    monkeypatch.setattr(score_units.Parts, "clear", lambda self: None)
+    monkeypatch.setattr(units.Parts, "clear", lambda self: None)
     write_maps(tmp_path)
     for log in LOGS[:2]:
         write_log(tmp_path, log)

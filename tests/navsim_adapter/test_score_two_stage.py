@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.official_table import write_official
-from navsim_adapter.score_result import Facts, Result, check_layout, report
-from navsim_adapter.score_table import ScoreTable, read_table, write_table
-from navsim_adapter.two_stage import COLUMNS, STAGES, Entry, Pair, SceneResult, combine
-from navsim_adapter.two_stage_table import FIGURES, entry_figures, find_mapping, summarise, write_summaries
+from navsim_adapter.scoring.official_table import write_official
+from navsim_adapter.scoring.result import Facts, Result, check_layout, report
+from navsim_adapter.scoring.table import ScoreTable, read_table, write_table
+from navsim_adapter.scoring.two_stage import COLUMNS, STAGES, Entry, Pair, SceneResult, combine
+from navsim_adapter.scoring.two_stage_table import FIGURES, entry_figures, find_mapping, summarise, write_summaries
 
 ENTRIES = [
     Entry(Pair("a", "b"), (Pair("a1", "b1"), Pair("a2", "b2"))),

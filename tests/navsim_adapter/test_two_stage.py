@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navsim_adapter import two_stage
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.two_stage import COLUMNS, STAGES, SUB_SCORES, SceneResult
+from navsim_adapter.scoring import two_stage
+from navsim_adapter.scoring.two_stage import COLUMNS, STAGES, SUB_SCORES, SceneResult
 from tests.shared import SHARED, needs_shared
 
 

@@ -30,11 +30,11 @@ from navsim_adapter.nuplan.maps import map_files
 from navsim_adapter.nuplan.objects import FUTURE_FRAMES
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import every_frame
-from navsim_adapter.row_scores import Traffic, score_rows, score_scene
 from navsim_adapter.scene_cache import SceneCache
-from navsim_adapter.score_table import Trajectories, read_trajectories
-from navsim_adapter.two_stage import Entry, SceneResult
-from navsim_adapter.two_stage_table import FIGURES, entry_figures
+from navsim_adapter.scoring.rows import Traffic, score_rows, score_scene
+from navsim_adapter.scoring.two_stage import Entry, SceneResult
+from navsim_adapter.scoring.two_stage_table import FIGURES, entry_figures
+from navsim_adapter.trajectories import Trajectories, read_trajectories
 
 
 @dataclass(frozen=True)

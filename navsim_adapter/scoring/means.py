@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from navsim_adapter.score_result import Result
-from navsim_adapter.two_stage_table import STAGES
+from navsim_adapter.scoring.result import Result
+from navsim_adapter.scoring.two_stage_table import STAGES
 
 MOST = 20  # planners that are listed
 SHORT = {

@@ -21,7 +21,6 @@ from navsim_adapter.metric import engine, two_frame
 from navsim_adapter.metric.aggregate import epdms
 from navsim_adapter.metric.scene_index import Metric
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
-from navsim_adapter.score_table import Trajectories, check_poses
 from navsim_adapter.scoring.scorer import VERSIONS, Scorer, Scores
 from navsim_adapter.traffic.constant_velocity import constant_velocity
 from navsim_adapter.traffic.idm import idm
@@ -29,6 +28,7 @@ from navsim_adapter.traffic.log_replay import log_replay
 from navsim_adapter.traffic.objects import TrafficObjects, TrafficPolicy
 from navsim_adapter.traffic.scene import read_traffic_scene
 from navsim_adapter.traffic.score import score_in_traffic
+from navsim_adapter.trajectories import Trajectories, check_poses
 from navsim_adapter.vehicle import STATES
 
 Traffic = Literal["log-replay", "constant-velocity", "idm"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.score_units import Map, Part, Unit, score_unit
+from navsim_adapter.scoring.units import Map, Part, Unit, score_unit
 
 
 def run_on_ray(address: str) -> Map:

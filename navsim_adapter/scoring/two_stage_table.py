@@ -15,8 +15,8 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import atomic_path
-from navsim_adapter.score_table import ScoreTable, cell
-from navsim_adapter.two_stage import COLUMNS, STAGES, Entry, SceneResult, combine, read_mapping
+from navsim_adapter.scoring.table import ScoreTable, cell
+from navsim_adapter.scoring.two_stage import COLUMNS, STAGES, Entry, SceneResult, combine, read_mapping
 
 ORIGINAL, SYNTHETIC = "original", "synthetic"
 FIGURES = ("weight", *COLUMNS)  # columns of a two-stage ScoreTable

@@ -15,8 +15,8 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import atomic_path
-from navsim_adapter.score_table import ScoreTable, cell
-from navsim_adapter.two_stage_table import STAGES, SYNTHETIC, Summary
+from navsim_adapter.scoring.table import ScoreTable, cell
+from navsim_adapter.scoring.two_stage_table import STAGES, SYNTHETIC, Summary
 
 AVERAGE = {"pdms": "average", "epdms": "average_all_frames"}
 

@@ -1,6 +1,6 @@
 """A score run before it runs: from what was asked to units of work, and from their parts to the result.
 
-One stage goes log by log, two stages entry by entry of the mapping (`score_units` says why).
+One stage goes log by log, two stages entry by entry of the mapping (`units` says why).
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from navsim_adapter.nuplan.objects import FUTURE_FRAMES
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import every_frame, find_logs, split_filter
 from navsim_adapter.nuplan.second_stage import second_stage_files
-from navsim_adapter.row_scores import Traffic
 from navsim_adapter.scene_cache import SceneCache
-from navsim_adapter.score_result import Facts, Result
-from navsim_adapter.score_table import ScoreTable, Trajectories, check_poses, read_about, read_trajectories
-from navsim_adapter.score_units import EntryUnit, LogUnit, Map, Part, Parts, Plan, Unit, digest
+from navsim_adapter.scoring.result import Facts, Result
+from navsim_adapter.scoring.rows import Traffic
 from navsim_adapter.scoring.scorer import SUB_SCORES, VERSIONS
-from navsim_adapter.two_stage import Entry
-from navsim_adapter.two_stage_table import FIGURES, ORIGINAL, SYNTHETIC, find_mapping
+from navsim_adapter.scoring.table import ScoreTable
+from navsim_adapter.scoring.two_stage import Entry
+from navsim_adapter.scoring.two_stage_table import FIGURES, ORIGINAL, SYNTHETIC, find_mapping
+from navsim_adapter.scoring.units import EntryUnit, LogUnit, Map, Part, Parts, Plan, Unit, digest
+from navsim_adapter.trajectories import Trajectories, check_poses, read_about, read_trajectories
 from navsim_adapter.vehicle import INTERVAL, STEPS
 
 

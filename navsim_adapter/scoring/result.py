@@ -16,10 +16,10 @@ from navsim_adapter import __version__
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import differs, read_json, sha256, write_json
 from navsim_adapter.foundation.option_checks import spare_inputs
-from navsim_adapter.official_table import official_paths, write_official
-from navsim_adapter.score_table import ScoreTable, write_table
-from navsim_adapter.two_stage import Entry, Pair
-from navsim_adapter.two_stage_table import Summary, summarise, write_summaries
+from navsim_adapter.scoring.official_table import official_paths, write_official
+from navsim_adapter.scoring.table import ScoreTable, write_table
+from navsim_adapter.scoring.two_stage import Entry, Pair
+from navsim_adapter.scoring.two_stage_table import Summary, summarise, write_summaries
 
 Layout = Literal["rows", "official"]
 LAYOUTS: tuple[Layout, ...] = ("rows", "official")
@@ -168,7 +168,7 @@ def write_result(out: str | Path, result: Result, layout: Layout = "rows") -> li
 
 def read_result(out: str | Path) -> Result:
     """A shard's result; raises InputError if it is unfinished, changed since, or no shard's."""
-    from navsim_adapter.score_table import read_table
+    from navsim_adapter.scoring.table import read_table
 
     out = Path(out)
     if not sidecar(out).is_file():
