@@ -6,15 +6,12 @@ baseline NAME` writes one planner's trajectories for every scene of a cache, rea
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
-from navsim_adapter.trajectories import write_trajectories
 
 POSES, INTERVAL = 8, 0.5
 _STEPS_PER_POSE = 5  # the reference is sampled at 10 Hz
@@ -73,20 +70,3 @@ def plan_all(name: str, cache: Mapping[str, SceneCache]) -> dict[str, np.ndarray
     planner = BASELINES[name]
     scenes = ((token, cache[token]) for token in cache)
     return {token: planner(scene) for token, scene in scenes if name != "human" or scene.human_future is not None}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=sorted(BASELINES), help="which planner")
-    parser.add_argument("--cache", required=True, metavar="DIR", help="a folder written by navsim-adapter cache")
-    parser.add_argument("--out", required=True, metavar="T.npz", help="table for navsim-adapter score")
-
-
-def run(options: argparse.Namespace) -> None:
-    from navsim_adapter.cache.store import open_cache
-
-    cache = open_cache(options.cache)
-    plans = plan_all(options.name, cache)
-    write_trajectories(options.out, options.name, plans)
-    if len(plans) < len(cache):
-        print(f"{len(cache) - len(plans)} scenes have no recorded future and are left out", file=sys.stderr)
-    print(f"{len(plans)} trajectories of {options.name} in {options.out}")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from navsim_adapter.commands.render import add_arguments, run
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish
 from navsim_adapter.render import (
@@ -31,7 +32,6 @@ from navsim_adapter.render import (
     seen_by,
     to_ego,
 )
-from navsim_adapter.render_command import add_arguments, run
 from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, Polygons, SceneCache
 
 EGO = np.array([500.0, -300.0, 2.1])
@@ -240,7 +240,7 @@ def test_trajectories_that_cannot_be_drawn_are_refused(tmp_path: Path, content: 
 
 
 def test_matplotlib_is_not_imported_before_something_is_drawn() -> None:
-    code = "import sys, navsim_adapter.render_command; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, navsim_adapter.commands.render; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from navsim_adapter.commands.submission import add_arguments, expected_tokens, run
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.submission import read_submission
-from navsim_adapter.submission_command import add_arguments, expected_tokens, run
 
 NOW, BEFORE, LATER, LATER_BEFORE = "a" * 16, "b" * 16, "c" * 17, "d" * 17
 TEAM = ["--team-name", "T", "--authors", "A", "B", "--email", "a@b.org", "--institution", "I", "--country", "C"]

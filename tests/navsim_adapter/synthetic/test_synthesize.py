@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from navsim_adapter.cache.build import build_scene
+from navsim_adapter.commands import synth as command
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, verify
 from navsim_adapter.nuplan.logs import read_log
@@ -18,7 +19,6 @@ from navsim_adapter.nuplan.maps import load_map
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import SceneFilter, find_scenes
 from navsim_adapter.nuplan.unpickle import read_pickle
-from navsim_adapter.synthetic import command
 from navsim_adapter.synthetic.synthesize import synthesize
 
 SPLITS = {"trainval": 12, "mini": 2, "test": 6}

@@ -23,7 +23,7 @@ _SECOND_STAGE_ONLY = ("second_stage_trajectories", "second_stage_cache", "mappin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from navsim_adapter.cli import add_data_arguments
+    from navsim_adapter.commands.options import add_data_arguments
 
     add_data_arguments(parser)
     parser.add_argument("--trajectories", required=True, metavar="T.npz", help="arrays token, name, poses (M, T, 3)")
@@ -113,7 +113,7 @@ def _map(options: argparse.Namespace) -> Map:
 
 
 def _job(options: argparse.Namespace, metric: Metric, traffic: Traffic) -> Job:
-    from navsim_adapter.cli import root_of
+    from navsim_adapter.commands.options import root_of
     from navsim_adapter.foundation.shard import Shard
     from navsim_adapter.scoring.job import SecondStage, one_stage, source_of, two_stage
 

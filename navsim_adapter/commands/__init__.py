@@ -1,0 +1,1 @@
+"""One module per command of `navsim-adapter`: `add_arguments` declares its options, `run` runs it."""

@@ -1,0 +1,71 @@
+"""Options that commands share. The environment is read here and nowhere else."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import check_range
+
+if TYPE_CHECKING:
+    from navsim_adapter.nuplan.root import DataRoot
+    from navsim_adapter.nuplan.scenes import SceneFilter
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="ROOT", help="dataset root; default: $OPENSCENE_DATA_ROOT")
+    parser.add_argument(
+        "--split", help="folder under navsim_logs (mini, trainval, test), or navmini, navtrain, navtest"
+    )
+
+
+def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--filter", metavar="YAML", help="a scene filter file of the devkit")
+    parser.add_argument("--max-scenes", type=int, metavar="N", help="stop after N scenes")
+
+
+def say_absent(content: Mapping[str, Any], split: str) -> None:
+    """Name what the filter lists and the split lacks: a table of half a split must not pass for the whole."""
+    for key, names in content["absent"].items():
+        if names:
+            total = len(content["filter"][key])
+            print(
+                f"absent: {len(names)} of the filter's {total} {key} are not in {split}, first {names[0]}",
+                file=sys.stderr,
+            )
+
+
+def root_of(options: argparse.Namespace) -> DataRoot:
+    from navsim_adapter.nuplan.root import data_root
+
+    return data_root(options.data, os.environ)
+
+
+def take_all_rendered(options: argparse.Namespace) -> None:
+    if options.split or options.filter or options.max_scenes is not None:
+        raise InputError("--two-stage: takes all rendered scenes; leave --split, --filter and --max-scenes out")
+
+
+def selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]:
+    """Root, split folder and filter that the options name."""
+    from dataclasses import replace
+
+    from navsim_adapter.nuplan.scenes import LISTED, split_filter
+
+    if not options.split:
+        raise InputError("--split: not given; name the folder under navsim_logs, or navmini, navtrain, navtest")
+    split, chosen = split_filter(options.split, options.filter)
+    if options.split in LISTED and not options.filter:
+        print(
+            f"note: this takes every scene of {split}; the scenes that are {options.split} are listed in the devkit's "
+            f"{options.split}.yaml, give it with --filter",
+            file=sys.stderr,
+        )
+    if options.max_scenes is not None:
+        check_range("--max-scenes", options.max_scenes, 1)
+        chosen = replace(chosen, max_scenes=options.max_scenes)
+    return root_of(options), split, chosen
