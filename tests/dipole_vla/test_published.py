@@ -73,7 +73,7 @@ def test_init_takes_a_published_size(tmp_path):
     [
         ({"size": "dp_vla_1B"}, r"'dp_vla_1B' is not known \(did you mean 'dp_vla_1b'"),
         ({"size": "xvla_0.9b"}, "xvla_0.9b is of family xvla, got family dp_vla"),
-        ({"sizes": {"widht": 3}}, "sizes: .*widht"),
+        ({"sizes": {"widht": 3}}, r"sizes\.widht: .*did you mean 'width'"),
     ],
 )
 def test_init_refuses_what_makes_no_sense(tmp_path, options, message):
