@@ -105,7 +105,7 @@ def test_a_round_collects_with_the_guided_policy_and_trains_on_what_it_drove(loo
     with torch.inference_mode():
         driven = policy.sample(batch.observation, omega=1.0, candidates=3, noise=noise).numpy()
     found = np.stack([np.stack(pose) for pose in rows[rows["source"] == "guided"]["poses"]])
-    assert_same_numbers(found.reshape(driven.shape), driven, MAGNIFIED)
+    assert_same_numbers(found.reshape(driven.shape).astype(driven.dtype), driven, MAGNIFIED)
 
     further = DipoleModule(loop / "imitation", start=loop / "dipole", rank=4, seed=9)  # where the round began
     for role in SIGNS:
