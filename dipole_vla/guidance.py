@@ -43,10 +43,18 @@ def as_omega(given: Any) -> Omega:
         return None
     values = given if isinstance(given, Tensor) else _tensor_of(given)
     if values is None or values.dtype == torch.bool or values.is_complex():
-        raise InputError(f"omega: must be a number, one per scene or plan, or None for the reference, got {given!r}")
+        raise InputError(
+            f"omega: must be a number, one per scene or plan, or None for the reference, got {shown(given)}"
+        )
     if not (values.abs() < LIMIT).all():
-        raise InputError(f"omega: must be finite and below {LIMIT:.3g} in size, got {given}")
+        raise InputError(f"omega: must be finite and below {LIMIT:.3g} in size, got {shown(given)}")
     return values.item() if values.dim() == 0 else values.float()
+
+
+def shown(given: Any) -> str:
+    """For a message: in one line, and not all of a long one."""
+    text = " ".join(repr(given).split())
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _tensor_of(given: Any) -> Tensor | None:

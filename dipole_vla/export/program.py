@@ -132,11 +132,10 @@ def _described(name: str, value: Tensor) -> dict[str, Any]:
 
 def _settings(processor: Processor) -> dict[str, Any]:
     """What the family's processor says of itself, and its numbers."""
-    plain = (str, int, float, tuple, list)
-    fields = dataclasses.fields(processor) if dataclasses.is_dataclass(processor) else ()
+    fields: Any = dataclasses.fields(processor) if dataclasses.is_dataclass(processor) else ()
     found = {field.name: getattr(processor, field.name) for field in fields}
-    settings = {name: value for name, value in found.items() if isinstance(value, plain)}
-    return {"about": inspect.getdoc(processor), "cameras": list(processor.cameras), **settings}
+    settings = {name: value for name, value in found.items() if isinstance(value, str | int | float | tuple)}
+    return {"about": inspect.getdoc(processor), **settings, "cameras": list(processor.cameras)}
 
 
 def _prompt(processor: Processor, observation: dict[str, Tensor]) -> dict[str, Any] | None:

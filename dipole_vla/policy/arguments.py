@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipole_vla.guidance import shown
 from navsim_adapter.foundation.errors import InputError
 
 
@@ -22,7 +23,7 @@ def whole(name: str, value: Any) -> int:
     except TypeError:
         found = 0
     if found < 1 or getattr(value, "dtype", None) == torch.bool:
-        raise InputError(f"{name}: must be a whole number >= 1, got {value!r}")
+        raise InputError(f"{name}: must be a whole number >= 1, got {shown(value)}")
     return found
 
 

@@ -31,7 +31,8 @@ def alone(layer: LoraLayer, x: Tensor, role: Role = None) -> Tensor:
     output = layer.base_layer(x)
     if role is None:
         return output
-    down, up = layer.lora_A[role], layer.lora_B[role]
+    down: Any = layer.lora_A[role]
+    up: Any = layer.lora_B[role]
     return (output + up(down(x.to(down.weight.dtype))) * layer.scaling[role]).to(output.dtype)
 
 
@@ -56,7 +57,7 @@ def current_route() -> Route:
 class RoutedLinear(lora.Linear):
     """A PEFT layer that asks the pass it is called in."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # PEFT's further arguments are its own routes
+    def forward(self, x: Tensor) -> Tensor:
         return _route.get()(self, x)
 
 

@@ -52,7 +52,8 @@ class SeparatePair:
         self.copies.requires_grad_(True).eval()
         self._views: dict[Role, Backbone] = {None: backbone}
         for role in SIGNS:
-            self._views[role] = _with_parts(backbone, dict(zip(self.paths, self.copies[role])))  # type: ignore[arg-type]
+            copies: Any = self.copies[role]
+            self._views[role] = _with_parts(backbone, dict(zip(self.paths, copies)))
 
     @property
     def shares_context(self) -> bool:
