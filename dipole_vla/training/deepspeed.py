@@ -82,11 +82,11 @@ class PairDeepSpeed(DeepSpeedStrategy):
     # -- the engine ----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer) -> None:
-        precision: Any = self.precision_plugin.precision
-        self.precision_plugin = _Precision(precision)
+        chosen: Any = self.precision_plugin
+        self.precision_plugin = _Precision(chosen.precision)
         module = self.lightning_module
         assert module is not None
-        self._autocast_steps(module)
+        self._autocast_steps(module, chosen._desired_dtype)
         self._dtypes = {name: p.dtype for name, p in module.named_parameters()}
         self._buffers = {name: b.clone() for name, b in module.named_buffers() if b.is_floating_point()}
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -96,10 +96,8 @@ class PairDeepSpeed(DeepSpeedStrategy):
             self._set_weight(parameter, exact[name])
         self.deepspeed_engine.set_gradient_accumulation_boundary(True)
 
-    def _autocast_steps(self, module: Any) -> None:
+    def _autocast_steps(self, module: Any, dtype: torch.dtype) -> None:
         """Operations choose their precision, as without the engine, which turns off an autocast around its own call."""
-        plugin: Any = self.precision_plugin
-        dtype = plugin._desired_dtype
         if dtype != torch.float32:
             module.training_step = torch.autocast(self.root_device.type, dtype)(module.training_step)
 
