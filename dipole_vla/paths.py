@@ -155,6 +155,10 @@ class LinearFlow:
     is_stratified: bool = False
     network_scale: int = 0
 
+    def __post_init__(self) -> None:
+        if self.noise_at not in (0, 1):
+            raise ValueError(f"noise_at: must be 0 or 1, the time of pure noise, got {self.noise_at!r}")
+
     @property
     def noise_time(self) -> float:
         return float(self.noise_at)

@@ -80,6 +80,16 @@ class ActionSpec:
         """Channels that mean something; losses and guidance see only these."""
         return 4 if self.heading == "cos_sin" else 3
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(horizon, dim) of one action as the network has it."""
+        return self.horizon, self.dim
+
+    @property
+    def raw_shape(self) -> tuple[int, int]:
+        """(horizon, 3) of one action as the user gives it: x, y, heading."""
+        return self.horizon, 3
+
     def meaning(self) -> dict[str, Any]:
         """The fields that say what numbers mean: part of a backbone's fingerprint."""
         return {name: value for name, value in asdict(self).items() if name != "is_padded"}
@@ -92,6 +102,8 @@ class ActionSpec:
 
     def encode(self, poses: Tensor) -> Tensor:
         """Poses (..., horizon, 3), x, y, heading in the ego frame -> network action (..., horizon, dim)."""
+        if tuple(poses.shape[-2:]) != self.raw_shape:
+            raise InputError(f"poses: must end in {self.raw_shape} (x, y, heading), got {tuple(poses.shape)}")
         raw = self._raw(poses)
         offset, scale = self._normaliser(raw)
         return nn.functional.pad((raw - offset) / scale, (0, self.dim - self.real_dim))
@@ -234,8 +246,10 @@ class Backbone(nn.Module, ABC):
     """{"head": regex, "all": regex} over module names; "head" must leave `encode` untouched."""
     encoder_names: ClassVar[tuple[str, ...]] = ("encoder.",)
     """How the names of the pretrained encoder's parameters begin: imitation may train them slower, or not at all."""
+    network_name: ClassVar[str] = ""
+    """Attribute with the network whose names adapters carry, where that is somebody else's; empty: the backbone."""
 
-    def __init__(self, config: Any, action: ActionSpec, solver: SolverSpec) -> None:
+    def __init__(self, config: Any, action: Any, solver: SolverSpec) -> None:
         super().__init__()
         self.config = config
         self.action = action
@@ -285,6 +299,11 @@ class Backbone(nn.Module, ABC):
         """Read what `save_assets` wrote."""
 
     @property
+    def network(self) -> nn.Module:
+        """The module that carries the adapters; `lora_scopes` and saved adapters speak of its names."""
+        return self.get_submodule(self.network_name)
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
@@ -300,7 +319,7 @@ class Backbone(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and values of the base weights and the action's meaning; adapters left out."""
-        return weights.fingerprint(weights.base_state(self), {"action": self.action.meaning()})
+        return weights.fingerprint(weights.base_state(self.network), {"action": self.action.meaning()})
 
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int = weights.MAX_SHARD_BYTES) -> None:
         """Write config.json, model.safetensors (without adapters; in shards above `max_shard_bytes`) and assets."""

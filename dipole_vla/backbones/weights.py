@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ __all__ = [
     "check_names",
     "checked_fields",
     "fingerprint",
+    "float32_by_default",
     "load_strict",
     "read_json",
     "read_record",
@@ -274,3 +276,14 @@ def _check_type(value: Any, default: Any, where: str) -> None:
 
 def _tupled(value: Any) -> Any:
     return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Schedules, noise and actions in float32 under a trainer that makes half precision the default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,5 +1,6 @@
 """What a policy is made of: a backbone, its two adapters, and the guided sampler over them."""
 
+from dipole_vla.backbones.action import Plain, Poses
 from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Processor
 from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.policy.distilled import DistilledPair
@@ -14,6 +15,8 @@ __all__ = [
     "EncodedScenes",
     "Guidance",
     "GuidedPolicy",
+    "Plain",
+    "Poses",
     "Processor",
     "load_policy",
 ]

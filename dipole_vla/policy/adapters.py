@@ -66,6 +66,9 @@ class AdapterPair:
         _check_targets(backbone, scope)
         self.layers = [routable(layer) for layer in _attach(backbone, self._lora_config())]
         self._uncalled = _watched(backbone)
+        self.mixes_rows: bool | None = None if backbone.network_name else True
+        """Whether `denoise_both` is right: every adapted layer sees rows first. None until somebody else's network
+        has shown it (`GuidedPolicy`)."""
         self._initialise(seed)
 
     @property
@@ -80,13 +83,18 @@ class AdapterPair:
     def encode(self, observation: Observation, roles: Sequence[Role] = SIGNS) -> dict[Role, Context]:
         """The scenes' context under each role; one and the same, encoded once, if `shares_context`."""
         if self.shares_context:
-            with self.acting(None):
+            with routed(self._outside):
                 return dict.fromkeys(roles, self.backbone.encode(observation))
         contexts: dict[Role, Context] = {}
         for role in roles:
             with self.acting(role):
                 contexts[role] = self.backbone.encode(observation)
         return contexts
+
+    def _outside(self, layer: LoraLayer, x: Tensor) -> Tensor:
+        """The route of an encoding that all roles share: none of the adapted layers may be part of it."""
+        name = next(name for name, module in self.backbone.network.named_modules() if module is layer)
+        raise InputError(f"scope 'head': encode runs {name}, which has adapters; leave it out, or use scope=\"all\"")
 
     def prepare(self, context: Context, role: Role) -> Context:
         """The head's work on the context alone, under `role`: valid for that role's `denoise` only."""
@@ -141,7 +149,7 @@ class AdapterPair:
         if self._uncalled:
             raise InputError(
                 f"scope {self.scope!r}: the forward pass never calls {_some(list(self._uncalled))}, so adapters there "
-                f"do nothing; leave them out of lora_scopes of {self.backbone.family}, or call them as modules"
+                f"do nothing; leave them out of {_pattern_of(self.backbone)}, or call them as modules"
             )
         return output
 
@@ -163,7 +171,7 @@ class AdapterPair:
 
     def named_parameters(self, role: Role = None) -> Iterator[tuple[str, nn.Parameter]]:
         wanted = (role,) if role else SIGNS
-        for name, parameter in self.backbone.named_parameters():
+        for name, parameter in self.backbone.network.named_parameters():
             if any(f".{sign}." in name for sign in wanted) and "lora_" in name:
                 yield name, parameter
 
@@ -253,15 +261,8 @@ class AdapterPair:
 
 def _check_targets(backbone: Backbone, scope: str) -> None:
     """InputError unless the scope's expression matches modules, all of which can carry adapters and will be called."""
-    where, pattern = f"scope {scope!r}: lora_scopes of {backbone.family}", backbone.lora_scopes[scope]
-    modules = dict(backbone.named_modules())
-    try:
-        matched = [name for name in modules if re.fullmatch(pattern, name)]
-    except re.error as problem:
-        raise InputError(f"{where}: {pattern!r} is no regular expression ({problem}); correct it") from problem
-    if not matched:
-        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-        raise InputError(f"{where}: {pattern!r} matches no module; linear layers are {_some(linear)}")
+    where, pattern = f"scope {scope!r}: {_pattern_of(backbone)}", backbone.lora_scopes[scope]
+    modules, matched = dict(backbone.network.named_modules()), matched_modules(backbone, scope)
     for name in matched:
         kinds = (nn.Linear, nn.Conv2d) if name.startswith(backbone.encoder_names) else (nn.Linear,)
         if not isinstance(modules[name], kinds):
@@ -276,6 +277,25 @@ def _check_targets(backbone: Backbone, scope: str) -> None:
             f"{where}: {_some(list(dead))} lie in torch's {next(iter(dead.values()))}, which reads their weights "
             "without calling them, so adapters there do nothing; leave them out or write that layer out"
         )
+
+
+def matched_modules(backbone: Backbone, scope: str) -> list[str]:
+    """Names of the network's modules that the scope's expression matches whole; InputError if there are none."""
+    where, pattern = f"scope {scope!r}: {_pattern_of(backbone)}", backbone.lora_scopes[scope]
+    modules = dict(backbone.network.named_modules())
+    try:
+        matched = [name for name in modules if re.fullmatch(pattern, name)]
+    except re.error as problem:
+        raise InputError(f"{where}: {pattern!r} is no regular expression ({problem}); correct it") from problem
+    if not matched:
+        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        raise InputError(f"{where}: {pattern!r} matches no module; linear layers are {_some(linear)}")
+    return matched
+
+
+def _pattern_of(backbone: Backbone) -> str:
+    """What a user knows the expression as."""
+    return "adapt" if backbone.network_name else f"lora_scopes of {backbone.family}"
 
 
 def _reads_alone(modules: Mapping[str, nn.Module], name: str) -> str | None:
@@ -298,7 +318,7 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 def _watched(backbone: Backbone) -> dict[str, RemovableHandle]:
     """Names of the adapted layers not called yet: each takes its own out, and its hook off, at its first call."""
     uncalled: dict[str, RemovableHandle] = {}
-    for name, module in backbone.named_modules():
+    for name, module in backbone.network.named_modules():
         if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
             uncalled[name] = module.register_forward_pre_hook(partial(_called, uncalled, name))
     return uncalled
@@ -325,7 +345,7 @@ def _attach(backbone: Backbone, config: LoraConfig) -> list[LoraLayer]:
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         with torch.device("meta") if backbone.device.type == "meta" else nullcontext():
             for role in SIGNS:
-                inject_adapter_in_model(config, backbone, adapter_name=role)
+                inject_adapter_in_model(config, backbone.network, adapter_name=role)
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_("lora_" in name)
     backbone.eval()  # injected modules arrive in training mode

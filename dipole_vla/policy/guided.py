@@ -11,9 +11,9 @@ The backbone is referred to, not copied. Scoring candidates with a simulator is 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,10 +40,12 @@ from dipole_vla.policy.critic import OneStepCritic
 from dipole_vla.policy.distilled import FOLDER as DISTILLED
 from dipole_vla.policy.distilled import AtOmega, DistilledPair
 from dipole_vla.policy.separate import Pair, load_pair
+from dipole_vla.progress import console
 from dipole_vla.solvers import solve
 from navsim_adapter.foundation.errors import InputError
 
 POLICY = "policy.json"
+TELLING = 1e-3  # least difference of two roles, as a share of their size, that is told from rounding
 _KEYS = ("format", "family", "backbone", "backbone_fingerprint", "guidance", "action", "provenance")
 
 Default = Literal["default"]
@@ -89,11 +91,18 @@ class EncodedScenes:
 
     def __init__(self, policy: GuidedPolicy, observation: Observation, count: int | None = None) -> None:
         self._policy, self._observation = policy, observation
-        self._count = scenes_in(observation) if count is None else count
         self._encoded: dict[Role, Context] = {}
         self._prepared: dict[Role, Context] = {}
         self._both: dict[tuple[Role, Role], Context] = {}
         self._distilled: tuple[float, Context] | None = None
+        self._count = self._counted() if count is None else count
+
+    @torch.no_grad()
+    def _counted(self) -> int:
+        """Scenes in the observation, which for somebody else's network may be anything: there its context tells."""
+        if self._policy.backbone.network_name:
+            return len(self.encoded("positive"))
+        return scenes_in(self._observation)
 
     def encoded(self, role: Role) -> Context:
         """What `Backbone.encode` gave under `role`."""
@@ -163,9 +172,10 @@ class GuidedPolicy:
         return self.backbone.processor()
 
     @property
-    def noise_shape(self) -> tuple[int, int]:
-        """(horizon, dim) of one plan's start noise."""
-        return self.backbone.action.horizon, self.backbone.action.dim
+    def noise_shape(self) -> tuple[int, ...]:
+        """(horizon, dim) of one plan's start noise; of other actions than ego poses the shape of one."""
+        shape: tuple[int, ...] = self.backbone.action.shape
+        return shape
 
     @property
     def rl_split(self) -> str | None:
@@ -304,8 +314,21 @@ class GuidedPolicy:
         pair = self.pair
         roles: tuple[Role, Role] = ("positive", RULES[self.guidance.rule].negative_role)
 
+        def together(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            return pair.denoise_both(scenes.prepared_both(roles), x_t, t, roles)
+
+        def apart(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            first, second = (pair.denoise(scenes.prepared(role), x_t, t, role) for role in roles)
+            return first, second
+
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            return guide(*pair.denoise_both(scenes.prepared_both(roles), x_t, t, roles), omega)
+            if pair.mixes_rows is not None:
+                return guide(*(together if pair.mixes_rows else apart)(x_t, t), omega)
+            outputs = apart(x_t, t)
+            pair.mixes_rows = _same_together(partial(together, x_t, t), outputs)
+            if pair.mixes_rows is False:
+                console.print("adapters: a layer does not see rows first; each sampling step takes two passes")
+            return guide(*outputs, omega)
 
         return predict
 
@@ -399,6 +422,22 @@ def load_policy(folder: str | Path, backbone: str | Path | None = None, device: 
     if backbone is not None:
         raise InputError(f"--backbone: {folder} is no policy folder (it has no {POLICY}), so it has none; leave it out")
     return GuidedPolicy(backbones.load_backbone(folder, device))
+
+
+def _same_together(together: Callable[[], tuple[Tensor, Tensor]], apart: tuple[Tensor, Tensor]) -> bool | None:
+    """Whether one pass of both roles gives what two gave; None where the roles are too alike to tell.
+
+    A layer whose first axis is not the rows gives rows of one role the other's adapter: an error of the size of their
+    difference, next to which rounding must be small.
+    """
+    between, size = (apart[0] - apart[1]).abs().max(), torch.stack(apart).abs().max()
+    if not between > TELLING * size:
+        return None
+    try:
+        found = together()
+    except (RuntimeError, ValueError, IndexError, TypeError):  # shapes that only rows of one role have
+        return False
+    return bool((torch.stack(found) - torch.stack(apart)).abs().max() < 0.05 * between)
 
 
 def _distilled(distilled: DistilledPair, scenes: EncodedScenes, omega: float | Tensor, count: int) -> PredictGuided:

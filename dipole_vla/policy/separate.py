@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from threading import get_ident
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +22,7 @@ from dipole_vla.backbones import weights
 from dipole_vla.backbones.base import Backbone, Context, Observation
 from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import Denoise
-from dipole_vla.policy.adapters import SIDECAR, AdapterPair, pass_the_base
+from dipole_vla.policy.adapters import SIDECAR, AdapterPair, matched_modules, pass_the_base
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 PairKind = Literal["lora", "separate"]
@@ -36,7 +39,7 @@ class SeparatePair:
 
     backbone: stays itself; each sign has a view of it, in which its copy is the part, and all else is shared.
     scope: "head" copies all but the encoder, so both signs share one encoding; any other scope copies the whole
-        backbone.
+        backbone. Of somebody else's network the outermost modules are copied that the scope's expression matches.
     """
 
     def __init__(self, backbone: Backbone, scope: str = "head") -> None:
@@ -45,15 +48,18 @@ class SeparatePair:
             raise InputError(f"scope: {scope!r} is not one of {', '.join(backbone.lora_scopes)}{hint}")
         self.backbone, self.scope = backbone, scope
         self.base_fingerprint = backbone.fingerprint()
-        self.paths = _head_of(backbone) if scope == "head" else [name for name, _ in backbone.named_children()]
-        own = [backbone.get_submodule(path) for path in self.paths]
+        self.paths = _copied(backbone, scope)
+        own = [backbone.network.get_submodule(path) for path in self.paths]
         self.copies = nn.ModuleDict({role: nn.ModuleList(copy.deepcopy(own)) for role in SIGNS})
         backbone.freeze()
         self.copies.requires_grad_(True).eval()
         self._views: dict[Role, Backbone] = {None: backbone}
+        within = backbone.network_name and f"{backbone.network_name}."
         for role in SIGNS:
             copies: Any = self.copies[role]
-            self._views[role] = _with_parts(backbone, dict(zip(self.paths, copies)))
+            parts = {f"{within}{path}": part for path, part in zip(self.paths, copies)}
+            self._views[role] = _with_parts(backbone, parts)
+        self._has_encoded = False
 
     @property
     def shares_context(self) -> bool:
@@ -62,8 +68,29 @@ class SeparatePair:
     def encode(self, observation: Observation, roles: Sequence[Role] = SIGNS) -> dict[Role, Context]:
         """The scenes' context under each role; one and the same, encoded once, if `shares_context`."""
         if self.shares_context:
-            return dict.fromkeys(roles, self.backbone.encode(observation))
+            with nullcontext() if self._has_encoded else self._untouched():
+                context = self.backbone.encode(observation)
+            self._has_encoded = True
+            return dict.fromkeys(roles, context)
         return {role: self._views[role].encode(observation) for role in roles}
+
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        """InputError where this thread runs a copied part within the block, which is the encoding all roles share."""
+        thread = get_ident()
+
+        def refuse(path: str, module: nn.Module, inputs: Any) -> None:
+            if get_ident() == thread:
+                advice = 'leave it out, or use scope="all"'
+                raise InputError(f"scope 'head': encode runs {path}, of which each sign has a copy; {advice}")
+
+        parts = {path: self.backbone.network.get_submodule(path) for path in self.paths}
+        hooks = [part.register_forward_pre_hook(partial(refuse, path)) for path, part in parts.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def prepare(self, context: Context, role: Role) -> Context:
         """The head's work on the context alone, under `role`: valid for that role's `denoise` only."""
@@ -144,6 +171,8 @@ def make_pair(
     kind: PairKind, backbone: Backbone, scope: str = "head", rank: int = 32, alpha: float | None = None, seed: int = 0
 ) -> Pair:
     """A fresh pair of that kind; rank, alpha and seed are the adapters' only."""
+    if kind not in get_args(PairKind):
+        raise InputError(f"pair: must be one of {', '.join(get_args(PairKind))}, got {kind!r}")
     if kind == "separate":
         return SeparatePair(backbone, scope)
     return AdapterPair(backbone, scope, rank, alpha, seed)
@@ -169,6 +198,20 @@ def _with_parts(module: M, parts: Mapping[str, nn.Module]) -> M:
     for name, deeper in inside.items():
         view._modules[name] = _with_parts(module.get_submodule(name), deeper)
     return view
+
+
+def _copied(backbone: Backbone, scope: str) -> list[str]:
+    """Paths in the network of the modules that each sign has a copy of."""
+    if not backbone.network_name:
+        return _head_of(backbone) if scope == "head" else [name for name, _ in backbone.named_children()]
+    matched = matched_modules(backbone, scope)
+    if "" in matched:
+        raise InputError(f"adapt: {backbone.lora_scopes[scope]!r} matches the network itself; name parts of it")
+    paths = [path for path in matched if not any(path.startswith(f"{outer}.") for outer in matched)]
+    bare = [path for path in paths if not any(True for _ in backbone.network.get_submodule(path).parameters())]
+    if bare:
+        raise InputError(f"adapt: {bare[0]} has no weights, so a copy of it learns nothing; leave it out")
+    return paths
 
 
 def _head_of(backbone: Backbone) -> list[str]:

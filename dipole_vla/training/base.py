@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -197,17 +197,6 @@ def suspects(trainer: Any) -> str:
     half = f", or train without trainer.precision {precision}" * precision.startswith(("16", "bf16"))
     overflow = ", whose numbers end at 65504" * precision.startswith("16")
     return f"check these scenes, or lower model.lr{half}{overflow}"
-
-
-@contextmanager
-def float32_by_default() -> Iterator[None]:
-    """Schedules, noise and actions in float32 under a trainer that makes half precision the default."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def stored_context(backbone: Backbone, batch: Mapping[str, Any]) -> Context:

@@ -63,8 +63,9 @@ class FiniteGradients(L.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if trainer.global_step != self._step:  # else a further batch is accumulated
             self._step, self._tokens = trainer.global_step, []
-        if isinstance(batch, dict):
-            self._tokens += batch.get("token", [])
+        named = batch.get("token", ()) if isinstance(batch, dict) else ()
+        texts = [token for token in named if isinstance(token, str)]  # in somebody else's batch it may be anything
+        self._tokens += texts or [f"of batch {batch_idx}"]
 
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)

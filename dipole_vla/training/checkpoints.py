@@ -6,7 +6,9 @@ parameter, the schedule, the loops. It is a zip of plain tensors: read without r
 
 from __future__ import annotations
 
+import warnings
 import zipfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from dipole_vla import preemption
+from dipole_vla.backbones.base import Backbone
 from dipole_vla.progress import console
+from dipole_vla.training.ema import WeightMean
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import atomic_path, sync_folder
 from navsim_adapter.foundation.foreign import check_archive
+from navsim_adapter.foundation.option_checks import check_range
 
 
 class SyncedFiles(TorchCheckpointIO):
@@ -48,7 +54,7 @@ class Checkpoints(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch, batch_idx) -> None:
         """Dropout draws from the global generator: a seed of its own for every step and rank resumes it, too."""
-        place = batch_idx * trainer.world_size + trainer.global_rank
+        place = trainer.fit_loop.epoch_loop.total_batch_idx * trainer.world_size + trainer.global_rank
         torch.manual_seed((self._seed * 1_000_003 + place) % 2**63)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_idx) -> None:
@@ -59,7 +65,7 @@ class Checkpoints(L.Callback):
         self._last = step
         self.notice = self._agreed(trainer)
         if self.notice or trainer.should_stop or step % self.every == 0 or step == trainer.max_steps:
-            trainer.save_checkpoint(self.folder / f"step={step:08d}.ckpt")
+            trainer.save_checkpoint(self.folder / f"step={step:08d}.ckpt", weights_only=False)
             if trainer.is_global_zero:
                 self._prune()
         if self.notice:
@@ -82,6 +88,116 @@ class Checkpoints(L.Callback):
         for path in sorted(self.folder.glob("step=*.ckpt"))[: -self.keep]:
             path.unlink(missing_ok=True)
         sync_folder(self.folder)
+
+
+class AdapterCheckpoints(Checkpoints):
+    """What our own trainings have, for a LightningModule of anybody: checkpoints of what trains alone, exact resume.
+
+    Give it as the last callback, and `newest` as `ckpt_path` of `fit`. Whatever the module draws from torch's global
+    generator, the loader's shuffling too, is then as in a run that was never stopped; a loader that keeps no state is
+    wound on to where the checkpoint was taken. Data whose order comes from another generator resumes by its own rules.
+
+    folder: of `step=00000500.ckpt`.  every: optimiser steps between two.  keep: how many to keep.
+    ema_decay: of a running mean of what trains (e.g. 0.99), see `averaged`; 0 for none.
+    """
+
+    def __init__(self, folder: str | Path, every: int, ema_decay: float = 0.0, keep: int = 2):
+        check_range("every", every, 1)
+        check_range("keep", keep, 1)
+        if not 0 <= ema_decay < 1:
+            raise InputError(f"ema_decay: must be in (0, 1), or 0 for none, got {ema_decay}")
+        super().__init__(Path(folder), every, keep)
+        self.ema_decay, self.mean = ema_decay, None
+        self._resumed: dict[str, Any] = {}
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole, to go on from; None where there is none."""
+        return newest_checkpoint(self.folder)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the block the weights are their running mean, where there is one: what to save and to judge."""
+        return nullcontext() if self.mean is None else self.mean.in_place()
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        module.strict_loading = False  # what is frozen is not in the checkpoint
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = SyncedFiles()
+        self._seed = torch.initial_seed()
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Seed the first epoch of this process; a loader draws its order when it is opened, before any epoch begins."""
+        self._seed = self._resumed.get("seed", self._seed)
+        self._seed_epoch(self._resumed.get("epoch", trainer.current_epoch))
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        seed, state = self._seed, torch.get_rng_state()
+        super().on_train_start(trainer, module)
+        self._seed, self._first_epoch = seed, trainer.current_epoch
+        if self.ema_decay:
+            self.mean = WeightMean(_trained(module), self.ema_decay)
+            if self._resumed:
+                self.mean.restore(self._resumed["mean"])
+        if self._resumed:
+            _wind_on(trainer)
+        torch.set_rng_state(state)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.current_epoch != self._first_epoch:
+            self._seed_epoch(trainer.current_epoch)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_idx) -> None:
+        if self.mean is not None and trainer.global_step != self._last:
+            self.mean.update()
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(trainer, module, checkpoint)
+        frozen = _frozen(module)
+        checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name not in frozen}
+        for name in ("hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "datamodule_hparams_name"):
+            checkpoint.pop(name, None)  # objects of any kind, which the safe reader would refuse
+        own: dict[str, Any] = {"seed": self._seed, "epoch": trainer.current_epoch}
+        checkpoint["adapters"] = own if self.mean is None else {**own, "mean": self.mean.state()}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        missing = dict(_trained(module)).keys() - checkpoint["state_dict"].keys()
+        if missing:
+            what = f"{len(missing)} trained tensors are missing, first {min(missing)}"
+            raise InputError(f"checkpoint: {what}; start afresh in another folder")
+        self._resumed = checkpoint.get("adapters", {})
+        if self.ema_decay and "mean" not in self._resumed:
+            raise InputError("checkpoint: made without ema_decay; start afresh in another folder, or set it to 0")
+
+    def _seed_epoch(self, epoch: int) -> None:
+        torch.manual_seed((self._seed * 1_000_003 + 2**62 + epoch) % 2**63)
+
+
+def _trained(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def _frozen(module: torch.nn.Module) -> set[str]:
+    """Names, all that a tensor has, of parameters without gradients and of the buffers of frozen backbones."""
+    backbones = [part for part in module.modules() if isinstance(part, Backbone) and part.is_frozen]
+    still = {id(buffer) for backbone in backbones for buffer in backbone.buffers()}
+    parameters = {name for name, tensor in module.named_parameters(remove_duplicate=False) if not tensor.requires_grad}
+    return parameters | {name for name, tensor in module.named_buffers(remove_duplicate=False) if id(tensor) in still}
+
+
+def _wind_on(trainer: L.Trainer) -> None:
+    """Pass over the batches of the epoch that were trained on before: Lightning opens a loader at its first."""
+    fetcher, progress = trainer.fit_loop._data_fetcher, trainer.fit_loop.epoch_loop.batch_progress
+    loaders = trainer.fit_loop._combined_loader.flattened  # type: ignore[union-attr]
+    if fetcher is None or all(hasattr(loader, "load_state_dict") for loader in loaders):
+        return
+    done = progress.current.ready
+    if done >= trainer.num_training_batches:
+        return
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+    for _ in range(done):
+        next(fetcher)
+    fetcher.fetched -= done  # Lightning adds them itself
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

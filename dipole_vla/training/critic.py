@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from dipole_vla.backbones import load_backbone
+from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.splits import RL_TOKENS
 from dipole_vla.policy.critic import CriticConfig, OneStepCritic
 from dipole_vla.progress import bar
-from dipole_vla.training.base import FineTuning, float32_by_default, split_decay, stored_context
+from dipole_vla.training.base import FineTuning, split_decay, stored_context
 from navsim_adapter.foundation.files import write_json
 
 FEATURES_BATCH = 64

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.backbones import load_backbone
+from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingData
 from dipole_vla.data.splits import RL_TOKENS, SeenByRL
@@ -31,7 +32,7 @@ from dipole_vla.policy import AdapterPair, Context, Guidance, GuidedPolicy
 from dipole_vla.policy.critic import fitted_critic, refuse_other_metric
 from dipole_vla.policy.guided import POLICY
 from dipole_vla.policy.separate import PairKind, make_pair
-from dipole_vla.training.base import FineTuning, float32_by_default, stored_context
+from dipole_vla.training.base import FineTuning, stored_context
 from dipole_vla.training.memory import recompute_blocks, settled, shared_base
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from dipole_vla.backbones import load_backbone
+from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.data.module import DrivingData
 from dipole_vla.objective import per_sample_loss
 from dipole_vla.paths import interpolate, target
-from dipole_vla.training.base import FineTuning, float32_by_default, split_decay
+from dipole_vla.training.base import FineTuning, split_decay
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_json
 from navsim_adapter.foundation.option_checks import check_range

@@ -1,0 +1,343 @@
+"""DIPOLE on a network of your own: two adapters, the loss, guided sampling and saving, in a training loop of your own.
+
+    dipole = Dipole(net, encode=..., denoise=..., schedule=LinearFlow(noise_at=1), prediction="velocity",
+                    adapt=r"blocks\\.\\d+\\.(qkv|proj)", shape=(8, 7), beta=2.0)
+    loss, scalars = dipole.loss(observation, action, group_relative(returns))
+    plans = dipole.sample(observation, omega=1.0, candidates=8)
+
+Here are the borders: what a user gives is checked once and refused in one line. What is computed is in `objective`,
+`guidance`, `solvers` and `policy`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dipole_vla.backbones.action import Action, Plain
+from dipole_vla.backbones.base import Backbone
+from dipole_vla.backbones.own_network import DenoiseOwn, Encode, OwnNetwork
+from dipole_vla.backbones.weights import float32_by_default
+from dipole_vla.guidance import SIGNS, Omega, Role
+from dipole_vla.objective import RULES, Routing, dichotomous_loss, rule_named
+from dipole_vla.paths import CosineTable, LinearFlow, Prediction, Schedule
+from dipole_vla.policy import AdapterPair, EncodedScenes, Guidance, GuidedPolicy
+from dipole_vla.policy.arguments import whole
+from dipole_vla.policy.separate import PairKind, make_pair
+from dipole_vla.solvers import SolverSpec, solve
+from navsim_adapter.foundation.errors import InputError, did_you_mean
+
+_OF_A_SCHEDULE = ("alpha", "sigma", "velocity", "sample_t", "network_time", "noise_time", "data_time")
+
+
+class Dipole(nn.Module):
+    """A positive and a negative policy on one frozen network, which itself is the reference.
+
+    A fresh Dipole is the network for every omega. Only the adapters require gradients, so an optimiser may be given
+    all of `parameters()`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        denoise: DenoiseOwn | None = None,
+        encode: Encode | None = None,
+        schedule: Schedule | None = None,
+        prediction: Prediction | None = None,
+        adapt: str | None = None,
+        shape: tuple[int, ...] | None = None,
+        action: Action | None = None,
+        solver: SolverSpec | None = None,
+        scope: Literal["head", "all"] = "head",
+        beta: float = 1.0,
+        rule: str = "dichotomous",
+        routing: Routing = "both",
+        pair: PairKind = "lora",
+        rank: int = 32,
+        alpha: float | None = None,
+        draws: int = 1,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            net: a pretrained network that denoises actions; changed in place, and frozen from now on. A `Backbone`
+                brings denoise, encode, schedule, prediction, adapt, action and solver itself.
+            denoise: (network, tensors, x_t, t) -> prediction of x_t's shape; see `own_network.DenoiseOwn`.
+            encode: (network, observation) -> named tensors; see `own_network.Encode`. Without it the observation is
+                named tensors already.
+            schedule, prediction: how the network was trained; prediction is "noise", "sample" or "velocity".
+            adapt: regular expression over the whole names of the linear layers that get adapters.
+            shape: of one action, e.g. (8, 7); the same as action=Plain(shape).
+            action: what the network's numbers mean: `Plain`, or `Poses` (x, y, heading of the ego vehicle).
+            solver: how the network is sampled; by default the schedule's usual one, in 10 steps.
+            scope: head = `encode` runs no adapted layer, so one encoding serves both policies; all = it does, and
+                runs once for each.
+            beta: inverse temperature of the weight sigma(beta * advantage); larger is closer to a hard split.
+            rule: weighting rule, a name of `objective.RULES`.
+            routing: both = every sample to both adapters; bernoulli = to one, drawn by its weight, at half the cost.
+            pair: lora = two adapters; separate = two copies of the outermost modules that `adapt` matches.
+            rank, alpha: of the adapters; alpha None is the rank.
+            draws: noise levels per candidate and step.
+            seed: of the adapters' first matrices.
+
+        InputError names the argument that cannot be meant.
+        """
+        super().__init__()
+        self.beta, self.draws = _positive("beta", beta), whole("draws", draws)
+        self.trained = rule_named(rule, routing).trained
+        self.rule, self.routing = rule, _one_of("routing", routing, get_args(Routing))
+        own = {"denoise": denoise, "schedule": schedule, "prediction": prediction, "adapt": adapt}
+        if isinstance(net, Backbone):
+            rest = {"encode": encode, "shape": shape, "action": action, "solver": solver}
+            _refuse_given(net, {**own, **rest})
+            self.backbone = net
+        else:
+            _require("net", net, nn.Module)
+            missing = [name for name, value in own.items() if value is None]
+            if missing:
+                raise InputError(f"{missing[0]}: is not given; a network of your own needs {', '.join(own)}")
+            self.backbone = _own_network(net, {**own, "encode": encode}, _action_of(shape, action), solver, scope)
+        made = make_pair(pair, self.backbone, scope, whole("rank", rank), alpha and _positive("alpha", alpha), seed)
+        self.pair = made
+        self.copies = None if isinstance(made, AdapterPair) else made.copies  # a module of this one, to move along
+        for role in SIGNS:
+            for parameter in made.parameters(role):
+                parameter.requires_grad_(role in self.trained)
+
+    def loss(
+        self,
+        observation: Any,
+        action: Tensor,
+        advantage: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted denoising loss of both policies (paper Eq. 9), and detached scalars to log.
+
+        action: (B, *shape), or (B, K, *shape) with K candidates per observation, in raw units.
+        advantage: (B,) or (B, K), e.g. `group_relative(returns)`; a constant to the loss.
+        sample_weight: as advantage, 0 or more; 0 leaves a sample out.
+        generator: of noise, times and routes; None is torch's global one.
+        """
+        action, advantage = self._candidates(action, advantage)
+        weight = None if sample_weight is None else _weights(sample_weight, advantage)
+        with float32_by_default():
+            x0 = self.backbone.action.encode(action).repeat_interleave(self.draws, 1).flatten(0, 1)
+            noise = _normal(x0.shape, generator, x0.device)
+            t = self.backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
+            contexts = self.pair.encode(observation, self._roles)
+            scenes, group = advantage.shape
+            found = len(next(iter(contexts.values())))
+            if found != scenes:
+                raise InputError(f"action: is for {scenes} observations, but encode gave {found} rows")
+            loss, scalars = dichotomous_loss(
+                self.pair.denoiser(contexts, group * self.draws),
+                self.backbone.schedule,
+                self.backbone.prediction,
+                x0,
+                self._drawn(advantage),
+                noise,
+                t,
+                beta=self.beta,
+                routing=self.routing,
+                rule=self.rule,
+                generator=generator,
+                sample_weight=None if weight is None else self._drawn(weight),
+                mask=self.backbone.action.mask().to(x0.device),
+            )
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise InputError("denoise: its output does not depend on what trains; compute with the network it is given")
+        return loss, scalars
+
+    def sample(
+        self,
+        observation: Any,
+        omega: Omega = 1.0,
+        candidates: int = 1,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Actions (B, N, *shape) in raw units, float32, without gradients.
+
+        observation: as of `loss`, or what `encode` made of it.
+        omega: greed: -1 is the negative policy, 0 the positive one, above 0 greedier; a number, (B,) or (B, N); None
+            is the network without adapters.
+        candidates: N.  noise: (B, N, *shape) standard normal, else drawn from `generator`.  steps: of the solver.
+        """
+        return self.policy.sample(observation, omega, candidates, noise, generator, steps)
+
+    def act(
+        self,
+        observation: Any,
+        critic: Callable[[Any, Tensor], Tensor],
+        omega: Omega = 1.0,
+        candidates: int = 8,
+        **options: Any,
+    ) -> Tensor:
+        """One action per observation (B, *shape): of N candidates the one that `critic` rates best.
+
+        critic: (observation, actions (B, N, *shape)) -> (B, N) ratings; any callable.  options: as of `sample`.
+        """
+        actions = self.sample(observation, omega, candidates, **options)
+        ratings = critic(observation, actions)
+        if not isinstance(ratings, Tensor) or ratings.shape != actions.shape[:2] or not ratings.isfinite().all():
+            found = tuple(ratings.shape) if isinstance(ratings, Tensor) else type(ratings).__name__
+            raise InputError(f"critic: must return finite ratings of shape {tuple(actions.shape[:2])}, got {found}")
+        return actions[torch.arange(len(actions), device=actions.device), ratings.argmax(1).to(actions.device)]
+
+    def encode(self, observation: Any) -> EncodedScenes:
+        """The observation to `sample` from again and again, encoded once."""
+        return self.policy.encode(observation)
+
+    @property
+    def policy(self) -> GuidedPolicy:
+        """The same pair as the sampler that the commands use."""
+        return GuidedPolicy(self.backbone, self.pair, guidance=Guidance(rule=self.rule))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `folder/positive` and `folder/negative`: plain PEFT folders, or the weights of two copies."""
+        self.pair.save(folder)
+
+    def load(self, folder: str | Path) -> None:
+        """Read what `save` wrote on the same network; InputError if it was another one, and nothing changed then."""
+        self.pair.load(folder)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """All that trains, by name: the state of this module without the frozen network."""
+        return {f"{role}.{name}": tensor for role in SIGNS for name, tensor in self.pair.state(role).items()}
+
+    @torch.no_grad()
+    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take in what `adapter_state` gave; InputError, and nothing changed, where names or shapes differ."""
+        own = self.adapter_state()
+        odd = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+        if odd:
+            raise InputError(f"adapter state: {odd[0]} is missing, unexpected or of another shape")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    @property
+    def _roles(self) -> tuple[Role, ...]:
+        """Whose predictions the loss asks for."""
+        return (*self.trained, None) if RULES[self.rule].is_mirrored else self.trained
+
+    def _candidates(self, action: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, *shape) and (B, K), float32, checked."""
+        shape = tuple(self.backbone.action.raw_shape)
+        for name, value in (("action", action), ("advantage", advantage)):
+            _check_real(name, value)
+        if advantage.dim() == 1 and tuple(action.shape) == (len(advantage), *shape):
+            action, advantage = action[:, None], advantage[:, None]
+        if advantage.dim() != 2 or tuple(action.shape) != (*advantage.shape, *shape) or not advantage.numel():
+            wanted = ", ".join(map(str, shape))
+            raise InputError(
+                f"action, advantage: must be (B, K, {wanted}) and (B, K), or both without K; "
+                f"got {tuple(action.shape)} and {tuple(advantage.shape)}"
+            )
+        return action.float(), advantage.detach().float().to(action.device)
+
+    def _drawn(self, values: Tensor) -> Tensor:
+        """(B, K) -> (B*K*draws,), each value as often as its candidate is noised."""
+        return values.repeat_interleave(self.draws, 1).flatten()
+
+
+def usual_solver(schedule: Schedule) -> SolverSpec:
+    """Ten steps, or the next fewer that divide a table of times, of what a schedule is usually sampled with."""
+    if isinstance(schedule, CosineTable):
+        return SolverSpec("ddim", steps=max(steps for steps in range(1, 11) if schedule.steps % steps == 0))
+    return SolverSpec("euler" if isinstance(schedule, LinearFlow) else "dpm++2m", steps=10)
+
+
+def _own_network(
+    net: nn.Module, given: Mapping[str, Any], action: Action, solver: SolverSpec | None, scope: str
+) -> OwnNetwork:
+    """The network behind the seam of the families, each argument checked."""
+    schedule, encode = given["schedule"], given["encode"] or (lambda _, observation: observation)
+    lacking = [name for name in _OF_A_SCHEDULE if not hasattr(schedule, name)]
+    if lacking or isinstance(schedule, type):
+        raise InputError(f"schedule: must be one such as LinearFlow(noise_at=1), got {schedule!r}")
+    for name, value in (("denoise", given["denoise"]), ("encode", encode)):
+        if not callable(value):
+            raise InputError(f"{name}: must be a function, got {type(value).__name__}")
+    _require("adapt", given["adapt"], str)
+    solver = usual_solver(schedule) if solver is None else solver
+    _require("solver", solver, SolverSpec)
+    start = torch.zeros(1, *action.shape, dtype=torch.float32, device="cpu")
+    solve(solver, schedule, lambda x_t, t: torch.zeros_like(x_t), start)  # a solver of another schedule is named here
+    return OwnNetwork(
+        net,
+        encode,
+        given["denoise"],
+        schedule,
+        _one_of("prediction", given["prediction"], get_args(Prediction)),
+        action,
+        solver,
+        {_one_of("scope", scope, ("head", "all")): given["adapt"]},
+    )
+
+
+def _action_of(shape: tuple[int, ...] | None, action: Action | None) -> Action:
+    if shape is None:
+        if action is None:
+            raise InputError("shape: is not given; say shape=(8, 7) for plain numbers, or action=Poses(...)")
+        return _require("action", action, Action)
+    if action is not None:
+        raise InputError("shape, action: give one of them; action has a shape of its own")
+    return Plain(shape)
+
+
+def _refuse_given(backbone: Backbone, arguments: Mapping[str, Any]) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise InputError(f"{given[0]}: a backbone of family {backbone.family} brings its own; leave it out")
+
+
+def _require(name: str, value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        wanted = getattr(kind, "__name__", kind)
+        raise InputError(f"{name}: must be a {wanted}, got {type(value).__name__}")
+    return value
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        hint = did_you_mean(str(value), list(known))
+        raise InputError(f"{name}: must be one of {', '.join(known)}, got {value!r}{hint}")
+    return value
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{name}: must be a number > 0, got {value!r}")
+    return value
+
+
+def _check_real(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{name}: must be a tensor of real numbers, got {found}")
+    if not torch.isfinite(value).all():
+        raise InputError(f"{name}: holds NaN or infinity")
+
+
+def _weights(weight: Tensor, advantage: Tensor) -> Tensor:
+    """(B, K), checked."""
+    _check_real("sample_weight", weight)
+    if weight.shape not in (advantage.shape, advantage.shape[:1]) or (weight < 0).any():
+        wanted, found = tuple(advantage.shape), tuple(weight.shape)
+        raise InputError(f"sample_weight: must be {wanted} numbers >= 0, as the advantage, got shape {found}")
+    return weight.float().to(advantage.device).reshape(len(advantage), -1).expand(advantage.shape)
+
+
+def _normal(shape: torch.Size, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    source = generator.device if generator is not None else device
+    return torch.randn(shape, generator=generator, device=source, dtype=torch.float32).to(device)
