@@ -18,7 +18,7 @@ _STEPS_PER_POSE = 5  # the reference is sampled at 10 Hz
 
 
 def constant_velocity(scene: SceneCache) -> np.ndarray:
-    """Straight on at the current speed |(vx, vy)|, in the official agent's precision (spec section 9).
+    """Straight on at the current speed |(vx, vy)|, in the official agent's precision (metric 9).
 
     Velocity is float32 and so is the sum of its squares; the root and the products are float64 under the numpy 1 that
     the devkit pins; poses are rounded to float32.
@@ -36,14 +36,14 @@ def stopped(_scene: SceneCache) -> np.ndarray:
 
 
 def human(scene: SceneCache) -> np.ndarray:
-    """What the driver did (4.5); raises InputError for scenes without a recorded future, as those of stage two."""
+    """What the driver did (metric 4.5); raises InputError for scenes without a recorded future (stage two)."""
     if scene.human_future is None:
         raise InputError(f"scene {scene.token}: has no recorded future; the human baseline needs original scenes")
     return np.array(scene.human_future)
 
 
 def pdm_closed(scene: SceneCache, metric: int = PDMS) -> np.ndarray:
-    """The reference that progress is measured against (4.4), every 0.5 s. metric: whose reference, PDMS or EPDMS."""
+    """What progress is measured against (metric 4.4), every 0.5 s. metric: whose reference, PDMS or EPDMS."""
     reference = scene.reference_pdms if metric == PDMS else scene.reference_epdms
     if not scene.versions & metric or not np.isfinite(reference).all():
         name = "PDMS" if metric == PDMS else "EPDMS"

@@ -60,7 +60,7 @@ class Polygons:
 
 @dataclass(frozen=True)
 class SceneCache:
-    """Everything a score needs of one scene (spec sections 3 and 4)."""
+    """Everything a score needs of one scene (metric 3, 4)."""
 
     token: str
     log_name: str
@@ -69,10 +69,10 @@ class SceneCache:
     is_synthetic: bool  # a second-stage scene: no human filter
 
     ego_state: np.ndarray  # (11,) x, y, heading, vx, vy, ax, ay, steering, steering rate, yaw rate, yaw acceleration
-    centerline: np.ndarray  # (C, 3) x, y, heading (unwrapped) of the baseline vertices, joints duplicated (3.5)
-    route_lane_ids: tuple[str, ...]  # keys of the corrected route's lanes, in order (3.4)
+    centerline: np.ndarray  # (C, 3) x, y, heading (unwrapped) of the baseline vertices, joints duplicated (metric 3.5)
+    route_lane_ids: tuple[str, ...]  # keys of the corrected route's lanes, in order (metric 3.4)
 
-    areas: Polygons  # the drivable map in its official order (3.3)
+    areas: Polygons  # the drivable map in its official order (metric 3.3)
     area_type: np.ndarray  # (P,) int8, AreaType
     area_on_route: np.ndarray  # (P,) bool: LANE or LANE_CONNECTOR whose id is in route_lane_ids
     area_ids: tuple[str, ...]
@@ -82,17 +82,17 @@ class SceneCache:
     object_versions: np.ndarray  # (M,) uint8: PDMS | EPDMS
     object_size: np.ndarray  # (M, 2) length, width
     object_pose: np.ndarray  # (M, 51, 3) x, y, heading of the box center; NaN where absent
-    object_velocity: np.ndarray  # (M, 2) global, at the first step where it is present (4.2, unique_objects)
+    object_velocity: np.ndarray  # (M, 2) global, at the first step where it is present (metric 4.2, unique_objects)
 
     lights: Polygons  # red-light polygons (EPDMS), each a lane connector's polygon
     light_red: np.ndarray  # (L, 41) bool: red at step k
     light_ids: tuple[str, ...]  # lane connector ids
 
-    human_future: np.ndarray | None  # (8, 3) ego frame, None where the log has none (4.5)
-    past_states: np.ndarray  # (4, 11) frames -3..0 (4.5)
+    human_future: np.ndarray | None  # (8, 3) ego frame, None where the log has none (metric 4.5)
+    past_states: np.ndarray  # (4, 11) frames -3..0 (metric 4.5)
     past_time_us: np.ndarray  # (4,) int64
 
-    reference_pdms: np.ndarray  # (41, 3) PDM-Closed's planned rear-axle poses at 10 Hz (4.4), v1.1
+    reference_pdms: np.ndarray  # (41, 3) PDM-Closed's planned rear-axle poses at 10 Hz (metric 4.4), v1.1
     reference_epdms: np.ndarray  # (41, 3) the same, v2.2
 
     object_knots: np.ndarray | None = None  # (M, 11, 3) what `object_pose` was resampled from; lets the store keep less

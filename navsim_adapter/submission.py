@@ -1,4 +1,4 @@
-"""Official submission files: write them without the devkit, read them back, say what is wrong with them (spec 2.4).
+"""Official submission files: write them without the devkit, read them back, say what is wrong with them (metric 2.4).
 
 A submission is a pickle of devkit objects. They are written here as instances of two classes of our own, while the
 stream names the official ones; arrays name numpy's old module paths, which every numpy from 1.x on understands.

@@ -1,4 +1,4 @@
-"""The ego vehicle, the time grid every sub-score uses (spec 2.6 and the conventions before section 1), and what plans
+"""The ego vehicle, the time grid every sub-score uses (metric 2.6 and the conventions at its head), and what plans
 can be simulated."""
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from navsim_adapter.render import box_corners, ego_corners, to_ego
 from navsim_adapter.scene_cache import AreaType, ObjectType, Polygons, SceneCache
 
 STEPS, TICK = 41, 0.1
-BEHIND, AHEAD = np.deg2rad(150.0), np.deg2rad(30.0)  # spec 6.2 and 6.7
+BEHIND, AHEAD = np.deg2rad(150.0), np.deg2rad(30.0)  # metric 6.2 and 6.7
 LOOK_AHEAD_STEPS = (0, 3, 6, 9)
 STOPPED = 0.05  # m/s
 OBJECT_WORDS = {

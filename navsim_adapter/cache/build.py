@@ -1,4 +1,4 @@
-"""From a scene and its map to what the scorer needs (spec sections 3 and 4). Whole splits are in `folder`."""
+"""From a scene and its map to what the scorer needs (metric 3, 4). Whole splits are in `folder`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _build(scene: Scene, city: Map) -> SceneCache:
 
 
 def _with_traffic(cache: SceneCache, now: Moment, city: Map) -> SceneCache:
-    """Add where simulated traffic starts, which only the map knows (8.3)."""
+    """Add where simulated traffic starts, which only the map knows (metric 8.3)."""
     if not cache.versions & EPDMS:
         return cache
     from navsim_adapter.traffic.scene import traffic_scene  # brings the compiled scorer
@@ -88,7 +88,7 @@ def _with_traffic(cache: SceneCache, now: Moment, city: Map) -> SceneCache:
 
 
 def _with_reference(cache: SceneCache, plan: route.Route, now: Moment, city: Map) -> SceneCache:
-    """Add PDM-Closed's plans, which know the current frame only; lights count on the corrected route here (4.4)."""
+    """Add PDM-Closed's plans, which know the current frame and its lights on the corrected route (metric 4.4)."""
     from navsim_adapter.pdm_closed import plan_references  # brings the compiled scorer
 
     red = [connector for connector, is_red in now.lights if is_red and connector in plan.lanes]
@@ -108,12 +108,12 @@ def metrics_of(scene: Scene) -> int:
 
 
 def ego_state(frame: Frame) -> np.ndarray:
-    """(11,) rear-axle state; steering, rates and their derivatives are unknown in logs and count as zero (5.2)."""
+    """(11,) rear-axle state; steering and yaw rates are unknown in logs and count as zero (metric 5.2)."""
     return np.concatenate([frame.ego_pose, frame.velocity, frame.acceleration, np.zeros(4)]).astype(np.float64)
 
 
 def human_future(scene: Scene) -> np.ndarray | None:
-    """(8, 3) logged poses at 0.5 s steps in the current ego frame (4.5), None for second-stage scenes."""
+    """(8, 3) logged poses at 0.5 s steps in the current ego frame (metric 4.5), None for second-stage scenes."""
     if scene.is_synthetic or len(scene.future) < HUMAN_POSES:
         return None
     return relative_poses(scene.now.ego_pose, np.array([frame.ego_pose for frame in scene.future[:HUMAN_POSES]]))
@@ -132,7 +132,7 @@ def _transform(pose: np.ndarray) -> np.ndarray:
 
 
 def _check_objects(frames: list[objects.FrameObjects], now: Frame) -> None:
-    """Objects that GEOS would refuse: a box with NaN, or a forecast road user without velocity (7.4)."""
+    """Objects that GEOS would refuse: a box with NaN, or a forecast road user without velocity (metric 7.4)."""
     for frame in frames:
         bad = ~np.isfinite(np.column_stack([frame.pose, frame.size])).all(axis=1)
         if bad.any():

@@ -1,4 +1,4 @@
-"""Import of the devkit's own metric caches: one LZMA pickle of devkit objects per scene -> `SceneCache` (spec 4.1).
+"""Import of the devkit's own metric caches: one LZMA pickle of devkit objects per scene -> `SceneCache` (metric 4.1).
 
 The devkit is not needed. Pickles pass through `unpickle`, which makes inert `Record`s of devkit classes; this file
 knows which attributes they carry. Geometries are pickled as well-known binary; it is parsed here, polygons only,
@@ -6,7 +6,7 @@ because GEOS would follow collections nested as deep as the file asks.
 
 A v1.1 cache serves PDMS only, a v2.2 cache EPDMS only: what the other metric needs is absent (NaN, no rows) and
 `versions` says so. `combine` joins the two caches of one scene. Importing keeps what only an official run has: the
-reference trajectory as its builder, which carries state from scene to scene, left it (10.3).
+reference trajectory as its builder, which carries state from scene to scene, left it (metric 10.3).
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def _pose(state: Record) -> tuple[float, float, float]:
 
 
 def _rear_axle(ego: Record) -> tuple[float, float, float]:
-    """Officially the footprint's center is stored and the axle recomputed, with its rounding (5.1)."""
+    """Officially the footprint's center is stored and the axle recomputed, with its rounding (metric 5.1)."""
     x, y, heading = _pose(ego._car_footprint._center)
     return x - AXLE_TO_CENTER * np.cos(heading), y - AXLE_TO_CENTER * np.sin(heading), heading
 
@@ -225,7 +225,7 @@ def _ego_state(ego: Record) -> np.ndarray:
 
 
 def sample_reference(states: Sequence[Record], time_us: int) -> np.ndarray:
-    """(41, 3) rear-axle poses of the planned trajectory at the official query times (5.1)."""
+    """(41, 3) rear-axle poses of the planned trajectory at the official query times (metric 5.1)."""
     knots = np.array([state._time_point.time_us for state in states], np.float64)
     poses = np.array([_rear_axle(state) for state in states])
     poses[:, 2] = np.unwrap(poses[:, 2])
@@ -289,7 +289,7 @@ def _tracked_boxes(step: Record) -> dict[str, tuple[float, float, float]]:
 
 
 def _polygon_boxes(step: Record, sizes: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
-    """Poses of rectangles given as front left, rear left, rear right, front right (2.5)."""
+    """Poses of rectangles given as front left, rear left, rear right, front right (metric 2.5)."""
     tokens, shapes, *_ = step.args
     return {token: _box_pose(shape.rings[0][:4], sizes[token]) for token, shape in zip(tokens, shapes)}
 
@@ -299,7 +299,7 @@ def _box_pose(corners: np.ndarray, size: np.ndarray) -> tuple[float, float, floa
 
     The mean of the corners is the center to the last bit. Every coordinate confines the heading to an interval, as
     wide as its rounding; the middle of what they have in common gives the same polygon again. That matters: whether
-    an object lies straight behind can hang on the last bit of its centroid (10.1 item 4).
+    an object lies straight behind can hang on the last bit of its centroid (metric 10.1 (4)).
     """
     local = corners - corners[0]
     center = corners[0] + local.mean(axis=0)
@@ -326,7 +326,7 @@ def _with_traffic(scene: SceneCache, current: FrameObjects, maps: str) -> SceneC
 
 
 def _official_order(steps: Sequence[Sequence[str]], kinds: dict[str, int]) -> tuple[str, ...]:
-    """One order of all tokens in which every step's list is sorted (4.2): merged per type, step by step.
+    """One order of all tokens in which every step's list is sorted (metric 4.2): merged per type, step by step.
 
     A newcomer goes before the next token of its step that is already placed: objects seen in one frame only are
     present from step 0 on, but come after everything discovered earlier.
@@ -347,7 +347,7 @@ def _official_order(steps: Sequence[Sequence[str]], kinds: dict[str, int]) -> tu
 
 
 def _lights(observation: Record | None) -> dict[str, Any]:
-    """Red lights per step, one row per lane connector in order of appearance (4.3)."""
+    """Red lights per step, one row per lane connector in order of appearance (metric 4.3)."""
     shapes: dict[str, Shape] = {}
     red: dict[str, np.ndarray] = {}
     for k, (tokens, polygons) in enumerate(observation._occupancy_maps_tl if observation is not None else []):

@@ -1,4 +1,4 @@
-"""Caches of second-stage scenes (spec 2.3), one pickle a scene: in memory (`build_second_stage`) or a cache folder.
+"""Caches of second-stage scenes (metric 2.3), one pickle a scene: in memory (`build_second_stage`) or a cache folder.
 
 A folder holds one file per chunk of pickles, so that neighbours share their map. `folder` does the same for logs.
 """

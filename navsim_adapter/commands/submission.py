@@ -15,7 +15,7 @@ from navsim_adapter.foundation.option_checks import spare_inputs
 from navsim_adapter.submission import Plan, Team, Tokens, check_submission, write_submission
 from navsim_adapter.trajectories import read_trajectories
 
-_SYNTHETIC_TOKEN = 17  # characters of a second-stage token; others have 16 (spec 1.2)
+_SYNTHETIC_TOKEN = 17  # characters of a second-stage token; others have 16 (metric 1.2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

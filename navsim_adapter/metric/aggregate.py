@@ -1,4 +1,4 @@
-"""From sub-scores to progress and score (spec 6.6, 6.13, 7.1): the one place that knows the weights.
+"""From sub-scores to progress and score (metric 6.6, 6.13, 7.1): the one place that knows the weights.
 
 Plain Python; the engine compiles these rules for itself.
 """
@@ -49,5 +49,5 @@ def epdms(
 
 
 def spared(own: float, human: float) -> float:
-    """The human penalty filter: where the human scores exactly 0, so may anyone (6.13)."""
+    """The human penalty filter: where the human scores exactly 0, so may anyone (metric 6.13)."""
     return 1.0 if human == 0.0 else own

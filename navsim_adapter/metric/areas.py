@@ -1,6 +1,6 @@
-"""Where the footprint is at a step (spec 6.1) and drivable area compliance (6.3).
+"""Where the footprint is at a step (metric 6.1) and drivable area compliance (metric 6.3).
 
-Containment is strict: a corner on a boundary is outside (10.1 item 1). The flags are computed where a rule asks for
+Containment is strict: a corner on a boundary is outside (metric 10.1 (1)). The flags are computed where a rule asks for
 them; only the drivable test runs over all steps.
 """
 
@@ -15,7 +15,7 @@ from navsim_adapter.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STAT
 
 @inner
 def center(states, k, c) -> tuple[float, float]:
-    """Geometric center of the ego at step k (5.6)."""
+    """Geometric center of the ego at step k (metric 5.6)."""
     return (
         states[X, k, c] + AXLE_TO_CENTER * states[COSINE, k, c],
         states[Y, k, c] + AXLE_TO_CENTER * states[SINE, k, c],

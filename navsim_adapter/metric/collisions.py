@@ -1,4 +1,4 @@
-"""No at-fault collisions (spec 6.2): who is to blame when the ego's footprint meets an object's.
+"""No at-fault collisions (metric 6.2): who is to blame when the ego's footprint meets an object's.
 
 An object's first contact decides: at fault it lowers the score, otherwise the object is ignored from then on.
 `contacts.py` finds the contacts.
@@ -24,7 +24,7 @@ AGENT_SCORE, STATIC_SCORE = 0.0, 0.5  # what is left after an at-fault contact
 def at_fault(traffic, m, speed, angle, corners, object_corners) -> int:
     """Whether a contact with object m is the ego's fault.
 
-    It is when the object stands (standing at first sight, 10.4 item 1), when the ego's front edge meets it, or when
+    It is when the object stands (standing at first sight, metric 10.4 (1)), when the ego's front edge meets it, or when
     the contact is lateral while the ego is off its lane; never when the ego stands or is hit from behind.
     speed: the ego's.  angle: the object's `bearing`.
     """
@@ -44,8 +44,8 @@ def bearing(states, k, c, object_corners) -> float:
     """Angle between the ego's heading and the object's centroid seen from the rear axle.
 
     NaN when rounding takes the cosine beyond 1 or -1, which makes an object dead ahead neither ahead nor behind, one
-    dead behind both (10.1 item 4). The official dot products are BLAS's: on processors with AVX-512, where the official
-    figures were made, the second product is fused into the sum; on others it may not be.
+    dead behind both (metric 10.1 (4)). The official dot products are BLAS's: on processors with AVX-512, where the
+    official figures were made, the second product is fused into the sum; on others it may not be.
     """
     x, y = quad_centroid(object_corners)
     dx, dy = x - states[X, k, c], y - states[Y, k, c]

@@ -1,4 +1,4 @@
-"""Comfort (spec 6.8 to 6.10): v1.1's over the simulated states, EPDMS's with the human's history before them.
+"""Comfort (metric 6.8 to 6.10): v1.1's over the simulated states, EPDMS's with the human's history before them.
 
 Series are filtered, rounded to 8 decimals and compared strictly with the bounds; an acceleration is rounded before it
 is differentiated. Arrays are (row, lane). The comparison of two frames is in `two_frame.py`.
@@ -15,7 +15,7 @@ from navsim_adapter.metric.savitzky_golay import filter_series, filter_weights, 
 from navsim_adapter.metric.simulate import ACCELERATION, HEADING, MOTION_STEP, YAW_RATE
 from navsim_adapter.vehicle import AXLE_TO_CENTER, INTERVAL, STATES
 
-# Bounds (6.9), all strict; m/s^2, m/s^3, rad/s^2, rad/s.
+# Bounds (metric 6.9), all strict; m/s^2, m/s^3, rad/s^2, rad/s.
 _LEAST_ACCELERATION, _MOST_ACCELERATION = -4.05, 2.40
 _LATERAL_ACCELERATION = 4.89
 _JERK, _LONGITUDINAL_JERK = 8.37, 4.13
@@ -62,10 +62,10 @@ def comfort(states, lateral_acceleration, n, scratch, turns, is_comfortable) -> 
 
 @inner
 def history_comfort(states, lateral_acceleration, history, n, scratch, turns, is_comfortable) -> None:
-    """EPDMS: the human's history (H, 3: a_x, a_y, heading), then the 41 simulated states, 0.1 s apart (6.10).
+    """EPDMS: the human's history (H, 3: a_x, a_y, heading), then the 41 simulated states, 0.1 s apart (metric 6.10).
 
     The longitudinal acceleration is the official "center" one, a_x + d (yaw_rate^2 + yaw_acceleration), while a_y
-    and the magnitude stay the rear axle's (10.2 item 0). Without history the score is 1.
+    and the magnitude stay the rear axle's (metric 10.2 (1)). Without history the score is 1.
     scratch: (4, H + 41, lanes).  turns: (lanes,).  is_comfortable: (lanes,) out.
     """
     past = history.shape[0]

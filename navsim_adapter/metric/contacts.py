@@ -109,5 +109,5 @@ def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled,
 
 @inner
 def measured_speed(ego) -> float:
-    """Speed of the measured state, lateral part included (10.1 item 6)."""
+    """Speed of the measured state, lateral part included (metric 10.1 (6))."""
     return sqrt(ego[3] * ego[3] + ego[4] * ego[4])

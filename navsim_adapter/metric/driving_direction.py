@@ -1,4 +1,4 @@
-"""Driving direction compliance (spec 6.4): how far the ego goes against the route within a second."""
+"""Driving direction compliance (metric 6.4): how far the ego goes against the route within a second."""
 
 from __future__ import annotations
 

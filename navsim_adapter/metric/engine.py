@@ -84,7 +84,7 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
         corners, other = np.empty((4, 2)), np.empty((4, 2))
         moved, center_areas = np.empty(STATES), np.empty(STATES, np.int64)
         lanes = np.empty((5, area_count(area)), np.int64)
-        ttc_steps = STATES - 9 if is_epdms else STATES  # EPDMS's objects end with the states (6.7)
+        ttc_steps = STATES - 9 if is_epdms else STATES  # EPDMS's objects end with the states (metric 6.7)
         is_tied = False
         for first in range(0, count, LANES):
             n = min(LANES, count - first)
@@ -123,7 +123,7 @@ def score_trajectories(fingerprint: int) -> Callable[..., Any]:
 
 
 def product_of(row, is_epdms):
-    """The product that decides whose progress counts as the batch's best (6.6)."""
+    """The product that decides whose progress counts as the batch's best (metric 6.6)."""
     product = row[RAW + NC] * row[RAW + DAC]
     return product * row[RAW + TLC] * row[RAW + DDC] if is_epdms else product
 
@@ -136,7 +136,7 @@ _spared = inner(aggregate.spared)
 
 @inner
 def combine(row, is_epdms, best_other, human, two_frame):
-    """Progress, human filter and score of one row (6.6, 6.13, 7.1).
+    """Progress, human filter and score of one row (metric 6.6, 6.13, 7.1).
 
     best_other: the largest raw progress x product of the rest of the batch, PDM-Closed's.
     human: (COLUMNS,) the human's row, whose zeros are forgiven; NaN for no filter.
@@ -183,7 +183,7 @@ def count_areas(fingerprint: int) -> Callable[..., Any]:
 
 @inner
 def _write_states(ego, block, c, states):
-    """The official 11 columns (5.2)."""
+    """The official 11 columns (metric 5.2)."""
     for k in range(STATES):
         states[k, 0], states[k, 1], states[k, 2] = (
             block[simulate.X, k, c],

@@ -1,4 +1,4 @@
-"""Exact predicates on points, segments and polygons, and the boxes of cars (spec 2.5, 5.6, 10.1).
+"""Exact predicates on points, segments and polygons, and the boxes of cars (metric 2.5, 5.6, 10.1).
 
 The official code decides with GEOS, whose predicates are exact for the given coordinates. Here a sign is read off
 rounded products (rounding is monotone, so different products give the true sign) and, when they are equal, off
@@ -141,7 +141,7 @@ def ego_gap(dx, dy, cosine, sine, other_cosine, other_sine, half_length, half_wi
 
 @inner
 def quad_centroid(corners) -> tuple[float, float]:
-    """The polygon's centroid as GEOS sums it: triangles about the first corner, in map coordinates (10.1 item 4)."""
+    """The polygon's centroid as GEOS sums it, by triangles about the first corner, in the map (metric 10.1 (4))."""
     base_x, base_y = corners[0, 0], corners[0, 1]
     sum_x, sum_y, area = 0.0, 0.0, 0.0
     for i in range(4):

@@ -1,4 +1,4 @@
-"""Lane keeping (spec 6.11, EPDMS): not away from the centerline for two seconds."""
+"""Lane keeping (metric 6.11, EPDMS): not away from the centerline for two seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST = 20  # consecutive states outside intersections
 
 @inner
 def lane_keeping(area, states, c, center_areas) -> float:
-    """0 after 20 consecutive states with the center more than 0.5 m off; intersections freeze the count (10.4).
+    """0 after 20 consecutive states with the center more than 0.5 m off; intersections freeze the count (metric 10.4).
 
     center_areas: (41,) categories that hold the center, INTERSECTION among those asked for.
     """

@@ -1,4 +1,4 @@
-"""The map of one scene, made quick to ask: which kinds of area hold a point (spec 6.1), how far is the centerline.
+"""The map of one scene, made quick to ask: which kinds of area hold a point (metric 6.1), how far is the centerline.
 
 A grid of square cells covers the road that the ego can reach (`cells.py` fills it). A cell knows the categories of
 the polygons that cover it wholly, those whose boundary runs through it, and for the latter whether its center is
@@ -31,7 +31,7 @@ from navsim_adapter.scene_cache import AreaType, SceneCache
 
 # Categories of an area, as bits. (Numpy integers: numba compiles a function anew for every literal it is called with.)
 DRIVABLE, ON_ROUTE, INTERSECTION = np.int64(1), np.int64(2), np.int64(4)  # and LANE, 8
-LANE_DEVIATION = 0.5  # m from the centerline (6.11)
+LANE_DEVIATION = 0.5  # m from the centerline (metric 6.11)
 
 BLOCK = 8  # centerline segments that share a bounding box
 
@@ -76,7 +76,7 @@ def build_map_index(scene: SceneCache) -> Packed:
 
 
 def area_categories(scene: SceneCache) -> np.ndarray:
-    """(P,) int64: lanes are not drivable area, only the blocks, intersections and car parks are (10.1 item 2)."""
+    """(P,) int64: lanes are not drivable area, only the blocks, intersections and car parks are (metric 10.1 (2))."""
     kind = scene.area_type
     is_drivable = (kind == AreaType.ROADBLOCK) | (kind == AreaType.INTERSECTION) | (kind == AreaType.CARPARK_AREA)
     category = np.zeros(len(kind), np.int64)

@@ -1,4 +1,4 @@
-"""Raw ego progress: how far the center gets along the centerline, not below 0 (spec 6.6). `aggregate.py` normalises."""
+"""Raw ego progress: how far the center gets along the centerline, at least 0 (metric 6.6). `aggregate` normalises."""
 
 from __future__ import annotations
 

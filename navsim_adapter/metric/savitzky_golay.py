@@ -1,4 +1,4 @@
-"""Savitzky-Golay filters as scipy's `savgol_filter` defines them in mode "interp" (spec 6.8).
+"""Savitzky-Golay filters as scipy's `savgol_filter` defines them in mode "interp" (metric 6.8).
 
 A filter is a table of weights: one row of `window` weights for each edge position at the start, one for the interior,
 one for each edge position at the end. Rows of a series are time, columns are candidates side by side.
@@ -58,7 +58,7 @@ def filter_series(series, rows, n, weights, filtered) -> None:
 
 @inner
 def unwrap(headings, rows, n, turns, unwrapped) -> None:
-    """Headings without jumps: 2 pi times the cumulated rounded turns is taken off (6.9).  turns: (n,) scratch."""
+    """Headings without jumps: less 2 pi times the cumulated rounded turns (metric 6.9).  turns: (n,) scratch."""
     for c in range(n):
         turns[c] = 0.0
         unwrapped[0, c] = headings[0, c]

@@ -84,7 +84,7 @@ def build_index(scene: SceneCache, metric: Metric) -> SceneIndex:
 
 def scene_traffic(scene: SceneCache, metric: Metric) -> Packed:
     """The scene's objects under a metric: 51 steps and no lights in v1.1; 41 steps and lights in v2.2, which drops
-    what overlaps the ego at the start (8.2)."""
+    what overlaps the ego at the start (metric 8.2)."""
     is_epdms = metric == "epdms"
     mine = np.flatnonzero(np.asarray(scene.object_versions) & (EPDMS if is_epdms else PDMS))
     size, pose = np.asarray(scene.object_size)[mine], np.asarray(scene.object_pose)[mine]
@@ -133,7 +133,7 @@ def shapes_meet(fingerprint: int) -> Callable[..., Any]:
 
 
 def comfort_history(states: np.ndarray, times_us: np.ndarray) -> np.ndarray:
-    """The human's past (4, 11) at true timestamps, resampled every 0.1 s without the last sample (6.10): (H, 3)."""
+    """The human's past (4, 11), resampled every 0.1 s without the last sample (metric 6.10): (H, 3)."""
     times = np.asarray(times_us, np.int64)
     query = np.arange(times[0], times[-1], _HISTORY_STEP_US)[:-1].astype(np.float64)
     knots = times.astype(np.float64)

@@ -1,6 +1,6 @@
-"""From a predicted trajectory to the 41 states that every sub-score reads (spec section 5).
+"""From a predicted trajectory to the 41 states that every sub-score reads (metric 5).
 
-Reference sampling (5.1), speed and curvature fits (5.3), tracker (5.4) and bicycle model (5.5), for a block of
+Reference sampling (metric 5.1), speed and curvature fits (5.3), tracker (5.4) and bicycle model (5.5), for a block of
 candidates side by side: arrays are (row, lane), the inner loop runs over the lanes. Positions stay in the map's
 frame and the official order of operations is kept where a coordinate is rounded, since one unit in the last place
 of a northing is 1e-8 m/s in the speed fit.
@@ -41,8 +41,8 @@ _HORIZON = 10  # tracker look-ahead, steps
 def _speed_fit_factors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """LDL' factors of the speed fit's constant matrix: inverse pivots and the two lower bands, each (40,).
 
-    cos^2 + sin^2 = 1 makes the data term the identity. The penalty is the official one (5.3): a_0..a_36 themselves
-    and a_38 - a_37, with a weight that equals h^4 / h^4 = 1 in these units.
+    cos^2 + sin^2 = 1 makes the data term the identity. The penalty is the official one (metric 5.3): a_0..a_36
+    themselves and a_38 - a_37, with a weight that equals h^4 / h^4 = 1 in these units.
     """
     rows = np.zeros((STEPS - 2, STEPS))
     for j in range(STEPS - 3):
@@ -61,7 +61,7 @@ _SPEED_PIVOT, _SPEED_LOWER_1, _SPEED_LOWER_2 = _speed_fit_factors()
 
 @inner
 def sample_times(time_us, size, interval, span, lower, offset):
-    """Times of knots and queries, the same for every trajectory of one sampling (5.1).
+    """Times of knots and queries, the same for every trajectory of one sampling (metric 5.1).
 
     size, interval: number of poses and seconds between them.
     span: (size,) out, microseconds between knots.  lower, offset: (41,) out, knot before each query and the
@@ -88,7 +88,7 @@ def place_knots(ego, poses, headings, first, n, knots):
 
     ego: (11,).  poses: (N, T, 3) ego frame.  knots: (3, T + 1, lanes) out.
     headings: (N, T) in the map's frame from `literal_headings`, or NaN to have them computed here; a candidate of
-    which the direction of a turn hangs on the last bit (5.1) then gets infinity in its first entry.
+    which the direction of a turn hangs on the last bit (metric 5.1) then gets infinity in its first entry.
     Returns whether there is one.
     """
     is_tied = False
@@ -129,7 +129,7 @@ def _there_and_back(axle, direction):
 
 
 def literal_headings(ego: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """Map-frame headings (N, T) by the official operations, for trajectories that turn by exactly pi (5.1)."""
+    """Map-frame headings (N, T) by the official operations, for trajectories that turn by exactly pi (metric 5.1)."""
 
     def frames(poses: np.ndarray) -> np.ndarray:
         x, y, heading = np.ascontiguousarray(poses.T)
@@ -142,7 +142,7 @@ def literal_headings(ego: np.ndarray, poses: np.ndarray) -> np.ndarray:
 
 @inner
 def sample_reference(knots, span, lower, offset, n, slopes, reference):
-    """Linear interpolation of the knots at the 41 query times, headings wrapped to [-pi, pi) (5.1).
+    """Linear interpolation of the knots at the 41 query times, headings wrapped to [-pi, pi) (metric 5.1).
 
     knots: (3, T + 1, lanes).  slopes: (3, T, lanes) scratch.  reference: (5, 41, lanes) out.
     """
@@ -179,7 +179,7 @@ def take_reference(poses, first, n, reference):
 
 @inner
 def fit_speed(reference, n, speed):
-    """Speeds along the reference at its first 40 poses: (40, lanes) out (5.3)."""
+    """Speeds along the reference at its first 40 poses: (40, lanes) out (metric 5.3)."""
     for i in range(STEPS):
         x0, x1 = reference[X, i], reference[X, i + 1]
         y0, y1 = reference[Y, i], reference[Y, i + 1]
@@ -207,7 +207,7 @@ def fit_speed(reference, n, speed):
 
 @inner
 def fit_curvature(reference, speed, n, excess, curvature):
-    """Curvatures along the reference at its first 40 poses: (40, lanes) out (5.3).
+    """Curvatures along the reference at its first 40 poses: (40, lanes) out (metric 5.3).
 
     Tridiagonal elimination with pivots kept as 1 + excess, excess being a sum of positive terms: nothing cancels
     when the car hardly moves.  excess: (40, lanes) scratch.
@@ -238,7 +238,7 @@ def fit_curvature(reference, speed, n, excess, curvature):
 
 @inner
 def window_moments(curvature, n, moments):
-    """Moments 0..3 of the tracker's curvature window at each step: (4, 40, lanes) out (5.4)."""
+    """Moments 0..3 of the tracker's curvature window at each step: (4, 40, lanes) out (metric 5.4)."""
     for k in range(STEPS):
         m0, m1, m2, m3 = moments[0, k], moments[1, k], moments[2, k], moments[3, k]
         first = curvature[k]
@@ -262,7 +262,7 @@ def window_moments(curvature, n, moments):
 
 @inner
 def track(ego, reference, speed, moments, n, states):
-    """Follow the reference for 40 steps with the official tracker and bicycle model (5.4, 5.5).
+    """Follow the reference for 40 steps with the official tracker and bicycle model (metric 5.4, 5.5).
 
     states: (PLANES, 41, lanes) out. The first state keeps the measured motion, with straight wheels.
     """
@@ -283,7 +283,7 @@ def track(ego, reference, speed, moments, n, states):
 # Three loops and not one: with all their arrays together LLVM gives up on vectorising.
 @inner
 def _command(reference, speed, moments, k, n, states):
-    """The tracker's acceleration and steering rate at step k (5.4), left in those planes of row k + 1."""
+    """The tracker's acceleration and steering rate at step k (metric 5.4), left in those planes of row k + 1."""
     target = speed[min(k + _HORIZON, STEPS - 1)]
     reference_x, reference_y, reference_heading = reference[X, k], reference[Y, k], reference[HEADING, k]
     reference_cosine, reference_sine = reference[_REFERENCE_COSINE, k], reference[_REFERENCE_SINE, k]
@@ -305,7 +305,7 @@ def _command(reference, speed, moments, k, n, states):
 
 @inner
 def _respond(k, n, states):
-    """The bicycle model's speed and steering in row k + 1, where the commands lie (5.5)."""
+    """The bicycle model's speed and steering in row k + 1, where the commands lie (metric 5.5)."""
     v0, a0, steering0 = states[SPEED, k], states[ACCELERATION, k], states[STEERING, k]
     v1, a1, steering1 = states[SPEED, k + 1], states[ACCELERATION, k + 1], states[STEERING, k + 1]
     rate1, yaw_rate1 = states[STEERING_RATE, k + 1], states[YAW_RATE, k + 1]
@@ -320,7 +320,7 @@ def _respond(k, n, states):
 
 @inner
 def _move(k, n, states):
-    """The bicycle model's pose in row k + 1, from the speed and steering of row k (5.5)."""
+    """The bicycle model's pose in row k + 1, from the speed and steering of row k (metric 5.5)."""
     x0, y0, heading0, cosine0, sine0 = (
         states[X, k],
         states[Y, k],
@@ -340,7 +340,7 @@ def _move(k, n, states):
 
 @inner
 def _steering_rate(lateral, turned, steering, v, push, m0, m1, m2, m3):
-    """The tracker's steering rate: one look-ahead of ten steps at speeds v + push * h * m, m = 0..9 (5.4).
+    """The tracker's steering rate: one look-ahead of ten steps at speeds v + push * h * m, m = 0..9 (metric 5.4).
 
     With p_m = h w_m = p + q m, the lateral error after ten steps is lateral + turned * sum p + ..., a polynomial
     in p and q; m0..m3 are the moments of the curvature window.

@@ -22,7 +22,7 @@ from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH, RADIUS
 TRAFFIC_CELL = 2.0  # m
 _TOGETHER = 4  # steps whose boxes are entered into the grid as one
 SHAPE_NUMBERS = 6  # of a shape that enters the grid: x, y, cosine, sine, half length, half width
-STOPPED_SPEED = 0.05  # m/s, inclusive (6.2)
+STOPPED_SPEED = 0.05  # m/s, inclusive (metric 6.2)
 _NEAR = RADIUS + TRAFFIC_CELL * 0.7072  # from a cell's center: the footprint's circle may touch
 UNSURE_GAP = 1e-6  # m; closer than this, contact is decided on the exact corners
 
@@ -37,7 +37,7 @@ CELLS = SHAPE + 1  # (cells + 1, 2) int64 first entry of a cell, bit k: some ent
 ENTRIES = CELLS + 1  # (E, 2) int64 object (lights after the objects), bit k: near the cell at step k
 
 IS_AGENT = np.int64(1)  # vehicle, pedestrian or bicycle
-IS_STOPPED = np.int64(2)  # static, or standing at first sight (6.2 item 2)
+IS_STOPPED = np.int64(2)  # static, or standing at first sight (metric 6.2 (2))
 IS_IGNORED = np.int64(4)  # collisions and time to collision leave it out from the start
 
 

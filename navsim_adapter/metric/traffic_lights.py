@@ -1,4 +1,4 @@
-"""Traffic light compliance (spec 6.5, EPDMS): the footprint must not touch a red connector's polygon.
+"""Traffic light compliance (metric 6.5, EPDMS): the footprint must not touch a red connector's polygon.
 
 No exemption for standing inside it at the start.
 """

@@ -1,4 +1,4 @@
-"""Time to collision within bound (spec 6.7): would the ego, going straight on, meet something within a second?
+"""Time to collision within bound (metric 6.7): would the ego, going straight on, meet something within a second?
 
 `contacts.py` finds the projected contacts.
 """

@@ -1,4 +1,4 @@
-"""Two-frame extended comfort (spec 6.12, EPDMS): does a planner change its mind within half a second?
+"""Two-frame extended comfort (metric 6.12, EPDMS): does a planner change its mind within half a second?
 
 Two plans of one planner, started one after the other, are compared where they overlap in time.
 """

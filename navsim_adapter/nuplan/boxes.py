@@ -1,4 +1,4 @@
-"""Corners of rectangular bodies, in the devkit's order and arithmetic (spec 2.5, 5.6)."""
+"""Corners of rectangular bodies, in the devkit's order and arithmetic (metric 2.5, 5.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log pickles as typed frames (spec 2.1). Slicing them into scenes is in `scenes`, their objects in `objects`.
+"""Log pickles as typed frames (metric 2.1). Slicing them into scenes is in `scenes`, their objects in `objects`.
 
 Values keep the precision of the file; only ego velocity and acceleration are cast to float32, as the devkit does.
 """
@@ -122,7 +122,7 @@ def quaternion_yaw(rotation: np.ndarray) -> float:
     """Yaw of a quaternion (w, x, y, z), to the last bit as the devkit has it.
 
     Normalised only when it is off by 1e-14 or more; the minus sign is pyquaternion's, and the arctangent must be
-    numpy's: the C library's differs in the last bit for a quarter of the poses (spec 2.1, 5.1).
+    numpy's: the C library's differs in the last bit for a quarter of the poses (metric 2.1, 5.1).
     """
     squares = np.dot(rotation, rotation)
     if abs(1.0 - squares) >= 1e-14 and squares > 0:
@@ -150,7 +150,7 @@ def command_name(one_hot: np.ndarray) -> str:
 
 
 def map_of(location: str) -> str:
-    """The map's name of a location; logs call one city by another (spec 2.1)."""
+    """The map's name of a location; logs call one city by another (metric 2.1)."""
     return _MAP_NAMES.get(location, location)
 
 

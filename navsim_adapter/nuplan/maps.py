@@ -1,4 +1,4 @@
-"""nuPlan's GeoPackage maps: polygons, baselines and topology in the city's projected frame (spec 3.1 to 3.3).
+"""nuPlan's GeoPackage maps: polygons, baselines and topology in the city's projected frame (metric 3.1 to 3.3).
 
 A map is read once per process and kept as shapely geometries (for exact predicates) beside flat ring arrays (for
 the cache). Rows keep the order of the file, because every list of the official code does.
@@ -53,7 +53,7 @@ class Lane:
 
     @cached_property
     def baseline(self) -> np.ndarray:
-        """(n, 3) x, y, heading of each vertex (3.1)."""
+        """(n, 3) x, y, heading of each vertex (metric 3.1)."""
         if self.line is None:
             raise InputError(f"map: {self.type.name.lower()} {self.id} has no baseline; scenes on it have no score")
         return with_headings(shapely.get_coordinates(self.line))
@@ -93,7 +93,7 @@ class Map:
     area_geometry: np.ndarray  # shapely polygons, parallel to `areas`
 
     def block(self, block_id: str) -> Block:
-        """Roadblock, else connector of that id (3.4)."""
+        """Roadblock, else connector of that id (metric 3.4)."""
         found = self.roadblocks.get(block_id) or self.connectors.get(block_id)
         if found is None:
             raise InputError(f"map {self.name}: has no roadblock {block_id}; the log's route does not fit this map")
@@ -110,7 +110,7 @@ class Map:
         return [self._known(table, lane_id, "lane", lane.id) for lane_id in lane.outgoing_ids]
 
     def blocks_near(self, x: float, y: float, radius: float) -> list[Block]:
-        """Roadblocks, then connectors, touching the square around a point (3.2)."""
+        """Roadblocks, then connectors, touching the square around a point (metric 3.2)."""
         square = shapely.box(x - radius, y - radius, x + radius, y + radius)
         return [blocks[row] for blocks, tree in self._block_trees for row in np.sort(tree.query(square, "intersects"))]
 
@@ -124,7 +124,7 @@ class Map:
         ]
 
     def drivable(self, x: float, y: float, radius: float) -> list[tuple[str, AreaType, int]]:
-        """(id, type, area row) of the drivable map around a point, in its official order (3.3)."""
+        """(id, type, area row) of the drivable map around a point, in its official order (metric 3.3)."""
         near = self.blocks_near(x, y, radius)
         found = [(block.id, AreaType.ROADBLOCK, block.area) for block in near if not block.is_connector]
         for lane in (lane for block in near for lane in block.lanes):
@@ -331,7 +331,7 @@ def _by_key(keys: list[str], values: np.ndarray) -> dict[str, Any]:
 
 
 def with_headings(vertices: np.ndarray) -> np.ndarray:
-    """(n, 2) polyline vertices -> (n, 3) with the heading of the segment that follows; the last repeats (3.1).
+    """(n, 2) polyline vertices -> (n, 3) with the heading of the segment that follows; the last repeats (metric 3.1).
 
     A vertex repeated by the next one has heading arctan2(0, 0) = 0 whatever the road does, as officially.
     """

@@ -1,4 +1,4 @@
-"""Objects over time: annotations of 2 Hz frames -> boxes every 0.1 s, and red lights (spec 2.5, 4.2, 4.3).
+"""Objects over time: annotations of 2 Hz frames -> boxes every 0.1 s, and red lights (metric 2.5, 4.2, 4.3).
 
 PDMS looks 5 s ahead (frames 0..10), EPDMS 4 s (frames 0..8). That changes little: a track that comes back after 4 s,
 or is seen a second time only then. One table serves both, with two rows for a track where they disagree.
@@ -25,7 +25,7 @@ _LAST_AGENT = ObjectType.BICYCLE
 
 @dataclass(frozen=True)
 class FrameObjects:
-    """Objects of one frame in the global frame, stably sorted by type (2.5)."""
+    """Objects of one frame in the global frame, stably sorted by type (metric 2.5)."""
 
     tokens: tuple[str, ...]
     type: np.ndarray  # (n,) int8
@@ -146,7 +146,7 @@ def _versions(types: np.ndarray, seen: np.ndarray, frames: int) -> tuple[np.ndar
 
 
 def resample(knots: np.ndarray) -> np.ndarray:
-    """(M, F, 3) poses seen at 2 Hz (NaN: not seen) -> (M, 5 (F - 1) + 1, 3) every 0.1 s, NaN where absent (4.2).
+    """(M, F, 3) poses seen at 2 Hz (NaN: not seen) -> (M, 5 (F - 1) + 1, 3) every 0.1 s, NaN where absent (metric 4.2).
 
     Linear between sightings, gaps included, headings along the shorter turn; nothing before the first sighting and
     after the last. A track seen in one frame only stands there all the time.
@@ -179,7 +179,7 @@ def resample(knots: np.ndarray) -> np.ndarray:
 def red_lights(
     states: Sequence[tuple[tuple[str, bool], ...]], connectors: Mapping[str, object]
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Lights that are red at some step on these route lanes: ids (L,), and (L, 41) red at step k (4.3).
+    """Lights that are red at some step on these route lanes: ids (L,), and (L, 41) red at step k (metric 4.3).
 
     states: (lane connector id, is red) of frames 0 (now) .. 8; each holds until the next. connectors: keys are lane
     ids of the route as logged.

@@ -1,4 +1,4 @@
-"""Where NAVSIM's files lie: one dataset root, as `OPENSCENE_DATA_ROOT` lays it out (spec 1.1)."""
+"""Where NAVSIM's files lie: one dataset root, as `OPENSCENE_DATA_ROOT` lays it out (metric 1.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the logged roadblocks to the lanes a scene is scored on (spec 3.4, 3.5).
+"""From the logged roadblocks to the lanes a scene is scored on (metric 3.4, 3.5).
 
 Every tie is broken as officially: order of rows, of discovery, of the tree's answers. Lists of blocks may hold a
 block twice until the very end.
@@ -64,7 +64,7 @@ def plan_route(
     """Correct the route and find the lanes ahead.
 
     ego: (3,) rear axle x, y, heading. center: (2,) geometric center. footprint: (4, 2) corners.
-    near: the drivable map around the ego (3.3). Raises InputError where the map lacks what the route names.
+    near: the drivable map around the ego (metric 3.3). Raises InputError where the map lacks what the route names.
     """
     logged = [city.block(block_id) for block_id in dict.fromkeys(roadblock_ids)]
     if not logged:
@@ -80,7 +80,7 @@ def lanes_of(blocks: Sequence[Block]) -> dict[str, Lane]:
 
 
 def correct(city: Map, route: list[Block], ego: np.ndarray) -> list[Block]:
-    """The three fixes of 3.4; the result may repeat blocks."""
+    """The three fixes of metric 3.4; the result may repeat blocks."""
     start, candidates = _start_block(city, {block.id for block in route}, ego)
     if start.id not in {block.id for block in route}:
         route = _reach_route(city, route, start, candidates)
@@ -191,7 +191,7 @@ def starting_lane(
     """The route lane under the rear axle with the least heading error, else under the center, else the nearest."""
     if not lanes:
         raise InputError(f"map {city.name}: the route has no lanes; a scene without lanes has no score")
-    # Ties go to the tree's own order of answers, so it is built as officially: all areas, default node size (3.5).
+    # Ties go to the tree's order of answers, so it is built as officially: all areas, default node size (metric 3.5).
     tree = shapely.STRtree(city.area_geometry[[area for _, _, area in near]])
     under = [near[row][0] for row in tree.query(shapely.Point(ego[0], ego[1]), "intersects") if near[row][0] in lanes]
     if under:
@@ -207,7 +207,7 @@ def starting_lane(
 def lanes_ahead(city: Map, blocks: list[Block], lanes: dict[str, Lane], start: Lane) -> list[Lane]:
     """Cheapest lane sequence from the starting lane to the block 30 ahead, or as far as the route's lanes go.
 
-    Dijkstra as officially (3.5): ties go to the place in the open list; without a way to the goal the deepest
+    Dijkstra as officially (metric 3.5): ties go to the place in the open list; without a way to the goal the deepest
     expanded lane is taken, among those the cheapest, then the first.
     """
     ids = [block.id for block in blocks]

@@ -1,4 +1,4 @@
-"""Which frames make a scene: slicing logs, the devkit's scene filter, splits (spec 1.2 to 1.4).
+"""Which frames make a scene: slicing logs, the devkit's scene filter, splits (metric 1.2 to 1.4).
 
 A scene is a slice of a log: `num_history_frames` (the last of them is now) and `num_future_frames`. As officially,
 nothing checks that neighbouring frames are half a second apart. Unlike officially, logs are read in sorted order.
@@ -76,8 +76,8 @@ _TYPES: dict[str, type] = {
     "has_route": bool,
 }
 
-# Official names of splits: folder of the logs, and what differs from the default filter (1.2). The published token
-# lists of navtrain and navtest belong to the devkit; give its YAML with --filter to take exactly those.
+# Official names of splits: folder of the logs, and what differs from the default filter (metric 1.2). The published
+# token lists of navtrain and navtest belong to the devkit; give its YAML with --filter to take exactly those.
 SPLITS: dict[str, tuple[str, SceneFilter]] = {
     "navmini": ("mini", SceneFilter(frame_interval=None)),
     "navtrain": ("trainval", SceneFilter()),
@@ -98,7 +98,7 @@ class Moment:
 class Scene:
     """One scene: `frames[num_history - 1]` is now.
 
-    Second-stage scenes (`is_synthetic`, 2.3) have no future frames but moments `after` the last frame.
+    Second-stage scenes (`is_synthetic`, metric 2.3) have no future frames but moments `after` the last frame.
     """
 
     token: str

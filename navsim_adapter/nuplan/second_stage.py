@@ -1,4 +1,4 @@
-"""Second-stage scenes of the pseudo closed-loop test: one pickle each, four frames and what happens after (spec 2.3).
+"""Second-stage scenes of the pseudo closed-loop test: one pickle each, four frames and what happens after (metric 2.3).
 
 Past, current frame and annotations are as in logs, but poses are global (x, y, yaw) already. The future is two lists
 of nuPlan objects, one entry per 0.5 s, whose boxes are global and used as they are. There is no human future.

@@ -1,4 +1,4 @@
-"""Which of the fifteen proposals PDM-Closed drives: each is simulated and scored on the forecast (spec 4.4 (c)-(e)).
+"""Which of fifteen proposals PDM-Closed drives: all are simulated and scored on the forecast (metric 4.4 (c) to (e)).
 
 The proposals are the same under both metrics; the score that picks one is the metric's own.
 """
@@ -38,7 +38,7 @@ def plan_references(
     of the current frame's red connectors on the corrected route.  A metric that `scene.versions` lacks is left out.
 
     Fresh for every scene: the devkit's own builder also leaves out what overlapped the ego in earlier scenes of the
-    same worker (10.3).
+    same worker (metric 10.3).
     """
     predicted = forecast(scene.ego_state[:3], objects, red_lights)
     candidates = proposals(scene.ego_state, scene.centerline, speed_limit, predicted)
@@ -51,7 +51,7 @@ def plan_references(
 
 
 def sample(poses: np.ndarray, time_us: int) -> np.ndarray:
-    """(41, 3) poses at the times that the scorer asks for, up to 1 us before the planned ones (5.1).
+    """(41, 3) poses at the times that the scorer asks for, up to 1 us before the planned ones (metric 5.1).
 
     poses: (41, 3) planned at `time_us` + k * 0.1 s.
     """

@@ -1,6 +1,6 @@
 """What PDM-Closed believes the next five seconds hold: objects at constant velocity, red lights that stay red.
 
-Spec 4.4 (a). The forecast knows the current frame only. It is made once per scene and serves both the roll-outs and
+Metric 4.4 (a). The forecast knows the current frame only. It is made once per scene and serves both the roll-outs and
 the scoring of the proposals. Objects on top of the ego stay in the forecast but are listed in `is_collided`.
 """
 
@@ -67,7 +67,7 @@ def forecast(
     """Select the objects near the ego and say how they will move.
 
     ego_pose: (3,) rear axle.  red_lights: (connector id, polygon) of the current frame's red connectors on the
-    corrected route.  Raises InputError where an agent has no finite velocity; the devkit makes no cache then (7.4).
+    corrected route.  Raises InputError where an agent has no finite velocity; the devkit makes no cache (metric 7.4).
     """
     chosen = _nearest(ego_center(ego_pose), objects)
     pose, velocity, kind = objects.pose[chosen], objects.velocity[chosen], objects.type[chosen]

@@ -1,4 +1,4 @@
-"""A driving path parametrised by its progress, and the proposals' parallel paths (spec 3.5 item 5, 4.4)."""
+"""A driving path parametrised by its progress, and the proposals' parallel paths (metric 3.5 (3), 4.4)."""
 
 from __future__ import annotations
 

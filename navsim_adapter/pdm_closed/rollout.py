@@ -1,4 +1,4 @@
-"""PDM-Closed's fifteen proposals: intelligent-driver roll-outs on three parallel paths (spec 4.4 (b)).
+"""PDM-Closed's fifteen proposals: intelligent-driver roll-outs on three parallel paths (metric 4.4 (b)).
 
 Matched on purpose (tests/navsim_adapter/test_reference.py): the first step brakes for a leader of zeros; a leader is
 looked up at even steps only; the five proposals of a path share one record per look-up, so a field that one does not
@@ -87,7 +87,7 @@ def _tree_rank(corridors: list[shapely.Polygon], polygons: np.ndarray) -> np.nda
     """(3, M + L) position of each object among the hits of the devkit's tree query in one step.
 
     Of equally near objects (several overlap the footprint: distance 0) the devkit takes the first hit, and that order
-    is the one of GEOS's packed tree over all polygons of the step (spec 10.1 item 7).
+    is the one of GEOS's packed tree over all polygons of the step (metric 10.1 (7)).
     """
     rank = np.full((len(corridors), len(polygons)), len(polygons))
     tree = shapely.STRtree(polygons, node_capacity=10)

@@ -1,4 +1,4 @@
-"""The devkit's own result tables: one planner a file, a row per scene, averages at the end (spec 7.2, 7.3).
+"""The devkit's own result tables: one planner a file, a row per scene, averages at the end (metric 7.2, 7.3).
 
 A scene without a score is there with valid False and empty cells, and is left out of the averages. The devkit itself
 gives no averages for a v2 run with such a scene; here `valid` of the closing rows says that there was one.

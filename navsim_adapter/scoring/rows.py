@@ -91,7 +91,7 @@ def score_rows(
     threads: int = 1,
     missing: Mapping[str, str] | None = None,
 ) -> RowScores:
-    """Score every row; rows of one name are one planner, whose plans of neighbouring frames are compared (6.12).
+    """Score every row; rows of one name are one planner, whose plans of neighbouring frames are compared (metric 6.12).
 
     threads: scenes at a time.  missing: token -> why the scene has no cache; its rows have no figures.
     Raises InputError for a token that is in neither `scenes` nor `missing`, and for poses that are no numbers.

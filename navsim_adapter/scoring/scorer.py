@@ -220,7 +220,7 @@ class Scorer:
                     traces[chosen] = two_frame.traces_of(states)
 
         self._each(one, groups)
-        if traces is not None:  # rows whose planner also has the frame before (6.12)
+        if traces is not None:  # rows whose planner also has the frame before (metric 6.12)
             names, own = [name for _, name in rows], [frames[token] for token, _ in rows]
             for row, value in zip(*two_frame.paired_comfort(names, own, traces)):
                 engine.combine_rows(table[row : row + 1], True, *bars[rows[row][0]], np.array([value]))

@@ -1,4 +1,4 @@
-"""The pseudo closed-loop score of two stages: pairs of frames, weights of rendered scenes, summaries (spec 7.3).
+"""The pseudo closed-loop score of two stages: pairs of frames, weights of rendered scenes, summaries (metric 7.3).
 
 Stage one is a pair of recorded scenes half a second apart; stage two are pairs rendered where a planner may be four
 seconds later. A rendered scene counts by how near it starts to the end of the trajectory planned in stage one.
@@ -102,7 +102,7 @@ def read_mapping(path: str | Path) -> list[Entry]:
 
 
 def two_frame_comfort(now: SceneResult, before: SceneResult) -> float:
-    """1 or 0 (6.12); NaN where the scenes are not about half a second apart."""
+    """1 or 0 (metric 6.12); NaN where the scenes are not about half a second apart."""
     steps = gap_in_steps(now.time_us, before.time_us)
     if not steps:
         return float("nan")

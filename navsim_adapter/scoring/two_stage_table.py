@@ -87,7 +87,7 @@ def summarise(entries: Sequence[Entry], table: ScoreTable) -> list[Summary]:
 
 
 def _means(entries: Sequence[Entry], figures: np.ndarray, rows: Mapping[str, int]) -> np.ndarray:
-    """(3, 10): stage one, stage two, and the mean of the groups' products (spec 7.3)."""
+    """(3, 10): stage one, stage two, and the mean of the groups' products (metric 7.3)."""
     one, two = [], []
     for entry in entries:
         if any(token not in rows for token in entry.tokens):

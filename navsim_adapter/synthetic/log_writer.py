@@ -1,4 +1,4 @@
-"""A recording to one NAVSIM log: the pickle of frame dicts (spec 2.1) and the pictures it names.
+"""A recording to one NAVSIM log: the pickle of frame dicts (metric 2.1) and the pictures it names.
 
 Pictures are made for every frame that can be a scene's current one. The log's pictures appear at once (a folder
 renamed into place) and before the pickle, so a pickle that exists means that the log is complete.
@@ -125,7 +125,7 @@ def _ego(rng: np.random.Generator, ego: EgoState, z: float, late: float) -> dict
 
 
 def _command(recording: Recording, ego: EgoState) -> Array:
-    """One-hot (left, straight, right, unknown): where the route is 20 m on, seen from where it is now (spec 2.2)."""
+    """One-hot (left, straight, right, unknown): where the route is 20 m on, seen from where it is now (metric 2.2)."""
     path = recording.setting.site.paths[recording.setting.route]
     x, y, heading = path.at(ego.s)
     ahead_x, ahead_y, _ = path.at(ego.s + 20.0)
@@ -157,7 +157,7 @@ def _cams(log: str, token: str) -> dict[str, dict[str, Any]]:
 
 
 def _annotations(log: str, token: str, ego: EgoState, objects: list[Object]) -> dict[str, Any]:
-    """Boxes (x, y, z, length, width, height, yaw) and velocities in the ego frame; yaw is not wrapped (spec 2.1)."""
+    """Boxes (x, y, z, length, width, height, yaw) and velocities in the ego frame; yaw is not wrapped (metric 2.1)."""
     c, s = np.cos(ego.heading), np.sin(ego.heading)
     near = [o for o in objects if np.hypot(o.x - ego.x, o.y - ego.y) < SIGHT]
     boxes, speeds = np.zeros((len(near), 7)), np.zeros((len(near), 3))

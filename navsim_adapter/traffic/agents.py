@@ -1,4 +1,4 @@
-"""The vehicles of reactive traffic in motion: what each occupies, what is on its way, how it moves (spec 8.3).
+"""The vehicles of reactive traffic in motion: what each occupies, what is on its way, how it moves (metric 8.3).
 
 The shapes are GEOS's, because the gaps between them decide the accelerations: an agent occupies its box united with
 the strip of lane in front of it, and looks along the strip of lane that is left. They are made only for agents that

@@ -1,6 +1,6 @@
 """Vehicles that keep their velocity and heading; everything else replays (the devkit's third policy).
 
-Merged with the log as reactive traffic is (spec 8.3): step 0 shows the current frame as it is, overlaps included, and
+Merged with the log as reactive traffic is (metric 8.3): step 0 shows the current frame as it is, overlaps included, and
 vehicles first seen later do not exist.
 """
 

@@ -1,4 +1,4 @@
-"""Reactive traffic: every vehicle follows its lane by the intelligent-driver model (spec 8.3).
+"""Reactive traffic: every vehicle follows its lane by the intelligent-driver model (metric 8.3).
 
 An agent looks along what is left of its lane for other agents and the ego, keeps its distance to the nearest, and
 brakes for the end of the lane, since routes are never extended (`agents`, `motion`). Pedestrians, bicycles and static
@@ -50,7 +50,7 @@ def vehicle_poses(token: str, scene: TrafficScene, states: np.ndarray) -> np.nda
 
 
 class _Bystanders:
-    """Parked and far vehicles, which are put back where they were unless something stands there (8.3, output).
+    """Parked and far vehicles, which are put back where they were unless something stands there (metric 8.3, output).
 
     vehicle: (S,) their rows in the traffic scene; none of them is ever an agent.
     """

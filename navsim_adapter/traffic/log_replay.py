@@ -1,4 +1,4 @@
-"""Non-reactive traffic: the log as it was, without what stands on the ego at the start (spec 8.2)."""
+"""Non-reactive traffic: the log as it was, without what stands on the ego at the start (metric 8.2)."""
 
 from __future__ import annotations
 

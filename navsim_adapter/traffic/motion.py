@@ -150,7 +150,7 @@ def occupied_path(state, agent):
 
 @njit(cache=True)
 def corners(state, agent):
-    """(4, 2) corners of the agent's box (spec 2.5)."""
+    """(4, 2) corners of the agent's box (metric 2.5)."""
     x, y, heading = state.pose[agent]
     points = np.empty((4, 2))
     for i, (along, across) in enumerate(((1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0))):

@@ -1,4 +1,4 @@
-"""What reactive traffic needs of the map, found once per scene (spec 8.3, initialisation).
+"""What reactive traffic needs of the map, found once per scene (metric 8.3, initialisation).
 
 Which lane a vehicle is put on depends on the current frame only, so the map is asked when the cache is built, and
 the cache keeps the answers as flat arrays (`SceneCache.extras`, names beginning with "traffic_").

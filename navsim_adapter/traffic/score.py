@@ -1,4 +1,4 @@
-"""Trajectories scored in traffic that depends on them: EPDMS with a policy other than log replay (spec 8.1).
+"""Trajectories scored in traffic that depends on them: EPDMS with a policy other than log replay (metric 8.1).
 
 The batch of the official code is [PDM-Closed, trajectory] in the traffic of the trajectory, so the reference is scored
 anew for each; the human of the penalty filter drives in a traffic of its own.

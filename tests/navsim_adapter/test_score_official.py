@@ -30,7 +30,7 @@ TOLERANCE = 1e-6
 WEIGHT_TOLERANCE = 1e-12
 LAST_BIT = "95f03579c2243ddc"
 """A reactive car exactly behind the ego: the last bit of a sine decides whether its angle is a number (metric
-10.1, item 4). Official figures come from a processor with AVX-512, on which numpy has another sine than on others."""
+10.1 (4)). Official figures come from a processor with AVX-512, on which numpy has another sine than on others."""
 
 
 def _root(name: str) -> Path:

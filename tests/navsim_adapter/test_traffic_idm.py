@@ -31,8 +31,8 @@ COLUMNS = {
     "lane_keeping": engine.LK,
     "history_comfort": engine.COMFORT,
 }
-# A vehicle dead ahead: the official angle is the arccosine of 1 or of the next double, NaN, and decides TTC (10.1). A
-# simulated vehicle's pose is ours to the last bit, not theirs; the human filter forgives all of these.
+# A vehicle dead ahead: the official angle is the arccosine of 1 or of the next double, NaN, and decides TTC (metric
+# 10.1 (4)). A simulated vehicle's pose is ours to the last bit, not theirs; the human filter forgives all of these.
 LAST_BIT = {
     ("route_parallel", "jerky"),
     ("route_parallel", "gap_0.05"),

@@ -109,7 +109,7 @@ class FlorenceEncoder(nn.Module):
         return text(inputs_embeds=embeds).last_hidden_state
 
 
-_RENAMED = (  # older (Microsoft) naming -> transformers' naming; shared/checkpoint layouts of DP-VLA and X-VLA
+_RENAMED = (  # older (Microsoft) naming -> transformers' naming, in files of DP-VLA and X-VLA
     (r"^(vision_tower\.convs\.\d+)\.proj\.", r"\1.conv."),
     (r"\.(conv[12])\.fn\.dw\.", r".\1."),
     (r"\.(?:window|channel)_attn\.norm\.", r".norm1."),

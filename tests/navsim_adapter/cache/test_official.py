@@ -47,7 +47,7 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 def corners(scene: SceneCache, rows: np.ndarray, k: int) -> np.ndarray:
-    """Front left, rear left, rear right, front right by the rotation of a box (2.5)."""
+    """Front left, rear left, rear right, front right by the rotation of a box (metric 2.5)."""
     x, y, heading = scene.object_pose[rows, k].T
     half = scene.object_size[rows] / 2
     along, left = np.array([np.cos(heading), np.sin(heading)]).T, np.array([-np.sin(heading), np.cos(heading)]).T
@@ -276,7 +276,7 @@ def test_a_pose_found_from_corners_has_those_very_corners() -> None:
 
 
 def test_the_order_of_objects_agrees_with_every_step() -> None:
-    """d is seen in one late frame only: present at all steps, but behind what was discovered before (4.2)."""
+    """d is seen in one late frame only: present at all steps, but behind what was discovered before (metric 4.2)."""
     steps = [["a", "d", "p"], ["a", "b", "d", "p"], ["b", "c", "d", "p"], ["c", "d", "e", "p"]]
     order = _official_order(steps, {**dict.fromkeys("abcde", 0), "p": 1})
     assert order == tuple("abcdep")

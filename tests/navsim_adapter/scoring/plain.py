@@ -26,11 +26,11 @@ def wrap(angle: float) -> float:
     return atan2(sin(angle), cos(angle))
 
 
-# -- section 5 ---------------------------------------------------------------------------------------------------------
+# -- metric 5 ----------------------------------------------------------------------------------------------------------
 
 
 def sample(scene: SceneCache, poses: np.ndarray, interval: float) -> np.ndarray:
-    """5.1: (41, 3) reference poses."""
+    """Metric 5.1: (41, 3) reference poses."""
     x0, y0, h0 = scene.ego_state[:3]
     start = scene.time_us * 1e-6
     knots = [(scene.time_us, x0, y0, h0)]
@@ -44,7 +44,7 @@ def sample(scene: SceneCache, poses: np.ndarray, interval: float) -> np.ndarray:
 
 
 def profiles(reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """5.3: speeds and curvatures at the first 40 poses."""
+    """Metric 5.3: speeds and curvatures at the first 40 poses."""
     steps = np.diff(reference, axis=0)
     turns = np.array([wrap(turn) for turn in steps[:, 2]])
     ramp = np.hstack([np.ones((40, 1)), H * np.tri(40, 39, -1)])  # from (first value, 39 slopes) to 40 values
@@ -60,7 +60,7 @@ def profiles(reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def simulate(scene: SceneCache, reference: np.ndarray) -> np.ndarray:
-    """5.4, 5.5: (41, 11) states."""
+    """Metric 5.4, 5.5: (41, 11) states."""
     speeds, curvatures = profiles(reference)
     states = np.zeros((41, 11))
     states[0, :7] = scene.ego_state[:7]
@@ -81,7 +81,7 @@ def simulate(scene: SceneCache, reference: np.ndarray) -> np.ndarray:
 def command(
     state: np.ndarray, target: np.ndarray, speeds: np.ndarray, curvatures: np.ndarray, k: int
 ) -> tuple[float, float]:
-    """5.4: acceleration and steering rate."""
+    """Metric 5.4: acceleration and steering rate."""
     x, y, h, v, steer = *state[:4], state[7]
     ahead = min(k + 10, 39)
     if speeds[ahead] <= 0.2 and v <= 0.2:
@@ -101,7 +101,7 @@ def command(
     return push, float(-(effect @ q @ end) / (effect @ q @ effect + 1.0))
 
 
-# -- sections 6 and 7 --------------------------------------------------------------------------------------------------
+# -- metric 6, 7 -------------------------------------------------------------------------------------------------------
 
 
 def to_shapely(polygons: Polygons) -> list[shapely.Geometry]:
@@ -158,7 +158,7 @@ class World:
         return [i for i, (shape, kind, _) in enumerate(self.areas) if kind in kinds and shape.contains(point)]
 
     def flags(self, state: np.ndarray) -> tuple[bool, bool, bool, bool]:
-        """6.1: over several lanes, off the road, oncoming; and whether the center is in an intersection."""
+        """Metric 6.1: over several lanes, off the road, oncoming; and whether the center is in an intersection."""
         corners = [Point(corner) for corner in footprint(state).exterior.coords[:4]]
         held = [set(self.inside(corner, LANES)) for corner in corners]
         several = len(set.union(*held)) > 1 and not set.intersection(*held)
@@ -266,7 +266,7 @@ def is_comfortable(world: World, states: np.ndarray) -> bool:
 
 
 def past(scene: SceneCache) -> np.ndarray:
-    """6.10: a_x, a_y, heading every 0.1 s before now."""
+    """Metric 6.10: a_x, a_y, heading every 0.1 s before now."""
     times = scene.past_time_us.astype(float)
     asked = np.arange(scene.past_time_us[0], scene.past_time_us[-1], 100_000)[:-1].astype(float)
     columns = [scene.past_states[:, 5], scene.past_states[:, 6], np.unwrap(scene.past_states[:, 2])]

@@ -58,7 +58,7 @@ COLUMNS = {
 }
 METRICS = {"v1": "pdms", "v2": "epdms"}
 
-# The arccos of a cosine that rounding takes beyond -1 (spec 10.1 item 4), for a car exactly behind the ego. The scenes
+# The arccos of a cosine that rounding takes beyond -1 (metric 10.1 (4)), for a car exactly behind the ego. The scenes
 # of these tests are rebuilt from the published corners, where boxes are off by 1e-10 m, and that decides it.
 HANGS_ON_THE_LAST_BIT = {("v2", "5d3e9482ea9cfc0c", "route_slow"), ("v2", "5d3e9482ea9cfc0c", "heading_jump")}
 
