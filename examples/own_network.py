@@ -96,10 +96,10 @@ class MyTraining(L.LightningModule):
         return torch.optim.AdamW(self.dipole.parameters(), lr=2e-3)
 
 
-def main(out: Path, epochs: int = 8) -> None:
+def main(out: Path, epochs: int = 8, goals: int = 1024) -> None:
     module = MyTraining(pretrained())
     dipole, seeded = module.dipole, torch.Generator().manual_seed(1)
-    goal = torch.rand(1024, JOINTS, generator=seeded) * 2 - 1
+    goal = torch.rand(goals, JOINTS, generator=seeded) * 2 - 1
     action = dipole.sample({"goal": goal}, None, candidates=8, generator=seeded)  # dipole
     data = DataLoader(TensorDataset(goal, action, -distance(goal, action)), batch_size=32, shuffle=True)
 
@@ -110,7 +110,7 @@ def main(out: Path, epochs: int = 8) -> None:
 
     with saved.averaged():  # dipole
         dipole.save(out / "adapters")  # dipole
-        noise = torch.randn(1024, 4, STEPS, JOINTS, generator=seeded)
+        noise = torch.randn(goals, 4, STEPS, JOINTS, generator=seeded)
         for name, omega in {"omega -1": -1.0, "reference": None, "omega 0": 0.0, "omega 1": 1.0}.items():
             plans = dipole.sample({"goal": goal}, omega, 4, noise=noise)  # dipole
             print(f"{name:10} {distance(goal, plans).mean():.4f}")

@@ -476,12 +476,12 @@ def example_in_a_process(out: Path, killed: bool) -> int:
                 step = example.MyTraining.training_step
 
                 def dying(module: Any, batch: Any, index: int) -> Tensor:
-                    if module.trainer.global_step == 41:  # in the second epoch, one step past the second checkpoint
+                    if module.trainer.global_step == 41:  # one step past the second checkpoint
                         os.kill(os.getpid(), signal.SIGKILL)
                     return step(module, batch, index)
 
                 example.MyTraining.training_step = dying
-            example.main(out, epochs=2)
+            example.main(out, epochs=12, goals=128)
             code = 0
         finally:
             os._exit(code)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from dipole_vla.backbones import FAMILIES, backbone_class
+from dipole_vla.backbones import backbone_class
 from dipole_vla.backbones.base import Backbone
 from dipole_vla.backbones.published import architecture
 from dipole_vla.backbones.weights import check_default_dtype, checked_fields, record_from
 from dipole_vla.progress import console, skipped, wrote
-from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, is_made, making
 
 
@@ -28,7 +28,7 @@ def init(
     """Write a new backbone folder with random weights.
 
     Args:
-        family: model family: dp_vla, pi0, recogdrive, timm or xvla.
+        family: model family: dp_vla, pi0, recogdrive, timm, xvla, or one of an installed package.
         out: folder to write.
         size: the configuration to start from: tiny, or a published one of the family (dp_vla_1b, recogdrive_2b,
             xvla_0.9b, pi0, timm_60m).
@@ -36,10 +36,6 @@ def init(
         encoder_weights: timm: file of the encoder's pretrained weights, as timm publishes them.
         seed: weights.
     """
-    if family not in FAMILIES:
-        raise InputError(
-            f"family: {family!r} is not known{did_you_mean(family, list(FAMILIES))}; known are {', '.join(FAMILIES)}"
-        )
     kind = backbone_class(family)
     config = _config(kind, size, sizes or {})
     if encoder_weights is not None and not hasattr(kind, "read_encoder"):

@@ -70,9 +70,7 @@ def meta_backbone(where: str | Path) -> Backbone:
     folder = Path(where)
     if (folder / "config.json").is_file():
         family = read_record(folder / "config.json", ("family", "config", "action", "solver"))["family"]
-        if family not in backbones.FAMILIES:
-            raise InputError(f"{folder}: family {family!r} is not known; known are {', '.join(backbones.FAMILIES)}")
-        return backbones.backbone_class(family).from_config(folder)
+        return backbones.backbone_class(family, f"{folder}: family").from_config(folder)
     if folder.name not in published.PUBLISHED:
         known = list(published.PUBLISHED)
         raise InputError(

@@ -157,7 +157,8 @@ class AdapterCheckpoints(Checkpoints):
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name not in frozen}
         for name in ("hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "datamodule_hparams_name"):
             checkpoint.pop(name, None)  # objects of any kind, which the safe reader would refuse
-        own: dict[str, Any] = {"seed": self._seed, "epoch": trainer.current_epoch}
+        next_epoch = trainer.current_epoch + trainer.is_last_batch  # of the next batch
+        own: dict[str, Any] = {"seed": self._seed, "epoch": next_epoch}
         checkpoint["adapters"] = own if self.mean is None else {**own, "mean": self.mean.state()}
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
