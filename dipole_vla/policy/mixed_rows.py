@@ -64,7 +64,7 @@ class RoutedLinear(lora.Linear):
 class RoutedConv2d(lora.Conv2d):
     """The same for a convolution, of an encoder: only the route `alone` meets it."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         return _route.get()(self, x)
 
 

@@ -107,7 +107,8 @@ class AdapterCheckpoints(Checkpoints):
         if not 0 <= ema_decay < 1:
             raise InputError(f"ema_decay: must be in (0, 1), or 0 for none, got {ema_decay}")
         super().__init__(Path(folder), every, keep)
-        self.ema_decay, self.mean = ema_decay, None
+        self.ema_decay = ema_decay
+        self.mean: WeightMean | None = None
         self._resumed: dict[str, Any] = {}
 
     @property
