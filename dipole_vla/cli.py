@@ -20,7 +20,7 @@ USAGE = """usage: dipole-vla COMMAND [options]      (dipole-vla COMMAND --help s
   import     a published checkpoint (DP-VLA, PI0, ReCogDrive, X-VLA) as a backbone folder
   fit        train by recipe: imitation, critic or dipole; the same command resumes
   consolidate  the result of an unfinished training, from its newest checkpoint
-  contexts   what the frozen encoder says of every scene, stored once for many epochs
+  contexts   cache the frozen encoder's output of every scene
   collect    let a policy drive every scene K times, score it, write the advantage beside it
   advantage  rewrite the advantage column from a critic's Q - V
   evaluate   sweep omega and N over a split that RL has not seen
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(word, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this stopped", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         return 130
     return 0
 
@@ -94,10 +94,10 @@ def run(command: str, argv: Sequence[str]) -> None:
         told = _out_of_memory(problem)
         if told is None:
             raise
-        remedy = "lower batch_size, and the same command goes on"
+        remedy = "lower batch_size, and the same command resumes"
         if command == "fit":
             remedy = (
-                "set model.checkpointing (of a pair) or lower data.workers, and the same command goes on; with a lower "
+                "set model.checkpointing (of a pair) or lower data.workers, and the same command resumes; with a lower "
                 "data.batch_size or model.draws it is another run, in another --out"
             )
         raise InputError(f"{command}: out of memory ({told}); what was saved so far is intact; {remedy}") from problem

@@ -1,6 +1,6 @@
 """`dipole-vla demo`: the whole loop on a small synthetic world, as the very commands a team runs at scale.
 
-Each step is printed as one would type it, runs in this process, is skipped when complete and goes on when interrupted.
+Each step is printed as one would type it, runs in this process, is skipped when finished and resumes when interrupted.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ DenoiseRouted = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t, t, is_positive) -> native prediction of each row under the sign it is routed to."""
 
 Settle = Callable[[Role, Tensor], Tensor]
-"""(role, its part of the loss) -> what stands for it in the sum; called as soon as that part is known.
+"""Hook called with each role and its loss as soon as that is known; returns the term to sum.
 
-Whoever wants one policy's activations freed before the next policy runs does the backward pass here.
+Used to run backward early, which frees one policy's activations before the next one runs.
 """
 
 

@@ -1,4 +1,4 @@
-"""The scheduler's word that this process must end soon: noted when it comes, acted on at the end of a training step.
+"""Catches the scheduler's termination signal; training stops after the current step.
 
 A handler that saves by itself can fire between forward and step, and on ranks that are at different steps. So it
 only sets a flag (`listen`, `notice`); `training.checkpoints` saves. Nothing heavy is imported here: the handlers stand
@@ -14,7 +14,7 @@ import subprocess
 from types import FrameType
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # Slurm's --signal and preemption; every other scheduler
-EXIT_CODE = 75  # "temporary failure": the same command goes on where this one stopped
+EXIT_CODE = 75  # "temporary failure": the same command resumes where this one stopped
 
 _noted: list[str] = []
 

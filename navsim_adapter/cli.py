@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"navsim-adapter {options.command}: {one_line(problem)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("navsim-adapter: interrupted; the same command goes on from here", file=sys.stderr)
+        print("navsim-adapter: interrupted; the same command resumes", file=sys.stderr)
         return 130
     return 0
 

@@ -147,7 +147,7 @@ def _write(
         if not is_open:
             return dict(read_json(out / "scenes.json"))
         rows = list(_rows(scenes, progress))
-        for path in (out / MANIFEST, *out.glob("*.arrow")):  # of a table made anew
+        for path in (out / MANIFEST, *out.glob("*.arrow")):  # of a table made again
             path.unlink(missing_ok=True)
         Dataset.from_list(rows, features=features()).save_to_disk(str(out))
         content = about({row["token"] for row in rows})

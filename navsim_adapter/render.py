@@ -1,7 +1,7 @@
 """Bird's-eye pictures of a scene: map, traffic and plans around the ego, which sits at the origin heading up.
 
 Reads a `SceneCache` and ego-frame poses; gives PNG bytes, the same for the same inputs. No scoring happens here:
-what a plan is worth is decided in `scoring`, and why it failed is told by whoever knows both plans.
+what a plan is worth is decided in `scoring`, and why it failed by the caller, who knows both plans.
 matplotlib is imported inside the functions, because the rest of the package must start without it.
 """
 

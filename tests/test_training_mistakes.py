@@ -78,7 +78,7 @@ def test_out_of_memory_after_a_step_keeps_what_was_saved(inputs, tmp_path, capsy
 
     monkeypatch.setattr(DipoleModule, "training_step", dying)
     line = fit(inputs, tmp_path / "out")
-    refused(line, capsys, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0", "the same command goes on")
+    refused(line, capsys, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0", "the same command resumes")
     monkeypatch.setattr(DipoleModule, "training_step", step)
     remedies = {"checkpointing": True}, {"workers": 1, "keep_in_memory": True}
     assert main(fit(inputs, tmp_path / "out", *remedies)) == 0

@@ -56,3 +56,27 @@ def test_foreign_scenes_are_collected_and_evaluated_with_a_foreign_scorer(loop: 
     page = (place / "report" / "index.html").read_text()
     assert "MINE v1" in page
     assert "No bird's-eye pictures" in page
+
+
+def test_the_pages_recipes_run_without_a_critic(loop: Path, place: Path, capsys) -> None:
+    recipes = re.findall(r"^```yaml\n# (\w+\.yaml)[^\n]*\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    folders = {"checkpoints/mine": loop / "imitation", "runs/mine/scenes/train": place / "scenes"}
+    folders |= {"runs/mine/scenes/validation": loop / "scenes/validation", "runs/mine/scenes/test": place / "driven"}
+    for name, text in recipes:
+        for shown, real in {**folders, "runs/mine": place / "mine"}.items():
+            text = text.replace(shown, str(real))
+        (place / name).write_text(text)
+    fewer = {
+        "collect.yaml": ["--candidates", "2"],
+        "dipole.yaml": ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--data.batch_size", "4"],
+        "validate.yaml": ["--omega", "[0, 1]"],
+        "evaluate.yaml": ["--omega", "[0, 1]"],
+    }
+    commands = re.findall(r"^dipole-vla (\w+) +--config (\w+\.yaml)(.*)$", PAGE.read_text(), re.MULTILINE)
+    assert [name for _, name, _ in commands] == [name for name, _ in recipes] == list(fewer)
+    for command, name, more in commands:
+        assert main([command, "--config", str(place / name), *more.split(), *fewer[name]]) == 0, capsys.readouterr().err
+    summary = read_json(place / "mine" / "evaluation" / "summary.json")
+    assert summary["chosen"]["candidates"] == 1
+    assert {row["candidates"] for row in summary["rows"]} == {1}
+    assert main(["report", str(place / "mine" / "evaluation"), "--out", str(place / "mine" / "report")]) == 0

@@ -1,4 +1,4 @@
-"""What the processors of all families do alike: pictures as pixels, the past as numbers."""
+"""What the processors of all families share: pictures as pixels, the past as numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What DP-VLA is told about a scene besides the pictures: the prompt's exact words, and tokenizers for them.
+"""What DP-VLA reads of a scene besides the pictures: the prompt's exact words, and tokenizers for them.
 
 The published model uses Florence-2's tokenizer, which comes with the checkpoint. Small models made here get one
 trained on this prompt alone, offline.

@@ -18,7 +18,7 @@ def data(
     download: bool = False,
     workers: int = 1,
 ) -> None:
-    """Make an offline data set, or download it; a killed run goes on where it stopped.
+    """Make an offline data set, or download it; a killed run resumes where it stopped.
 
     Args:
         kind: ogbench = the package's scripted policies, published recipe; exorl-substitute = random actions in

@@ -60,7 +60,7 @@ def drive(
         seed: start noise, that of `evaluate`.
         device: auto, cpu, cuda.
         backbone: of a policy folder, where its backbone is no longer at the place that the policy names.
-        allow_eval_split: go on although RL ran on these scenes; the table says so.
+        allow_eval_split: drive although RL ran on these scenes; the table says so.
         shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
     """
     check_range("--batch_size", batch_size, 1)

@@ -66,7 +66,7 @@ def evaluate(
         seed: start noise, shared by all policies.
         device: auto, cpu, cuda.
         backbone: of a policy folder, where its backbone is no longer at the place that the policy names.
-        allow_eval_split: go on although RL ran on these scenes; the report says so in red.
+        allow_eval_split: evaluate although RL ran on these scenes; the report says so in red.
         shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
         recipe: filled by the command line with the resolved recipe.
     """

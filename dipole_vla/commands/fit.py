@@ -1,6 +1,6 @@
 """`dipole-vla fit`: a recipe in, an exported folder out; the same command starts, resumes and skips.
 
-It is also the command of every rank of a large run, whoever starts it: Lightning itself, torchrun, accelerate, srun.
+It is also the command of every rank of a large run, started by any of: Lightning itself, torchrun, accelerate, srun.
 Rank 0 alone opens, holds and fills the output folder.
 """
 

@@ -38,7 +38,7 @@ _HEAD = """\
 #SBATCH --ntasks-per-node={tasks}
 #SBATCH --time={time}
 #SBATCH --output={log}
-# A requeued job goes on in the same log; after a preemption or a lost node Slurm starts it again.
+# A requeued job continues the same log; after a preemption or a lost node Slurm starts it again.
 #SBATCH --open-mode=append
 #SBATCH --requeue
 # Seconds before the time limit.

@@ -1,6 +1,6 @@
-"""A table of scenes worked through in parts that survive a kill, by one process or by the shards of a job array.
+"""Process a table of scenes in resumable parts, by one process or by the shards of a job array.
 
-Part k covers scenes k*PART up to (k+1)*PART, whoever makes it: shards take every n-th part, and a run without a shard
+Part k covers scenes k*PART up to (k+1)*PART in every run: shards take every n-th part, and a run without a shard
 makes what is still missing.
 """
 

@@ -1,7 +1,7 @@
 """`dipole-vla rl`: one task from a recipe: offline training, then rounds of collecting and training, then the table.
 
 A run is a list of stages; each trains up to a number of updates and then measures. Checkpoints, replayed episodes and
-measurements are files written once, so the same command goes on exactly where a killed one stopped.
+measurements are files written once, so the same command resumes exactly where a killed one stopped.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     00000.safetensors …  a shard's scenes in the order of the scene table, read row by row from a memory map
 
 `DrivingData(contexts=FOLDER)` makes the folder on first use and reads it from then on; `dipole-vla contexts` makes it
-ahead of a job. Shards are shared out between ranks, and a killed run goes on where it stopped.
+ahead of a job. Shards are shared out between ranks, and a killed run resumes where it stopped.
 """
 
 from __future__ import annotations

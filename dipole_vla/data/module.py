@@ -126,7 +126,7 @@ def collate(items: Sequence[dict[str, Any] | InputError]) -> dict[str, Any] | In
 
 
 class DrivingDataset(Dataset):
-    """One item per scene; scenes whose candidates all scored alike are left out (they carry no preference)."""
+    """One item per scene; scenes whose candidates all scored the same are left out (they carry no preference)."""
 
     def __init__(
         self,

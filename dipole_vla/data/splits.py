@@ -32,7 +32,7 @@ RL_TOKENS = "rl_tokens.json"
 class SeenByRL:
     """Scenes whose scores shaped some weights, and the splits they are of; `|` joins what several stages saw.
 
-    logs: of these scenes. None where nobody noted them: then whole splits count as seen.
+    logs: of these scenes. None if unknown (older policies): the whole splits then count as seen.
     """
 
     splits: frozenset[str] = frozenset()
@@ -71,7 +71,7 @@ def refuse_collection(split: str, allow_eval_split: bool) -> None:
 def refuse_evaluation(
     split: str, tokens: Sequence[str], logs: Sequence[str], seen: SeenByRL, allow_eval_split: bool
 ) -> bool:
-    """Whether RL ran on scenes to be evaluated, or on others of their logs; raises unless that was allowed.
+    """True if RL saw these scenes or others of their logs and that was allowed, False if not; else InputError.
 
     tokens, logs: of the scenes to be evaluated. Logs that RL left out may be evaluated though they are of its split.
     """

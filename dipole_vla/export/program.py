@@ -1,7 +1,7 @@
 """The whole sampling loop as one TorchScript file: tensors of a scene and start noise in, plans out.
 
 Traced, so solver, guidance and schedule are constants in it: omega, number of plans, number of steps, one scene at a
-time, and the kind of device. Whoever loads it needs torch alone (Python or C++), not this program; how its inputs are
+time, and the kind of device. To load it takes torch alone (Python or C++), not this program; how its inputs are
 made is said beside it, with the tokenizer, if there is one. Checked after writing: the file is read again and must
 give the policy's own plans on another observation and other noise.
 """
@@ -119,7 +119,7 @@ def _other(policy: GuidedPolicy, seed: int) -> dict[str, Tensor]:
 
 
 def _described(name: str, value: Tensor) -> dict[str, Any]:
-    """An input for whoever makes it without this program; `value` is what the processor made of OTHER_SCENE."""
+    """An input to be made without this program; `value` is what the processor made of OTHER_SCENE."""
     past, now = history(OTHER_SCENE), status(OTHER_SCENE)
     both = PAST[0] + "; then " + STATUS[0], PAST[1] + "; " + STATUS[1]
     meaning, unit = MEANINGS.get(name, ("see `processor`", "see `processor`"))

@@ -1,7 +1,7 @@
 """How an adapted layer computes: the route of the pass it is called in, never a state of the layer.
 
-A policy is shared by threads, and its layers with it. So who calls the backbone says within `routed` how the adapted
-layers are to compute, and only passes of that thread see it; outside all adapters are off. Routes: `alone` (PEFT's
+Threads share a policy and its layers. So the caller of the backbone says within `routed` how the adapted layers
+compute, and only passes of that thread see it; outside all adapters are off. Routes: `alone` (PEFT's
 own operations), rows of two roles side by side (`mixed`), and work shared between roles (`sharing`). The latter two
 read weights directly, not through PEFT's modules: not for an engine that partitions them around modules (ZeRO-3).
 """
@@ -50,7 +50,7 @@ def routed(route: Route) -> Iterator[None]:
 
 
 def current_route() -> Route:
-    """For whoever runs a part of this pass again, later or in another thread: within `routed` of it."""
+    """To run a part of this pass again, later or in another thread: within `routed` of it."""
     return _route.get()
 
 

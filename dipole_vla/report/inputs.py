@@ -1,7 +1,7 @@
 """What a report reads: an evaluation folder and, where they are still there, the folders it was made from.
 
 `summary.json` and `rows.parquet` are required; plans, candidates, scenes, cameras and the scoring cache are not, and
-each that is missing leaves one line in `Evaluation.missing`. Missing is said, damaged is an error.
+each that is missing leaves one line in `Evaluation.missing` and on the page; a damaged one raises InputError.
 """
 
 from __future__ import annotations

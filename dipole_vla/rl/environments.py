@@ -1,7 +1,7 @@
 """Environments behind one small face: OGBench single tasks and dm_control tasks, seeded, stepped as a fleet.
 
 `play` runs episodes side by side, so that a policy acts on all of them in one batch. Whole episodes only: an episode
-is a function of its seed and of the actions, which is what lets a killed run go on exactly.
+is a function of its seed and of the actions, so a killed run resumes exactly.
 """
 
 from __future__ import annotations

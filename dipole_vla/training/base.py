@@ -105,7 +105,7 @@ class FineTuning(L.LightningModule):
         return ()
 
     def to(self, *arguments: Any, **named: Any) -> Self:
-        """As ever, but for `named_exact`: to cast back what was rounded would change a start and a resumed run."""
+        """Like nn.Module.to, but `named_exact` keep their values: a trip through half precision would change them."""
         kept = {name: tensor.data for name, tensor in self.named_exact()}
         super().to(*arguments, **named)
         for name, tensor in self.named_exact():

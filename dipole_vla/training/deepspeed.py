@@ -1,4 +1,4 @@
-"""DeepSpeed's engine for a training of which little trains: ZeRO 1, 2 or 3 over a frozen backbone, on GPUs or CPUs.
+"""DeepSpeed for training with few trainable parameters: ZeRO 1, 2 or 3 over a frozen backbone, on GPUs or CPUs.
 
 In a recipe:
 

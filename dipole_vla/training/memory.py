@@ -1,6 +1,7 @@
-"""What keeps two policies at the price of one: shared frozen work, one sign's activations at a time, recomputation.
+"""Sharing and freeing activations between the two policies, so that a pair costs what one policy costs.
 
-All three leave every number as it is (the first two bit for bit); they only decide when things are computed and kept.
+Frozen work is shared, one sign's activations are kept at a time, or activations are computed again. All three leave
+every number as it is (the first two bit for bit).
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class _Remembered:
 def settled(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """Run the backward pass of `loss` now, which frees its activations; the value returned hands the gradients on.
 
-    To whoever calls backward on a sum of such values nothing has changed: the gradients arrive at the parameters then,
-    through autograd, so accumulation, scaling and the reducers of distributed training work as ever.
+    For a backward pass over a sum of such values nothing changes: the gradients arrive at the parameters then,
+    through autograd, so accumulation, scaling and the reducers of distributed training work as before.
     """
     gradients = torch.autograd.grad(loss, parameters)
     settled_loss: Tensor = _HandOn.apply(loss.detach(), gradients, *parameters)

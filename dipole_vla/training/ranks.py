@@ -2,7 +2,7 @@
 
 A pod or a job's step sets RANK, LOCAL_RANK or SLURM_PROCID for whatever runs there, be it one run of four processes or
 four runs of one. Only the trainer knows: with `devices` times `num_nodes` of one it is rank 0 of one, whatever the
-environment says; with more, whoever started the ranks must have started as many.
+environment says; with more, as many ranks must have been started.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FSDP2 for a training of which little trains: the frozen backbone in parts, what trains whole on every rank.
+"""FSDP2 for training with few trainable parameters: the frozen backbone in parts, the rest whole on every rank.
 
 In a recipe:
 

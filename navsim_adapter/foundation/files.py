@@ -226,7 +226,7 @@ def is_made(
     Raises InputError for a folder in which other inputs have made something, so that one output never mixes two runs.
     A folder that holds nothing but a stamp is free: its run was refused, or killed before it had made anything.
 
-    found: what the inputs were found to be (`file_stamps`). It may change: a finished folder is then made anew.
+    found: what the inputs were found to be (`file_stamps`). It may change: a finished folder is then made again.
         `finish` must be given both together.
     passing: top-level entries that are no result; they do not keep a folder for the run that left them.
     option: what names the folder.
@@ -259,7 +259,7 @@ def begin(
             for name in passing:  # of the run that left nothing else
                 _remove(folder / name)
         write_json(folder / STARTED, _plain(made_by))
-    (folder / MANIFEST).unlink(missing_ok=True)  # while it is made anew it is unfinished
+    (folder / MANIFEST).unlink(missing_ok=True)  # while it is made again it is unfinished
     return True
 
 

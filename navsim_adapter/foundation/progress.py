@@ -14,7 +14,7 @@ class Lines:
 
     def __init__(self, what: str, write: Callable[[str], None]):
         self.what, self.write = what, write
-        self._first: tuple[float, int] | None = None  # a resumed run is measured from where it goes on
+        self._first: tuple[float, int] | None = None  # a resumed run is measured from where it resumed
         self._written = time.monotonic()
 
     def show(self, done: int, total: int | None, note: str = "") -> None:

@@ -49,5 +49,5 @@ def epdms(
 
 
 def spared(own: float, human: float) -> float:
-    """The human penalty filter: where the human scores exactly 0, so may anyone (metric 6.13)."""
+    """The human filter: the candidate's value, or 1 where the human's is 0 (metric 6.13)."""
     return 1.0 if human == 0.0 else own

@@ -2,7 +2,7 @@
 
 Kernels take the block's address and read single numbers from it. Dozens of arrays as arguments would cost machine code
 in every function they pass through, time at every call from Python, and an atomic reference count at every use; and a
-block maps straight from a file. Whoever calls a kernel keeps the block alive and answers for the positions being in
+block maps straight from a file. The caller of a kernel keeps the block alive and answers for the positions being in
 it; nothing is ever written through an address.
 """
 

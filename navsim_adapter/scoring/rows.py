@@ -125,7 +125,7 @@ def score_scene(scene: SceneCache, poses: np.ndarray, interval: float, traffic: 
     """
     if traffic != "log-replay":
         read_traffic_scene(scene)
-    policy = _Enduring(POLICIES[traffic])
+    policy = _RecordFailures(POLICIES[traffic])
     table, states = score_in_traffic(scene, poses, interval, policy)
     has_human = scene.human_future is not None and not scene.is_synthetic
     reasons = policy.reasons[has_human:]
@@ -136,8 +136,8 @@ def score_scene(scene: SceneCache, poses: np.ndarray, interval: float, traffic: 
     return SceneScores(table, states, failures)
 
 
-class _Enduring:
-    """A policy that goes on where another fails, so that a failure costs one row: the reason of each call, or None.
+class _RecordFailures:
+    """Records a policy's failure for one row instead of aborting the scene: the reason of each call, or None.
 
     Calls come in the order of `score_in_traffic`: the human's, if there is one, then one per trajectory.
     """

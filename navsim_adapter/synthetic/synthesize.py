@@ -1,7 +1,7 @@
 """The whole data root: maps, logs and pictures of every split, from one seed.
 
 The same arguments give the same bytes, however many processes help. A complete root is left as it is; an
-interrupted one goes on with the logs that are missing.
+interrupted one resumes with the missing logs.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ follows pre-computed plans with smoothed noise 0.1; `noisy` is closed-loop with 
 random actions (cube, scene 0.1; puzzle 0.2); mazes follow the shortest path with Gaussian noise 0.5. Data sets whose
 behaviour is a trained expert (antmaze, humanoidmaze, antsoccer) cannot be made here.
 
-An episode depends on its seed alone, so parts may be made in any order, and a killed run goes on with the next part.
+An episode depends on its seed alone, so parts may be made in any order, and a killed run resumes with the next part.
 """
 
 from __future__ import annotations
