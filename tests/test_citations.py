@@ -82,3 +82,16 @@ def test_no_document_outside_the_repository_is_cited():
     outside = re.compile(r"\b[Ss]pec (?:sections? )?\d|shared/|\bdipole\.md|\benvironment\.md")
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     assert not [path for path in [*SOURCES, *pages] if outside.search(path.read_text())]
+
+
+def equations_in(text: str) -> set[int]:
+    """Numbers behind "Eq.", one or a range."""
+    spans = re.findall(r"\bEq\. (\d+)(?:[-–](\d+))?", text)
+    return {number for first, last in spans for number in range(int(first), int(last or first) + 1)}
+
+
+def test_every_cited_equation_is_on_the_page_of_the_algorithm():
+    page = (ROOT / "docs" / "algorithm.md").read_text()
+    cited = {number for path in SOURCES for number in equations_in(path.read_text())}
+    assert {7, 9, 10} <= cited <= equations_in(page)
+    assert not equations_in("see Eq. 12-13") <= equations_in(page)
