@@ -8,10 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from dipole_vla.commands.doctor import Unwell
 from dipole_vla.preemption import EXIT_CODE, Preempted, listen
 from navsim_adapter.foundation.errors import InputError, did_you_mean
-from navsim_adapter.foundation.exits import nobody_reads, one_line
+from navsim_adapter.foundation.exits import Unwell, nobody_reads, one_line
 
 USAGE = """usage: dipole-vla COMMAND [options]      (dipole-vla COMMAND --help shows the options)
 
@@ -113,14 +112,12 @@ def _out_of_memory(problem: BaseException) -> str | None:
 
 def _function(path: str, positional: bool = False, called: str = "") -> Callable[[Sequence[str]], None]:
     """A command whose options are a function's parameters, imported when it runs; `called` where not by its name."""
-    module, name = path.split(":")
 
     def command(argv: Sequence[str]) -> None:
-        from importlib import import_module
-
         from dipole_vla.commands.recipe import call
+        from dipole_vla.commands.signatures import deferred
 
-        call(getattr(import_module(module), name), argv, called or name, positional)
+        call(deferred(path), argv, called or path.partition(":")[2], positional)
 
     return command
 

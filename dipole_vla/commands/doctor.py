@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from dipole_vla.commands.launch import overridden, raw_recipe
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.exits import Unwell
 from navsim_adapter.foundation.option_checks import local_path
 
 Level = Literal["ok", "note", "FAIL"]
@@ -54,10 +55,6 @@ class Case:
     @property
     def trainer(self) -> dict[str, Any]:
         return dict(self.recipe.get("trainer") or {})
-
-
-class Unwell(Exception):
-    """A check has failed; the findings are printed already."""
 
 
 def doctor(config: Path | None = None, out: Path | None = None, arguments: Sequence[str] = ()) -> None:

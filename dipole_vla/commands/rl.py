@@ -23,11 +23,11 @@ from dipole_vla.progress import bar, console, skipped, wrote
 from dipole_vla.provenance import commit, provenance
 from dipole_vla.rl.acting import Panel
 from dipole_vla.rl.arrays import read_arrays, write_arrays
+from dipole_vla.rl.config import EvaluationConfig, LearnerConfig, OnlineConfig
 from dipole_vla.rl.data import exorl, ogbench
 from dipole_vla.rl.environments import Environment, Episode, make_environment, play
-from dipole_vla.rl.evaluation import Cell, EvaluationConfig, acting, append_rows, cells, measure, player
+from dipole_vla.rl.evaluation import Cell, acting, append_rows, cells, measure, player
 from dipole_vla.rl.heads import method_named
-from dipole_vla.rl.learner import LearnerConfig
 from dipole_vla.rl.memory import keep_freed_memory
 from dipole_vla.rl.module import LOG_EVERY, RLModule
 from dipole_vla.rl.transitions import BatchStream, Transitions, n_step_transitions
@@ -37,28 +37,6 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import RECIPE, finish, making, read_json, write_json, write_text
 
 CHECKPOINTS, LOGS, REPLAY, MEASURED = "checkpoints", "logs", "replay", "measured"
-
-
-@dataclass(frozen=True)
-class OnlineConfig:
-    """Rounds after the offline updates; 0 rounds is offline only.
-
-    Args:
-        rounds: number of rounds; each plays episodes with the current policy and then trains.
-        episodes: episodes per round and seed.
-        updates: updates per round.
-        policy: who plays, as method:omega:candidates.
-        window: rounds of replay kept in the batches, null for all. With the offline share it says what the reference
-            policy mu is: the behaviour that the batches are drawn from.
-        offline_share: part of each batch from the offline data; null: in proportion to the sizes.
-    """
-
-    rounds: int = 0
-    episodes: int = 5
-    updates: int = 1000
-    policy: str = "dipole:1:32"
-    window: int | None = None
-    offline_share: float | None = None
 
 
 @dataclass(frozen=True)

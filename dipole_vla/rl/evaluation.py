@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 
 from dipole_vla.progress import Bar
 from dipole_vla.rl.acting import Panel, Player, start_noise
+from dipole_vla.rl.config import EvaluationConfig
 from dipole_vla.rl.environments import Act, Environment, play
 from dipole_vla.rl.heads import METHODS, Method, method_named
 from dipole_vla.rl.learner import Learner
@@ -24,33 +25,6 @@ from navsim_adapter.foundation.files import write_text
 
 COLUMNS = ("task", "method", "seed", "omega", "candidates", "return", "episodes", "updates", "commit")
 FIRST_EPISODE = 10_000_000  # evaluation episodes start here; collected ones count up from 0
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured, and when.
-
-    Args:
-        every: updates between small evaluations, which show the learning curve; 0 for none.
-        curve: cells of the small evaluations, as method:omega:candidates.
-        curve_episodes: episodes per cell of a small evaluation.
-        methods: methods of the full table at the end; names of dipole_vla.rl.heads.METHODS.
-        omega: greed values, for methods that have the dial; the others are measured at 0.
-        candidates: N values; the critic keeps the best of N.
-        episodes: episodes per cell of the full table.
-        fleet: environments stepped side by side; more than `episodes` of them serve several cells at once.
-        seed: of the episodes and the start noise; the same for every method and training seed.
-    """
-
-    every: int = 0
-    curve: list[str] = field(default_factory=lambda: ["bc:0:1", "bc:0:32", "dipole:1:32"])
-    curve_episodes: int = 10
-    methods: list[str] = field(default_factory=lambda: ["bc", "exponential", "indicator", "positive_only", "dipole"])
-    omega: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 1.5, 2.0, 4.0])
-    candidates: list[int] = field(default_factory=lambda: [1, 4, 32])
-    episodes: int = 50
-    fleet: int = 50
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,71 +7,19 @@ The policies are flows with the driving code's path, target and loss; an action 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dipole_vla.objective import per_sample_loss
 from dipole_vla.paths import LinearFlow, Prediction, interpolate, target
+from dipole_vla.rl.config import LearnerConfig
 from dipole_vla.rl.heads import Head, heads_named, weights
 from dipole_vla.rl.iql import IQLCritic
 from dipole_vla.rl.stack import StackedMLP
-from navsim_adapter.foundation.errors import InputError
 
 SCHEDULE = LinearFlow(noise_at=0)
 PREDICTION: Prediction = "velocity"
-
-
-@dataclass(frozen=True)
-class LearnerConfig:
-    """Everything that changes the numbers of an update.
-
-    Args:
-        hidden: width of every network.
-        layers: hidden layers of every network.
-        heads: policy networks to train, names of dipole_vla.rl.heads.HEADS.
-        beta: inverse temperature on the advantage after scaling; larger is closer to a hard split.
-        scale_advantage: divide the advantage by its running standard deviation, so that beta keeps its meaning
-            while the critic grows.
-        expectile: V is this expectile of Q; 0.9 in the offline-RL code line, 0.5 the mean.
-        discount: gamma.
-        n_step: rewards summed before the bootstrap.
-        polyak: part of the way the target networks move per update.
-        ensemble: Q networks; the least one counts.
-        lr: Adam's learning rate for every network.
-        lr_decay: share of all updates, at the end of the run, over which lr falls linearly to zero.
-        precision: of the matrix products while training, but for the critic's last layer. bfloat16 pays where the
-            processor has it (AVX512_BF16, AMX, a GPU) and is slow elsewhere; weights, Adam and acting are float32.
-    """
-
-    hidden: int = 256
-    layers: int = 3
-    heads: list[str] = field(
-        default_factory=lambda: ["bc", "exponential", "exponential_x3", "indicator", "positive", "negative"]
-    )
-    beta: float = 2.0
-    scale_advantage: bool = True
-    expectile: float = 0.9
-    discount: float = 0.99
-    n_step: int = 1
-    polyak: float = 0.005
-    ensemble: int = 2
-    lr: float = 3e-4
-    lr_decay: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise InputError(f"learner.beta: must be > 0, got {self.beta}; larger values are closer to a hard split")
-        if not 0 < self.discount <= 1:
-            raise InputError(f"learner.discount: must be in (0, 1], got {self.discount}")
-        if self.n_step < 1:
-            raise InputError(f"learner.n_step: must be >= 1, got {self.n_step}")
-        if not 0 <= self.lr_decay <= 1:
-            raise InputError(f"learner.lr_decay: must be in [0, 1], got {self.lr_decay}; 0 keeps lr as it is")
-        heads_named(self.heads)
 
 
 class Policies(nn.Module):

@@ -10,6 +10,10 @@ from navsim_adapter.foundation.errors import InputError
 UNREAD = 141  # what a shell says of a program whose reader is gone
 
 
+class Unwell(Exception):
+    """A check has failed; the findings are printed already."""
+
+
 def one_line(problem: InputError | OSError) -> str:
     """An InputError's own words; of what the system refused, the path and the system's words."""
     text = str(problem)
