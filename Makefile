@@ -35,7 +35,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/scorer.py
 
 docs: $(INSTALLED)
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache
