@@ -41,30 +41,40 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_every_command_takes_the_family_of_a_package(loop: Path, tmp_path: Path, installed: dict[str, str]) -> None:
     recipes, scenes, cache = (ROOT / shipped_recipes()).resolve(), loop / "scenes", loop / "cache"
-    few, out = ["--trainer.max_steps", 3, "--data.batch_size", 4], tmp_path
-    fit = ["dipole-vla", "fit", "--data.scenes", scenes / "train"]
-    scored = ["--scorer.cache", cache / "test", "--choose_on", "null", "--candidates", "[1]", "--omega", "[0, 1]"]
-    lines = [
-        ["dipole-vla", "init", "my_vla", "--out", out / "init", "--sizes.width", 16],
-        [*fit, "--config", recipes / "imitation.yaml", "--model.backbone", out / "init", "--out", out / "base", *few],
-        ["dipole-vla", "collect", "--config", recipes / "collect.yaml", "--policy", out / "base", "--scenes"]
-        + [scenes / "train", "--scorer.cache", cache / "train", "--candidates", 3, "--out", out / "candidates"],
-        [*fit, "--config", recipes / "dipole.yaml", "--model.backbone", out / "base", "--model.critic", "null"]
-        + ["--data.candidates", out / "candidates", "--model.rank", 4, "--out", out / "policy", *few],
-        ["dipole-vla", "evaluate", "--config", recipes / "evaluate.yaml", "--policy", out / "policy"]
-        + ["--scenes", scenes / "test", "--out", out / "evaluation", *scored],
-        ["dipole-vla", "drive", "--policy", out / "policy", "--scenes", scenes / "test", "--out", out / "plans.npz"],
-        ["dipole-vla", "export", out / "policy", "--out", out / "peft"],
+    base, candidates, policy = tmp_path / "base", tmp_path / "candidates", tmp_path / "policy"
+    test = ["--scenes", scenes / "test"]
+    few = ["--data.scenes", scenes / "train", "--trainer.max_steps", 3, "--data.batch_size", 4]
+    driven = ["--scenes", scenes / "train", "--scorer.cache", cache / "train", "--candidates", 3]
+    scored = [
+        *test,
+        "--scorer.cache",
+        cache / "test",
+        "--choose_on",
+        "null",
+        "--candidates",
+        "[1]",
+        "--omega",
+        "[0, 1]",
     ]
-    words = json.dumps([[str(word) for word in line] for line in lines])
+    pair = ["--model.backbone", base, "--model.critic", "null", "--model.rank", 4, "--data.candidates", candidates]
+    lines = [
+        ["init", "--family", "my_vla", "--out", tmp_path / "init", "--sizes.width", 16],
+        ["fit", "--config", recipes / "imitation.yaml", "--model.backbone", tmp_path / "init", "--out", base, *few],
+        ["collect", "--config", recipes / "collect.yaml", "--policy", base, "--out", candidates, *driven],
+        ["fit", "--config", recipes / "dipole.yaml", "--out", policy, *pair, *few],
+        ["evaluate", "--config", recipes / "evaluate.yaml", "--policy", policy, "--out", tmp_path / "rows", *scored],
+        ["drive", "--policy", policy, "--out", tmp_path / "plans.npz", *test],
+        ["export", policy, "--out", tmp_path / "peft"],
+    ]
+    words = json.dumps([["dipole-vla", *map(str, line)] for line in lines])
     said = subprocess.run([sys.executable, "-c", RUN], input=words, env=installed, capture_output=True, text=True)
     assert said.returncode == 0, said.stdout + said.stderr
-    look = [sys.executable, "-c", LOOK, str(out / "policy")]
+    look = [sys.executable, "-c", LOOK, str(policy)]
     assert subprocess.run(look, env=installed, capture_output=True, text=True).stdout.strip() == "my_vla_plugin"
-    assert (out / "plans.npz").is_file()
-    assert (out / "peft" / "positive" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "plans.npz").is_file()
+    assert (tmp_path / "peft" / "positive" / "adapter_model.safetensors").is_file()
     with pytest.raises(InputError, match="my_vla"):  # here the package is not installed
-        backbones.load_backbone(out / "base")
+        backbones.load_backbone(base)
 
 
 def test_no_file_of_ours_names_it() -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from dipole_vla import preemption
 from dipole_vla.backbones.action import Plain, Poses
 from dipole_vla.guidance import SIGNS
 from dipole_vla.objective import RULES
@@ -415,9 +416,9 @@ class Training(L.LightningModule):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
 
 
-def fit(folder: Path, killed_at: int = -1, seed: int | None = None, **options: Any) -> dict[str, Tensor]:
+def fit(folder: Path, killed_at: int = -1, seed: int | None = None, every: int = 1) -> dict[str, Tensor]:
     """Three epochs of four shuffled batches; what trained, and its running mean."""
-    module, saved = Training(killed_at), AdapterCheckpoints(folder, every=1, ema_decay=0.9)
+    module, saved = Training(killed_at), AdapterCheckpoints(folder, every, ema_decay=0.9)
     data = DataLoader(TensorDataset(draw(8, 7, seed=4), draw(8, 8, 7, seed=5)), batch_size=2, shuffle=True)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = L.Trainer(max_epochs=3, callbacks=[FiniteGradients(), saved], enable_model_summary=False, **quiet)
@@ -429,13 +430,36 @@ def fit(folder: Path, killed_at: int = -1, seed: int | None = None, **options: A
         return trained | {f"mean.{name}": x.clone() for name, x in module.dipole.adapter_state().items()}
 
 
-@pytest.mark.parametrize("killed_at", [1, 3, 4, 6, 8, 11])
-def test_a_resumed_run_of_a_foreign_trainer_is_the_undisturbed_one(killed_at: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed_at", [(1, 2), (3, 4), (4, 5, 8), (8, 11), (11,)])  # an epoch has four steps
+def test_a_resumed_run_of_a_foreign_trainer_is_the_undisturbed_one(killed_at: tuple[int], tmp_path: Path) -> None:
     wanted = fit(tmp_path / "whole", seed=7)
-    with pytest.raises(Killed):
-        fit(tmp_path / "killed", killed_at, seed=7)
-    found = fit(tmp_path / "killed", seed=killed_at)  # another seed: the checkpoint's counts
+    for step in killed_at:
+        with pytest.raises(Killed):
+            fit(tmp_path / "killed", step, seed=7)
+    for seed in (1, 2):  # another seed: the checkpoint's counts; the second time all is done
+        found = fit(tmp_path / "killed", seed=seed)
+        assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+def test_a_schedulers_signal_saves_the_step_and_ends_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = fit(tmp_path / "whole", seed=7)
+    monkeypatch.setattr(preemption, "_noted", [])
+    monkeypatch.setattr(Training, "on_before_optimizer_step", lambda self, _: stop_at(self, 5))
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path / "stopped", seed=7, every=100)
+    assert stop.value.code == preemption.EXIT_CODE
+    assert newest_checkpoint(tmp_path / "stopped").name == "step=00000006.ckpt"
+    preemption._noted.clear()
+    monkeypatch.undo()
+    found = fit(tmp_path / "stopped", seed=1)
     assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+def stop_at(module: L.LightningModule, step: int) -> None:
+    if module.trainer.global_step == step:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_checkpoints_hold_what_trains_alone_and_say_what_is_missing(tmp_path: Path) -> None:

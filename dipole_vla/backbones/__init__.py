@@ -39,7 +39,7 @@ def register_backbone(name: str, target: type[Backbone] | str) -> None:
     if name in FAMILIES or _registered.get(name, target) != target:
         raise InputError(f"family {name!r}: is known already; choose another name")
     if isinstance(target, type):
-        _check(name, target, "the class given")
+        _check(name, target, f"family {name!r}")
     elif not all(word.strip() for word in target.partition(":")):
         raise InputError(f'family {name!r}: must be a class or "module:Class", got {target!r}')
     _registered[name] = target

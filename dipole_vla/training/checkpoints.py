@@ -64,7 +64,7 @@ class Checkpoints(L.Callback):
             return
         self._last = step
         self.notice = self._agreed(trainer)
-        if self.notice or trainer.should_stop or step % self.every == 0 or step == trainer.max_steps:
+        if self.notice or trainer.should_stop or step % self.every == 0 or self._ends(trainer):
             trainer.save_checkpoint(self.folder / f"step={step:08d}.ckpt", weights_only=False)
             if trainer.is_global_zero:
                 self._prune()
@@ -74,6 +74,9 @@ class Checkpoints(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """`trainer.max_time` counts from each start: a resumed run would else have none left."""
         checkpoint["callbacks"].pop("Timer", None)
+
+    def _ends(self, trainer: L.Trainer) -> bool:
+        return trainer.global_step == trainer.max_steps
 
     def _agreed(self, trainer: L.Trainer) -> str | None:
         """The notice that any rank has had; all ranks ask at the same step and hear the same."""
@@ -127,7 +130,14 @@ class AdapterCheckpoints(Checkpoints):
         self._seed = torch.initial_seed()
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Seed the first epoch of this process; a loader draws its order when it is opened, before any epoch begins."""
+        """Seed the first epoch of this process: a loader draws its order when it is opened, before any epoch begins.
+
+        The mean is made here, too, for a run that was finished and has nothing left to do.
+        """
+        if self.ema_decay:
+            self.mean = WeightMean(_trained(module), self.ema_decay)
+            if self._resumed:
+                self.mean.restore(self._resumed["mean"])
         self._seed = self._resumed.get("seed", self._seed)
         self._seed_epoch(self._resumed.get("epoch", trainer.current_epoch))
 
@@ -135,10 +145,6 @@ class AdapterCheckpoints(Checkpoints):
         seed, state = self._seed, torch.get_rng_state()
         super().on_train_start(trainer, module)
         self._seed, self._first_epoch = seed, trainer.current_epoch
-        if self.ema_decay:
-            self.mean = WeightMean(_trained(module), self.ema_decay)
-            if self._resumed:
-                self.mean.restore(self._resumed["mean"])
         if self._resumed:
             _wind_on(trainer)
         torch.set_rng_state(state)
@@ -152,12 +158,25 @@ class AdapterCheckpoints(Checkpoints):
             self.mean.update()
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """A script that its scheduler stops must not go on as if the training were done."""
+        if self.notice:
+            raise SystemExit(preemption.EXIT_CODE)
+
+    def _ends(self, trainer: L.Trainer) -> bool:
+        is_last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        return super()._ends(trainer) or (is_last_epoch and trainer.is_last_batch)
+
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, module, checkpoint)
         frozen = _frozen(module)
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name not in frozen}
         for name in ("hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "datamodule_hparams_name"):
             checkpoint.pop(name, None)  # objects of any kind, which the safe reader would refuse
+        begun = trainer.current_epoch + 1  # Lightning does not count an epoch that it resumes at its first batch
+        for counts in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+            if counts["processed"] < begun:
+                counts.update(ready=begun, started=begun)
         next_epoch = trainer.current_epoch + trainer.is_last_batch  # of the next batch
         own: dict[str, Any] = {"seed": self._seed, "epoch": next_epoch}
         checkpoint["adapters"] = own if self.mean is None else {**own, "mean": self.mean.state()}

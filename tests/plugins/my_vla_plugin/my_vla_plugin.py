@@ -1,5 +1,7 @@
 """The family of docs/add-a-backbone.md in a package of its own."""
 
+# ruff: noqa: B008, RUF012 (the text of the page)
+
 from dataclasses import dataclass
 
 import torch
