@@ -1,0 +1,80 @@
+"""What a command costs before it does anything: CPU seconds and peak memory, beside another tree of this project.
+
+    git worktree add OLD 485b528
+    python benchmarks/startup.py --old OLD
+
+Every `--help`, a wrong key in a recipe, a recipe that is not there, and the import of both packages; each in a process
+of its own, old and new in turn, the least of --repeats. Only the ratios of one run mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parents[1]
+VERBS = {
+    "dipole_vla": (
+        "demo", "init", "import", "fit", "consolidate", "contexts", "collect", "advantage", "evaluate", "report",
+        "drive", "launch", "doctor", "export", "plan", "data", "rl", "experiment",
+    ),
+    "navsim_adapter": (
+        "synth", "convert", "cache", "import", "score", "merge", "inspect", "baseline", "submission", "render",
+    ),
+}  # fmt: skip
+WITH_RECIPE = ("fit", "plan", "collect", "evaluate", "init", "rl")
+RECIPES = {"fit": "demo/dipole", "plan": "demo/dipole", "rl": "rl/cube-single-task1"}
+
+
+def cases(folder: Path) -> dict[str, list[str]]:
+    """Name -> words after `python`."""
+    found = {f"import {package}": ["-c", f"import {package}"] for package in VERBS}
+    for package, verbs in VERBS.items():
+        found |= {f"{package} {verb} --help": ["-m", f"{package}.cli", verb, "--help"] for verb in verbs}
+    for verb in WITH_RECIPE:
+        recipe = folder / f"{verb}.yaml"
+        text = (HERE / "recipes" / f"{RECIPES.get(verb, f'demo/{verb}')}.yaml").read_text()
+        recipe.write_text(f"{text}\nnot_a_key: 1\n")
+        found[f"{verb}: a wrong key"] = ["-m", "dipole_vla.cli", verb, "--config", str(recipe)]
+        found[f"{verb}: no such recipe"] = ["-m", "dipole_vla.cli", verb, "--config", str(folder / "nowhere.yaml")]
+    for name, old, new in (("model", "beta:", "betta:"), ("data", "batch_size:", "batchsize:")):
+        recipe = folder / f"{name}.yaml"
+        recipe.write_text((HERE / "recipes/demo/dipole.yaml").read_text().replace(old, new))
+        found[f"fit: a wrong key in {name}"] = ["-m", "dipole_vla.cli", "fit", "--config", str(recipe)]
+    return found
+
+
+def cost(tree: Path, words: Sequence[str]) -> tuple[float, float]:
+    """CPU seconds and peak MB of one process; a fork of this small one measures its own child alone."""
+    program = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], capture_output=True);"
+        "use = resource.getrusage(resource.RUSAGE_CHILDREN); print(use.ru_utime + use.ru_stime, use.ru_maxrss / 1024)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", program, sys.executable, *words]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=True)
+    seconds, megabytes = map(float, done.stdout.split())
+    return seconds, megabytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--old", type=Path, required=True, help="another tree of this project")
+    parser.add_argument("--repeats", type=int, default=1)
+    options = parser.parse_args()
+    print("| | old CPU s | new | old / new | old MB | new |\n|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, words in cases(Path(folder)).items():
+            pairs = [(cost(options.old.resolve(), words), cost(HERE, words)) for _ in range(options.repeats)]
+            old, new = (min(values) for values in zip(*pairs))
+            ratio = f"{old[0] / new[0]:.1f}"
+            print(f"| {name} | {old[0]:.2f} | {new[0]:.2f} | {ratio} | {old[1]:.0f} | {new[1]:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
