@@ -124,9 +124,15 @@ def _function(path: str, positional: bool = False, called: str = "") -> Callable
 
 def _fit(argv: Sequence[str]) -> None:
     listen()  # before the imports: a scheduler does not wait for them
+    from dipole_vla.commands import early
+
+    if early.asks_for_help(argv) and "trainer" not in argv:
+        return print(early.help_text(), end="")
+    early.check(argv)
     from dipole_vla.commands.fit import fit
 
-    if "--help" in argv or "-h" in argv:
+    if early.asks_for_help(argv):
+        argv = ["--help"]
         sys.argv[0] = "dipole-vla fit"  # Lightning's parser shows it; elsewhere ranks are started again by sys.argv
     fit(argv)
 

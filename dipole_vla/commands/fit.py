@@ -22,6 +22,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from dipole_vla.commands.early import ELSEWHERE
 from dipole_vla.commands.recipe import frames_of, one_line, plain, recipe_of, said_by_a_library, take_imports
 from dipole_vla.data.module import DrivingData
 from dipole_vla.data.pictures import began, pictures_entry
@@ -44,12 +45,6 @@ NO_NUMBER = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing"
 TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 LOOK = "look"  # the stage of `setup` before a folder is opened
-OF_OURS = "model.lr is the rate, model.warmup_steps and then linear decay its course, model.weight_decay AdamW's decay"
-ELSEWHERE = {  # keys that LightningCLI is known for, and where a recipe of ours has them
-    "optimizer": OF_OURS,
-    "lr_scheduler": OF_OURS,
-    "ckpt_path": "a run goes on from the newest checkpoint of its --out by itself",
-}
 
 
 class AlreadyComplete(Exception):

@@ -144,11 +144,16 @@ def plain(parser: ArgumentParser, namespace: Namespace) -> dict[str, Any]:
 
 @contextmanager
 def one_line(
-    recipe: str, parser: ArgumentParser, argv: Sequence[str] = (), elsewhere: Mapping[str, str] | None = None
+    recipe: str,
+    parser: ArgumentParser,
+    argv: Sequence[str] = (),
+    elsewhere: Mapping[str, str] | None = None,
+    within: str = "",
 ) -> Iterator[None]:
     """Turn a parser's complaint into an InputError of one line that names the recipe, or the command line, and the key.
 
-    argv: what was typed.  elsewhere: keys that are not accepted, with what stands for them.
+    argv: what was typed.  elsewhere: keys that are not accepted, with what stands for them.  within: the section of
+    the recipe that is parsed, if not the whole.
 
     What a library says of a value it was given is told, too; a failure in our own code or the user's stays what it is.
     """
@@ -158,7 +163,7 @@ def one_line(
         raise
     except ArgumentError as problem:
         known = [action.dest for action in parser._actions]
-        text = _shorten(str(problem), known, elsewhere or {})
+        text = _shorten(str(problem), known, elsewhere or {}, within)
         raise InputError(f"{_origin(recipe, argv, text)}: {text}") from problem
     except Exception as problem:
         told = _told(problem) or _innermost(problem)  # the parser wraps what a constructor raised
@@ -209,12 +214,12 @@ def _origin(recipe: str, argv: Sequence[str], text: str) -> str:
     return "command line" if is_typed else recipe
 
 
-def _shorten(text: str, known: list[str], elsewhere: Mapping[str, str]) -> str:
+def _shorten(text: str, known: list[str], elsewhere: Mapping[str, str], within: str = "") -> str:
     """The parser's nested complaint as `key: what is wrong (what was meant)`."""
     text = re.sub(r"\s*\n\s*", " ", text).strip()
     text = re.sub(r" - Expected a <class 'NoneType'>.*", "", text)  # the other branch of an Optional
     text = re.sub(r"Does not validate against any of the Union subtypes .*?Errors: - ", "", text)
-    key = ".".join(re.findall(r'Parser key "([^"]+)": ?', text))
+    key = ".".join(filter(None, [within, *re.findall(r'Parser key "([^"]+)": ?', text)]))
     text = re.sub(r'Parser key "[^"]+": ?', "", text)
     named = re.match(r"Problem with given class_path '([^']+)': ?(.*)", text)
     if named:

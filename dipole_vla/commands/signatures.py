@@ -33,22 +33,32 @@ def signature(module: str, name: str) -> Callable[..., Any]:
     Raises KeyError where the module's source has no such function or class.
     """
     home, node = _definition(module, name)
-    if isinstance(node, ast.ClassDef):
-        node = next(inner for inner in node.body if getattr(inner, "name", "") == "__init__")
-    assert isinstance(node, ast.FunctionDef)
-    docstring = ast.get_docstring(node)
-    bare = ast.FunctionDef(**{field: getattr(node, field, None) for field in node._fields})
-    bare.body = [ast.Expr(ast.Constant(docstring or ""))]
+    function = _function(node)
+    texts = {id(node): ast.get_docstring(node), id(function): ast.get_docstring(function)}
+    bare = ast.FunctionDef(**{field: getattr(function, field, None) for field in function._fields})
+    bare.body = [ast.Expr(ast.Constant("\n\n".join(filter(None, texts.values()))))]
     bare.decorator_list = []
-    bare.args.args = [argument for argument in node.args.args if argument.arg != "self"]
+    bare.args = ast.arguments(**{field: getattr(function.args, field) for field in function.args._fields})
+    bare.args.args = [argument for argument in function.args.args if argument.arg != "self"]
     names = _Names(home)
-    _run(ast.copy_location(bare, node), home, names)
+    _run(ast.copy_location(bare, function), home, names)
     return names[bare.name]
+
+
+def parameters(module: str, name: str) -> list[str]:
+    """Names of a function's or class's parameters; nothing that annotates them is imported."""
+    arguments = _function(_definition(module, name)[1]).args
+    return [argument.arg for argument in (*arguments.args, *arguments.kwonlyargs) if argument.arg != "self"]
 
 
 def summary(module: str, name: str) -> str:
     """First line of a function's or class's docstring."""
-    return (ast.get_docstring(_definition(module, name)[1]) or "").partition("\n")[0]  # type: ignore[arg-type]
+    return (ast.get_docstring(_definition(module, name)[1]) or "").partition("\n")[0]
+
+
+def _function(node: Any) -> ast.FunctionDef:
+    inner = node.body if isinstance(node, ast.ClassDef) else [node]
+    return next(each for each in inner if isinstance(each, ast.FunctionDef) and each.name in (node.name, "__init__"))
 
 
 class _Names(dict[str, Any]):

@@ -13,9 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
 from dipole_vla.backbones.example import example_observation
-from dipole_vla.commands.plan import Gpus, planned, told
 from dipole_vla.planning import timing
 from dipole_vla.planning.activations import step_cost
+from dipole_vla.planning.needs import Gpus, planned, told
 from dipole_vla.planning.step import Numbers, meta_backbone, training_step
 from dipole_vla.policy import AdapterPair
 from dipole_vla.training import DipoleModule

@@ -8,7 +8,7 @@ from small_backbone import make_backbone, make_observation, spread_adapters
 from torch.distributed.tensor import DTensor
 
 from dipole_vla.backbones import FAMILIES, backbone_class
-from dipole_vla.commands.plan import example_observation
+from dipole_vla.backbones.example import example_observation
 from dipole_vla.policy import AdapterPair
 from dipole_vla.training.sharded import shard_frozen
 from navsim_adapter.foundation.errors import InputError
