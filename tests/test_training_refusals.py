@@ -131,6 +131,18 @@ REFUSED = [
     (["--seed_everything", "true"], "seed_everything: True is no number"),
     (["--model.seed", "-1"], "model.seed: must be 0"),
     (["--data.seed", "-1"], "data.seed: must be 0"),
+    # null, which the parser lets through for any argument of a class
+    (["--model.beta", "null"], "model.beta: null"),
+    (["--model.scope", "null"], "model.scope: null"),
+    (["--model.pair", "null"], "model.pair: null"),
+    (["--data.workers", "null"], "data.workers: null"),
+    # folders beside --out
+    (["--data.contexts", "s3://bucket/contexts"], "data.contexts: 's3:/bucket/contexts'"),
+    (["--data.contexts", "~/contexts"], "data.contexts: '~/contexts'"),
+    # what a constructor says, though other types were tried after its own
+    (["--trainer.strategy", "dipole_vla.training.sharded.ShardedBackbone"], "write it as {class_path: "),
+    (["--trainer.strategy", '{"class_path": "dipole_vla.training.deepspeed.PairDeepSpeed",'
+      ' "init_args": {"config": "nowhere.json"}}'], "nowhere.json"),
 ]  # fmt: skip
 
 

@@ -169,7 +169,7 @@ def one_line(
         told = _told(problem) or _innermost(problem)  # the parser wraps what a constructor raised
         if not isinstance(told, InputError) and not said_by_a_library(problem):
             raise
-        text = " ".join(str(told).split())[:400] or type(told).__name__
+        text = " ".join((_of_union(problem) or str(told)).split())[:400] or type(told).__name__
         named = re.search(r"given class_path '(?:[\w.]*\.)?(\w+)'", str(problem))
         if named and not isinstance(told, InputError):
             text = f"{named[1]}: {text}"
@@ -193,6 +193,15 @@ def frames_of(problem: BaseException) -> list[str]:
 def _module_of(frame: FrameType) -> str:
     name, file = str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename
     return name if name.startswith(_OURS) or file.startswith((*_LIBRARIES, "<")) else ""
+
+
+def _of_union(problem: BaseException) -> str | None:
+    """What a constructor said, where the parser tried other types of a Union after it and blames the last of them."""
+    if isinstance(_told(problem), InputError) or "against any of the Union" not in str(problem):
+        return None
+    errors = str(problem).partition("Errors:")[2].partition("Given value type:")[0]
+    said = [text for text in re.split(r"\n\s+- ", errors) if text.strip() and not text.startswith("Expected a")]
+    return "; ".join(said) or None
 
 
 def _innermost(problem: BaseException) -> BaseException:

@@ -16,7 +16,7 @@ from dipole_vla.data.contexts import ContextDtype, ContextStore, Encoder, Ranks,
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable, refuse_horizon
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.foundation.option_checks import check_range, local_path
 
 EXACT = ("poses", "score", "advantage")  # float32 whatever the network's precision
 
@@ -55,7 +55,8 @@ class DrivingData(L.LightningDataModule):
         super().__init__()
         check_range("data.batch_size", batch_size, 1)
         check_range("data.workers", workers, 0)
-        self.contexts, self.contexts_dtype = contexts, contexts_dtype
+        self.contexts = None if contexts is None else local_path("data.contexts", contexts)
+        self.contexts_dtype = contexts_dtype
         self.scenes, self.candidates, self.sensors = scenes, candidates, sensors
         self.batch_size, self.workers, self.keep_in_memory, self.seed = batch_size, workers, keep_in_memory, seed
         self.dataset: DrivingDataset | None = None

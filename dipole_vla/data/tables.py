@@ -22,6 +22,7 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, read_json, stamp, verify_listed
 
 SCENE_COLUMNS = ("token", "log_name", "history", "velocity", "acceleration", "command", "cameras", "future")
+MOTION = {"history": (4, 3), "velocity": (2,), "acceleration": (2,)}  # numbers of a row
 CANDIDATE_COLUMNS = ("token", "index", "source", "poses", "score", "return", "advantage")
 
 
@@ -45,7 +46,7 @@ class SceneTable:
     def __init__(self, folder: str | Path, sensors: str | Path | None = None):
         """folder: as written by `navsim-adapter convert`. sensors: root of the camera paths; default as recorded.
 
-        InputError names a scene that is there twice, and one whose motion is not all numbers.
+        InputError names a scene that is there twice, one whose motion is not all numbers, and one without command.
         """
         self.folder = Path(folder)
         self.table = open_table(self.folder, SCENE_COLUMNS)
@@ -55,8 +56,16 @@ class SceneTable:
         self.tokens = column_of_text(self.table, "token", self.folder)
         self.log_names = column_of_text(self.table, "log_name", self.folder)
         _refuse_twice(self.tokens, self.folder, "convert again")
-        for name in ("history", "velocity", "acceleration"):
-            numbers(self.table, name, Names(self.folder, self.tokens, "correct its log or leave the token out"))
+        names = Names(self.folder, self.tokens, "correct its log or leave the token out")
+        for name, shape in MOTION.items():
+            found = numbers(self.table, name, names)[0].shape[1:]
+            if found != shape:
+                raise InputError(
+                    f"{self.folder}: column {name} has rows of shape {found}, {shape} was wanted; make it again"
+                )
+        no_command = column(self.table, "command").is_null().to_numpy()
+        if no_command.any():
+            raise names.wrong(int(no_command.argmax()), "column command is null")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -72,7 +81,7 @@ class SceneTable:
         """The current pictures of the named cameras; InputError names a file that is missing or cannot be decoded."""
         pictures = {}
         for camera in cameras:
-            relative = row["cameras"].get(camera)
+            relative = (row["cameras"] or {}).get(camera)
             if not relative:
                 raise InputError(
                     f"scene {row['token']}: camera {camera} is not in the table; convert with its pictures"

@@ -4,9 +4,10 @@ another run than its record and its checkpoints say, is refused by its kind befo
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import lightning.pytorch as L
 from lightning.pytorch import callbacks as C
@@ -67,12 +68,17 @@ def check_keys(config: Any) -> None:
         check_range(f"trainer.{key}", trainer[key], 1)
     check_range("checkpoint_every", config.checkpoint_every, 1)
     _check_seeds(config)
+    for section in ("model", "data"):
+        _check_nulls(section, config[section])
     for key, (meaningless, instead) in KEYS.items():
         if trainer[key] not in meaningless:
             raise InputError(f"trainer.{key}: {trainer[key]} is not supported, {instead}")
     for named in listed(trainer.callbacks):
         _check_callback(class_of(named))
     kind = class_of(trainer.strategy)
+    if isinstance(trainer.strategy, str) and "." in trainer.strategy and trainer.strategy not in StrategyRegistry:
+        written = f"{{class_path: {trainer.strategy}}}"
+        raise InputError(f"trainer.strategy: {trainer.strategy} is a class, not a name; write it as {written}")
     if kind is not None and issubclass(kind, FOREIGN) and not _has_our_checkpoints(kind):
         named = _name(trainer.strategy)
         raise InputError(f"trainer.strategy: {named} is not supported, its checkpoints would be others; {OURS}")
@@ -151,6 +157,19 @@ def _has_our_checkpoints(kind: type) -> bool:
     from dipole_vla.training.deepspeed import PairDeepSpeed
 
     return issubclass(kind, PairDeepSpeed)
+
+
+def _check_nulls(section: str, named: Any) -> None:
+    """The parser lets null through for any argument of a class."""
+    kind = class_of(named)
+    if kind is None or named.get("init_args") is None:
+        return
+    hints, parameters = get_type_hints(kind.__init__), inspect.signature(kind).parameters
+    for name, value in vars(named.init_args).items():
+        hint = hints.get(name, Any)
+        if value is None and name in parameters and hint is not Any and type(None) not in get_args(hint):
+            default = parameters[name].default
+            raise InputError(f"{section}.{name}: null is no value; leave the key out for the default ({default})")
 
 
 def _check_seeds(config: Any) -> None:

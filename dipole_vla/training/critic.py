@@ -75,9 +75,10 @@ class CriticModule(FineTuning):
         """Read every scene's features once (the backbone is frozen), size the critic by them, fit its statistics."""
         super().setup(stage)
         dataset, device = self.trainer.datamodule.dataset, self.trainer.strategy.root_device  # type: ignore[attr-defined]
+        if dataset is not None:
+            self.say(dataset.candidates.refuse_other_base(self.fingerprint))
         if self.critic is not None or stage != "fit":
             return
-        self.say(dataset.candidates.refuse_other_base(self.fingerprint))
         self.backbone.to(device)  # the trainer moves the module only after this hook
         with bar("critic features", len(dataset)) as progress:
             for start in range(0, len(dataset), FEATURES_BATCH):

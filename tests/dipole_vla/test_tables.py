@@ -174,6 +174,8 @@ def test_the_scene_of_a_wrong_candidate_is_named(inputs: Path, tmp_path: Path, c
         (put("velocity", 2, [float("inf"), 0.0]), r"scene scene02: column velocity holds NaN or infinity"),
         (put("acceleration", 6, None), r"scene scene06: column acceleration is null"),
         (put("log_name", 1, None), r"column log_name: row 1"),
+        (put("command", 4, None), r"scene scene04: column command is null"),
+        (lambda columns: columns.update(history=[rows[1:] for rows in columns["history"]]), r"column history has rows"),
     ],
 )
 def test_a_scene_that_cannot_be_is_named_when_its_table_is_opened(inputs, tmp_path, change, words) -> None:
