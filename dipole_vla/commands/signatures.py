@@ -35,7 +35,8 @@ def signature(module: str, name: str) -> Callable[..., Any]:
     home, node = _definition(module, name)
     function = _function(node)
     texts = {id(node): ast.get_docstring(node), id(function): ast.get_docstring(function)}
-    bare = ast.FunctionDef(**{field: getattr(function, field, None) for field in function._fields})
+    fields: dict[str, Any] = {field: getattr(function, field, None) for field in function._fields}
+    bare = ast.FunctionDef(**fields)
     bare.body = [ast.Expr(ast.Constant("\n\n".join(filter(None, texts.values()))))]
     bare.decorator_list = []
     bare.args = ast.arguments(**{field: getattr(function.args, field) for field in function.args._fields})
