@@ -164,8 +164,8 @@ def _check_nulls(section: str, named: Any) -> None:
     kind = class_of(named)
     if kind is None or named.get("init_args") is None:
         return
-    construct: Any = vars(kind).get("__init__")
-    hints, parameters = get_type_hints(construct) if construct else {}, inspect.signature(kind).parameters
+    construct: Any = kind.__init__  # type: ignore[misc]  # of a class, not of an instance
+    hints, parameters = get_type_hints(construct), inspect.signature(kind).parameters
     for name, value in vars(named.init_args).items():
         hint = hints.get(name, Any)
         if value is None and name in parameters and hint is not Any and type(None) not in get_args(hint):
