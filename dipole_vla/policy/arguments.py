@@ -43,6 +43,9 @@ def scenes_in(observation: Any) -> int:
     """Number of scenes B, which is that of every tensor's rows."""
     if not isinstance(observation, Mapping):
         raise InputError(f"observation: must be tensors by name, as the policy's processor, got {_kind(observation)}")
+    for name, value in observation.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"observation: {name} must be a tensor, got {_kind(value)}")
     shapes = {name: tuple(map(int, getattr(value, "shape", ()))) for name, value in observation.items()}
     rows = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(rows) != 1 or 0 in rows:

@@ -390,3 +390,11 @@ def test_another_default_type_is_named_and_nothing_is_cast(tmp_path, dtype):
         torch.set_default_dtype(torch.float32)
     assert load_policy(tmp_path / "policy", device="cpu").fingerprint
     assert isinstance(TimmDriver.tiny().config, TimmConfig)
+
+
+def test_an_observation_of_arrays_is_named() -> None:
+    from dipole_vla.policy.arguments import scenes_in
+
+    assert scenes_in({"proprio": torch.zeros(2, 12)}) == 2
+    with pytest.raises(InputError, match="observation: proprio must be a tensor"):
+        scenes_in({"proprio": torch.zeros(2, 12).numpy()})
