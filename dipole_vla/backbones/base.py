@@ -249,7 +249,7 @@ class Backbone(nn.Module, ABC):
     network_name: ClassVar[str] = ""
     """Attribute with the network whose names adapters carry, where that is somebody else's; empty: the backbone."""
 
-    def __init__(self, config: Any, action: Any, solver: SolverSpec) -> None:
+    def __init__(self, config: Any, action: ActionSpec, solver: SolverSpec) -> None:
         super().__init__()
         self.config = config
         self.action = action

@@ -47,7 +47,7 @@ class OwnNetwork(Backbone):
         solver: SolverSpec,
         lora_scopes: Mapping[str, str],
     ) -> None:
-        super().__init__({}, action, solver)
+        super().__init__({}, action, solver)  # type: ignore[arg-type]  # families are of poses; policies ask no more
         self.net = net
         self._encode, self._denoise = encode, denoise
         self._schedule, self._prediction = schedule, prediction

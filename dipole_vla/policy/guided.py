@@ -174,8 +174,7 @@ class GuidedPolicy:
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """(horizon, dim) of one plan's start noise; of other actions than ego poses the shape of one."""
-        shape: tuple[int, ...] = self.backbone.action.shape
-        return shape
+        return self.backbone.action.shape
 
     @property
     def rl_split(self) -> str | None:
