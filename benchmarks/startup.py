@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -66,10 +67,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--old", type=Path, required=True, help="another tree of this project")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--only", default="", help="a pattern that the names of the cases must hold")
     options = parser.parse_args()
     print("| | old CPU s | new | old / new | old MB | new |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, words in cases(Path(folder)).items():
+        chosen = {name: words for name, words in cases(Path(folder)).items() if re.search(options.only, name)}
+        for name, words in chosen.items():
             pairs = [(cost(options.old.resolve(), words), cost(HERE, words)) for _ in range(options.repeats)]
             old, new = (min(values) for values in zip(*pairs))
             ratio = f"{old[0] / new[0]:.1f}"
