@@ -26,7 +26,7 @@ from navsim_adapter.foundation.option_checks import local_path
 _OURS = ("dipole_vla", "navsim_adapter")
 _PASSING_ON = {  # modules that hand a recipe's values to a library, or a library's to another
     "dipole_vla.commands.recipe", "dipole_vla.commands.plan", "dipole_vla.training.ranks", "dipole_vla.commands.fit",
-    "dipole_vla.training.deepspeed",
+    "dipole_vla.training.deepspeed", "dipole_vla.commands.early",
 }  # fmt: skip
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 TRUSTED = ("dipole_vla", "navsim_adapter", "lightning.pytorch", "torch.optim")

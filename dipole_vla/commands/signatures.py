@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import builtins
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
@@ -35,14 +36,12 @@ def signature(module: str, name: str) -> Callable[..., Any]:
     home, node = _definition(module, name)
     function = _function(node)
     texts = {id(node): ast.get_docstring(node), id(function): ast.get_docstring(function)}
-    fields: dict[str, Any] = {field: getattr(function, field, None) for field in function._fields}
-    bare = ast.FunctionDef(**fields)
+    bare, bare.args = copy(function), copy(function.args)
     bare.body = [ast.Expr(ast.Constant("\n\n".join(filter(None, texts.values()))))]
     bare.decorator_list = []
-    bare.args = ast.arguments(**{field: getattr(function.args, field) for field in function.args._fields})
     bare.args.args = [argument for argument in function.args.args if argument.arg != "self"]
     names = _Names(home)
-    _run(ast.copy_location(bare, function), home, names)
+    _run(bare, home, names)
     return names[bare.name]
 
 
