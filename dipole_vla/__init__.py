@@ -6,6 +6,8 @@ from navsim_adapter.foundation.faces import face
 
 if TYPE_CHECKING:
     from dipole_vla.advantage import group_relative as group_relative
+    from dipole_vla.backbones import register_backbone as register_backbone
+    from dipole_vla.backbones.action import Poses as Poses
     from dipole_vla.backbones.base import Backbone as Backbone
     from dipole_vla.data.module import DrivingData as DrivingData
     from dipole_vla.guidance import guide as guide

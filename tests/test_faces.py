@@ -11,8 +11,9 @@ import pytest
 
 OFFERED = {
     "dipole_vla": (
-        "Backbone", "CosineTable", "DipoleModule", "DrivingData", "GuidedPolicy", "LinearFlow", "SolverSpec",
+        "Backbone", "CosineTable", "Dipole", "DipoleModule", "DrivingData", "GuidedPolicy", "LinearFlow", "SolverSpec",
         "VPLinear", "dichotomous_loss", "group_relative", "guide", "load_policy",
+        "Poses", "register_backbone",
     ),
     "navsim_adapter": (
         "DataRoot", "SceneFilter", "Scorer", "Scores", "build_cache", "convert", "open_cache", "picture",
@@ -30,7 +31,7 @@ def test_importing_a_package_and_listing_it_loads_neither_torch_nor_numba(packag
 @pytest.mark.parametrize(("package", "name"), [(package, name) for package, names in OFFERED.items() for name in names])
 def test_what_is_offered_is_there(package: str, name: str) -> None:
     module = import_module(package)
-    assert getattr(module, name).__name__ == name
+    assert getattr(module, name).__name__ == {"Poses": "ActionSpec"}.get(name, name)
     assert name in module.__all__
     assert name in dir(module)
 
