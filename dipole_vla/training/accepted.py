@@ -76,12 +76,12 @@ def check_keys(config: Any) -> None:
     for named in listed(trainer.callbacks):
         _check_callback(class_of(named))
     kind = class_of(trainer.strategy)
-    if isinstance(trainer.strategy, str) and "." in trainer.strategy and trainer.strategy not in StrategyRegistry:
-        written = f"{{class_path: {trainer.strategy}}}"
-        raise InputError(f"trainer.strategy: {trainer.strategy} is a class, not a name; write it as {written}")
     if kind is not None and issubclass(kind, FOREIGN) and not _has_our_checkpoints(kind):
         named = _name(trainer.strategy)
         raise InputError(f"trainer.strategy: {named} is not supported, its checkpoints would be others; {OURS}")
+    if isinstance(trainer.strategy, str) and "." in trainer.strategy and trainer.strategy not in StrategyRegistry:
+        written = f"{{class_path: {trainer.strategy}}}"
+        raise InputError(f"trainer.strategy: {trainer.strategy} is a class, not a name; write it as {written}")
 
 
 def check_built(trainer: L.Trainer, asked: Any) -> None:
