@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
@@ -232,6 +232,14 @@ class Processor(Protocol):
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
         """One row of the scenes table and its RGB pictures by camera name -> tensors without batch axis, stackable."""
         ...
+
+
+class JoinedSizes:
+    """A configuration that joins the sizes of several networks: a dataclass derived from theirs."""
+
+    def part(self, sizes: type[Any]) -> Any:
+        """The fields of this configuration that the dataclass `sizes` has."""
+        return sizes(**{field.name: getattr(self, field.name) for field in fields(sizes)})
 
 
 class Backbone(nn.Module, ABC):

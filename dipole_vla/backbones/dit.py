@@ -8,7 +8,7 @@ cross-attention, cross-MLP). The encoder is in `dipole_vla.backbones.florence.en
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +24,17 @@ class KeysValues(NamedTuple):
 
     keys: Tensor
     values: Tensor
+
+
+def packed(blocks: Sequence[KeysValues]) -> dict[str, Tensor]:
+    """As named tensors of a context, "keys.0", "keys.1", ... and "values.0", ...; inverse of `unpacked`."""
+    keys = {f"keys.{i}": block.keys for i, block in enumerate(blocks)}
+    return keys | {f"values.{i}": block.values for i, block in enumerate(blocks)}
+
+
+def unpacked(tensors: Mapping[str, Tensor]) -> list[KeysValues]:
+    depth = sum(name.startswith("keys.") for name in tensors)
+    return [KeysValues(tensors[f"keys.{i}"], tensors[f"values.{i}"]) for i in range(depth)]
 
 
 @dataclass(frozen=True)

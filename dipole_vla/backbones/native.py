@@ -1,13 +1,31 @@
-"""transformers' own classes inside our backbones: what the meta device needs besides the weights.
+"""transformers' own classes inside our backbones: their tokenizers, and what the meta device needs besides weights.
 
 A model built on the meta device gets its parameters from a file. Buffers that no file holds (rotary frequencies,
-position ids) have to be computed again; nothing else here.
+position ids) have to be computed again.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from dipole_vla.backbones.base import Backbone
+from dipole_vla.backbones.source_files import load_tokenizer
+
+
+class Prompted(Backbone):
+    """A backbone that reads text; its tokenizer, where it has one, lies beside its weights."""
+
+    tokenizer: PreTrainedTokenizerFast | None
+
+    def save_assets(self, folder: Path) -> None:
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(str(folder / "tokenizer"))
+
+    def load_assets(self, folder: Path) -> None:
+        self.tokenizer = load_tokenizer(folder / "tokenizer")
 
 
 def restore_buffers(model: PreTrainedModel) -> None:

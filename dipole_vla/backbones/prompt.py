@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dipole_vla.backbones.base import wrap_angle
@@ -41,6 +42,12 @@ def prompt(scene: Mapping[str, Any]) -> str:
         "\n"
         "What trajectory comes next?"
     )
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, scene: Mapping[str, Any], length: int) -> Tensor:
+    """(length,) int64 ids of the prompt, cut or padded."""
+    options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
+    return tokenizer(prompt(scene), return_tensors="pt", **options)["input_ids"][0]
 
 
 def small_tokenizer(size: int = 320) -> PreTrainedTokenizerFast:

@@ -8,20 +8,20 @@ same kind of folder. The head is in `backbones.dit`, the encoder in `backbones.f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL.Image import Resampling
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
-from dipole_vla.backbones.dit import DiT, DiTSizes, KeysValues, Layout
-from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes
+from dipole_vla.backbones.base import ActionSpec, Context, JoinedSizes, Observation
+from dipole_vla.backbones.dit import DiT, DiTSizes, Layout, packed, unpacked
+from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes, small_florence
+from dipole_vla.backbones.native import Prompted
 from dipole_vla.backbones.observing import history, normalised_pixels, pictures, pixels
-from dipole_vla.backbones.prompt import prompt, small_tokenizer
+from dipole_vla.backbones.prompt import prompt_ids, small_tokenizer
 from dipole_vla.paths import Prediction, VPLinear
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.foundation.errors import InputError
@@ -39,7 +39,7 @@ _TEXT = r"encoder\.language_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_p
 
 
 @dataclass(frozen=True)
-class DPVLAConfig(FlorenceSizes, DiTSizes):
+class DPVLAConfig(FlorenceSizes, DiTSizes, JoinedSizes):
     """All sizes of a DP-VLA model; the defaults are the published 1.03 B parameters."""
 
     image_size: int = 384
@@ -50,30 +50,13 @@ class DPVLAConfig(FlorenceSizes, DiTSizes):
     def __post_init__(self) -> None:
         if self.prediction not in ("noise", "sample"):
             raise InputError(f"config.prediction: DP-VLA predicts noise or sample, got {self.prediction!r}")
-        if self.context_width != self.text_width:
-            raise InputError(
-                f"config.context_width: is {self.context_width}, text_width is {self.text_width}; make them equal"
-            )
+        self.check_read_by(self.context_width)
 
     @classmethod
     def tiny(cls, width: int = 64, **overrides: Any) -> DPVLAConfig:
         """A model of about a million parameters with every part of the real one, for demos and tests."""
         sizes: dict[str, Any] = {
-            "vision_dims": (width // 2, width),
-            "vision_heads": (2, 4),
-            "vision_depths": (1, 1),
-            "vision_patch": (9, 3),
-            "vision_stride": (8, 2),
-            "vision_window": 4,
-            "vision_drop_path": 0.0,
-            "image_positions": 16,
-            "text_width": width,
-            "text_layers": 1,
-            "text_heads": 4,
-            "text_hidden": 2 * width,
-            "text_vocabulary": len(small_tokenizer()),
-            "text_positions": 128,
-            "text_dropout": 0.0,
+            **small_florence(width, layers=1, vocabulary=len(small_tokenizer())),
             "width": width,
             "depth": 3,
             "heads": 4,
@@ -84,12 +67,8 @@ class DPVLAConfig(FlorenceSizes, DiTSizes):
         }
         return cls(**{**sizes, **overrides})
 
-    def part(self, sizes: type[Any]) -> Any:
-        """The fields of this configuration that `sizes` (FlorenceSizes or DiTSizes) has."""
-        return sizes(**{field.name: getattr(self, field.name) for field in fields(sizes)})
 
-
-class DPVLA(Backbone):
+class DPVLA(Prompted):
     """See the module docstring. Parameters: `encoder.*` (transformers' names), `decoder.*` (published names)."""
 
     family = "dp_vla"
@@ -137,17 +116,14 @@ class DPVLA(Backbone):
     def prepare(self, context: Context) -> Context:
         """Adds every block's keys and values of the scene: most of the head's work, since scene tokens outnumber
         action tokens by far."""
-        projected = self.decoder.project(context["tokens"])
-        keys = {f"keys.{i}": block.keys for i, block in enumerate(projected)}
-        return context.extended({**keys, **{f"values.{i}": block.values for i, block in enumerate(projected)}})
+        return context.extended(packed(self.decoder.project(context["tokens"])))
 
     def denoise(self, context: Context, x_t: Tensor, t: Tensor) -> Tensor:
         dtype = self.decoder.pos_emb.dtype
         context = context if "keys.0" in context else self.prepare(context)
-        scene = [KeysValues(context[f"keys.{i}"], context[f"values.{i}"]) for i in range(self.config.depth)]
         layout = Layout(len(context), x_t.shape[0], context.serves)
         time = self.schedule.network_time(t)
-        return self.decoder(x_t.to(dtype), time, context["proprio"], scene, layout).float()
+        return self.decoder(x_t.to(dtype), time, context["proprio"], unpacked(context.tensors), layout).float()
 
     def features(self, context: Context) -> Tensor:
         """(B, (views + 1) * width + 12): each view's mean token, the mean of all tokens, and the ego history."""
@@ -156,16 +132,6 @@ class DPVLA(Backbone):
         per_view = (tokens.shape[1] - self.config.prompt_tokens) // views
         view_means = tokens[:, : views * per_view : per_view].flatten(1)
         return torch.cat([view_means, tokens.mean(1), context["proprio"].float()], dim=-1)
-
-    def save_assets(self, folder: Path) -> None:
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(str(folder / "tokenizer"))
-
-    def load_assets(self, folder: Path) -> None:
-        if (folder / "tokenizer").is_dir():
-            found = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-            assert isinstance(found, PreTrainedTokenizerFast)
-            self.tokenizer = found
 
 
 @dataclass(frozen=True)
@@ -178,12 +144,9 @@ class DPVLAProcessor:
     tokenizer: PreTrainedTokenizerFast
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
-        ids = self.tokenizer(
-            prompt(scene), padding="max_length", truncation=True, max_length=self.prompt_tokens, return_tensors="pt"
-        )
         return {
             "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
-            "input_ids": ids["input_ids"][0],
+            "input_ids": prompt_ids(self.tokenizer, scene, self.prompt_tokens),
             "proprio": history(scene),
         }
 

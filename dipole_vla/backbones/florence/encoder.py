@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from transformers import BartConfig, Florence2Config
 from transformers.models.bart.modeling_bart import BartEncoder
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 from transformers.models.florence2.modeling_florence2 import Florence2MultiModalProjector, Florence2VisionBackbone
+
+from navsim_adapter.foundation.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class FlorenceSizes:
     text_vocabulary: int = 51289
     text_positions: int = 4096
     text_dropout: float = 0.1
+
+    def check_read_by(self, context_width: int) -> None:
+        """InputError unless a head that reads `context_width` numbers per token fits."""
+        if context_width != self.text_width:
+            raise InputError(
+                f"config.context_width: is {context_width}, text_width is {self.text_width}; make them equal"
+            )
 
     def native(self) -> Florence2Config:
         """The same as transformers' own configuration."""
@@ -80,6 +90,27 @@ class FlorenceSizes:
         joint = Florence2Config(vision_config=vision, text_config=text)
         joint._attn_implementation = "sdpa"  # set after joining: joining clears it in the parts
         return joint
+
+
+def small_florence(width: int, layers: int, vocabulary: int) -> dict[str, Any]:
+    """`FlorenceSizes` of a few 100,000 parameters with every part of the real one, as keywords."""
+    return {
+        "vision_dims": (width // 2, width),
+        "vision_heads": (2, 4),
+        "vision_depths": (1, 1),
+        "vision_patch": (9, 3),
+        "vision_stride": (8, 2),
+        "vision_window": 4,
+        "vision_drop_path": 0.0,
+        "image_positions": 16,
+        "text_width": width,
+        "text_layers": layers,
+        "text_heads": 4,
+        "text_hidden": 2 * width,
+        "text_vocabulary": vocabulary,
+        "text_positions": 128,
+        "text_dropout": 0.0,
+    }
 
 
 class FlorenceEncoder(nn.Module):

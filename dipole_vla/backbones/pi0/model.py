@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention, silu
 from transformers import PI0Config, PI0Model, PreTrainedTokenizerFast
 
-from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
+from dipole_vla.backbones.base import ActionSpec, Context, Observation
 from dipole_vla.backbones.dit import Layout
-from dipole_vla.backbones.native import restore_buffers
+from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.observing import history, pictures, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
-from dipole_vla.backbones.source_files import load_tokenizer
 from dipole_vla.paths import LinearFlow, Prediction
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.foundation.errors import InputError
@@ -148,7 +147,7 @@ class PI0Sizes:
         return config
 
 
-class PI0(Backbone):
+class PI0(Prompted):
     """See the module docstring. Parameters: transformers' names, `model.vlm.*`, `model.dit.*` and the small layers."""
 
     family = "pi0"
@@ -273,13 +272,9 @@ class PI0(Backbone):
         """(B, text_width + max_state): the prefix's mean hidden state and the ego state."""
         return torch.cat([context["mean"], context["state"].float()], dim=-1)
 
-    def save_assets(self, folder: Path) -> None:
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(str(folder / "tokenizer"))
-
     def load_assets(self, folder: Path) -> None:
         restore_buffers(self.model)
-        self.tokenizer = load_tokenizer(folder / "tokenizer")
+        super().load_assets(folder)
 
 
 class ActionTimeEmbedding(nn.Module):

@@ -9,7 +9,7 @@ language model wrote before, as its own authors train it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
-from dipole_vla.backbones.dit import KeysValues, Layout
+from dipole_vla.backbones.base import ActionSpec, Context, JoinedSizes, Observation
+from dipole_vla.backbones.dit import Layout, packed, unpacked
 from dipole_vla.backbones.internvl import model as internvl
 from dipole_vla.backbones.internvl.model import InternVLSizes
-from dipole_vla.backbones.native import restore_buffers
+from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.observing import history, normalised_pixels, pictures, status
 from dipole_vla.backbones.recogdrive.input import IMAGE_TOKEN, padded_ids, picture_tiles, prompt, small_tokenizer
 from dipole_vla.backbones.recogdrive.planner import Planner, PlannerSizes
-from dipole_vla.backbones.source_files import load_tokenizer
 from dipole_vla.paths import CosineTable, LinearFlow, Prediction, Schedule
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.foundation.errors import InputError
@@ -50,7 +49,7 @@ _TEXT = r"vlm\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|u
 
 
 @dataclass(frozen=True)
-class ReCogDriveConfig(InternVLSizes, PlannerSizes):
+class ReCogDriveConfig(InternVLSizes, PlannerSizes, JoinedSizes):
     """All sizes of a ReCogDrive model, and how scenes are shown to it; the defaults are the published 2B.
 
     prediction: "noise" (the published files, DDIM) or "velocity" (the flow variant).
@@ -101,12 +100,8 @@ class ReCogDriveConfig(InternVLSizes, PlannerSizes):
         }
         return cls(**{**sizes, **overrides})
 
-    def part(self, sizes: type[Any]) -> Any:
-        """The fields of this configuration that `sizes` (InternVLSizes or PlannerSizes) has."""
-        return sizes(**{field.name: getattr(self, field.name) for field in fields(sizes)})
 
-
-class ReCogDrive(Backbone):
+class ReCogDrive(Prompted):
     """See the module docstring. Parameters: `vlm.*` (transformers' names), `action_head.*` (published names)."""
 
     family = "recogdrive"
@@ -200,31 +195,26 @@ class ReCogDrive(Backbone):
     def prepare(self, context: Context) -> Context:
         """Adds the scene's mean token and the keys and values of every block that attends to it."""
         projected = self.action_head.model.project(context["tokens"])
-        keys = {f"keys.{i}": block.keys for i, block in enumerate(projected)}
-        values = {f"values.{i}": block.values for i, block in enumerate(projected)}
-        return context.extended({"mean": context["tokens"].mean(1), **keys, **values})
+        return context.extended({"mean": context["tokens"].mean(1), **packed(projected)})
 
     def denoise(self, context: Context, x_t: Tensor, t: Tensor) -> Tensor:
         head = self.action_head
         context = context if "mean" in context else self.prepare(context)
-        scene = [KeysValues(context[f"keys.{i}"], context[f"values.{i}"]) for i in range(self.config.depth // 2)]
         layout = Layout(len(context), x_t.shape[0], context.serves)
         time = self.schedule.network_time(t)
         x_t = x_t.to(head.feature_encoder.weight.dtype)
-        return head(x_t, time, context["proprio"], context["status"], context["mean"], scene, layout).float()
+        return head(
+            x_t, time, context["proprio"], context["status"], context["mean"], unpacked(context.tensors), layout
+        ).float()
 
     def features(self, context: Context) -> Tensor:
         """(B, feature_width + 20): the language model's mean hidden state, the ego history and status."""
         return torch.cat([context[name].float() for name in ("hidden", "proprio", "status")], dim=-1)
 
-    def save_assets(self, folder: Path) -> None:
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(str(folder / "tokenizer"))
-
     def load_assets(self, folder: Path) -> None:
         if self.vlm is not None:
             restore_buffers(self.vlm)
-        self.tokenizer = load_tokenizer(folder / "tokenizer")
+        super().load_assets(folder)
 
 
 def bounded_action(horizon: int = 8, kinematic: str = "waypoint") -> ActionSpec:

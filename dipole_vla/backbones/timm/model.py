@@ -7,7 +7,7 @@ parameters keep timm's names under `encoder.`, so a file of timm weights is read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,8 +17,8 @@ import torch
 from PIL.Image import Resampling
 from torch import Tensor, nn
 
-from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
-from dipole_vla.backbones.dit import DiT, DiTSizes, KeysValues, Layout
+from dipole_vla.backbones.base import ActionSpec, Backbone, Context, JoinedSizes, Observation
+from dipole_vla.backbones.dit import DiT, DiTSizes, Layout, packed, unpacked
 from dipole_vla.backbones.dp_vla.model import SMALL_SOLVER
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD, history, normalised_pixels, pictures, pixels, status
 from dipole_vla.backbones.source_files import read_weights
@@ -35,7 +35,7 @@ _ENCODER = r"encoder\..*\.(fc1|fc2|qkv|proj)"  # the linear layers of timm's blo
 
 
 @dataclass(frozen=True)
-class TimmConfig(DiTSizes):
+class TimmConfig(DiTSizes, JoinedSizes):
     """All sizes; the defaults are a ConvNeXt-T with a three-block head, 60 million parameters.
 
     encoder: a timm model name. image_size: (height, width) of each view, aspect not kept.
@@ -84,9 +84,6 @@ class TimmConfig(DiTSizes):
             "image_size": (64, 96),
         }
         return cls(**{**sizes, **overrides})
-
-    def part(self, sizes: type[Any]) -> Any:
-        return sizes(**{field.name: getattr(self, field.name) for field in fields(sizes)})
 
 
 class TimmDriver(Backbone):
@@ -155,16 +152,15 @@ class TimmDriver(Backbone):
 
     def prepare(self, context: Context) -> Context:
         """Adds every block's keys and values of the scene."""
-        projected = self.decoder.project(context["tokens"])
-        keys = {f"keys.{i}": block.keys for i, block in enumerate(projected)}
-        return context.extended({**keys, **{f"values.{i}": block.values for i, block in enumerate(projected)}})
+        return context.extended(packed(self.decoder.project(context["tokens"])))
 
     def denoise(self, context: Context, x_t: Tensor, t: Tensor) -> Tensor:
         context = context if "keys.0" in context else self.prepare(context)
-        scene = [KeysValues(context[f"keys.{i}"], context[f"values.{i}"]) for i in range(self.config.depth)]
         layout = Layout(len(context), x_t.shape[0], context.serves)
         x_t = x_t.to(self.decoder.pos_emb.dtype)
-        return self.decoder(x_t, self.schedule.network_time(t), context["proprio"], scene, layout).float()
+        return self.decoder(
+            x_t, self.schedule.network_time(t), context["proprio"], unpacked(context.tensors), layout
+        ).float()
 
     def features(self, context: Context) -> Tensor:
         """(B, views * width + 20): each view's mean token and the ego state."""

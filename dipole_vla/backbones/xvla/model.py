@@ -9,20 +9,20 @@ be shared between candidates: N candidates cost N head passes, by this model's d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
+from dipole_vla.backbones.base import ActionSpec, Context, JoinedSizes, Observation
 from dipole_vla.backbones.dit import Layout
-from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes
+from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes, small_florence
+from dipole_vla.backbones.native import Prompted
 from dipole_vla.backbones.observing import IMAGE_MEAN, history, normalised_pixels, pictures, pixels
-from dipole_vla.backbones.prompt import prompt, small_tokenizer
+from dipole_vla.backbones.prompt import prompt_ids, small_tokenizer
 from dipole_vla.backbones.xvla.soft_transformer import SoftPromptedTransformer, SoftTransformerSizes
 from dipole_vla.paths import LinearFlow, Prediction
 from dipole_vla.solvers import SolverSpec
@@ -38,7 +38,7 @@ _TEXT = r"vlm\.language_model\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|
 
 
 @dataclass(frozen=True)
-class XVLAConfig(FlorenceSizes, SoftTransformerSizes):
+class XVLAConfig(FlorenceSizes, SoftTransformerSizes, JoinedSizes):
     """All sizes of an X-VLA model, and how scenes are shown to it; the defaults are the published ones.
 
     action_mode: the checkpoint's action space, for the record; `muted` is what it does to the network's input.
@@ -59,10 +59,7 @@ class XVLAConfig(FlorenceSizes, SoftTransformerSizes):
     prompt_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if self.context_width != self.text_width:
-            raise InputError(
-                f"config.context_width: is {self.context_width}, text_width is {self.text_width}; make them equal"
-            )
+        self.check_read_by(self.context_width)
         if self.heads < 1 or self.width % self.heads:
             raise InputError(f"config.heads: must divide the width {self.width}, got {self.heads} heads")
         if not 0 <= self.domain < self.domains:
@@ -84,21 +81,7 @@ class XVLAConfig(FlorenceSizes, SoftTransformerSizes):
     def tiny(cls, width: int = 64, **overrides: Any) -> XVLAConfig:
         """A model of about half a million parameters with every part of the real one, for demos and tests."""
         sizes: dict[str, Any] = {
-            "vision_dims": (width // 2, width),
-            "vision_heads": (2, 4),
-            "vision_depths": (1, 1),
-            "vision_patch": (9, 3),
-            "vision_stride": (8, 2),
-            "vision_window": 4,
-            "vision_drop_path": 0.0,
-            "image_positions": 16,
-            "text_width": width,
-            "text_layers": 2,
-            "text_heads": 4,
-            "text_hidden": 2 * width,
-            "text_vocabulary": len(small_tokenizer()),
-            "text_positions": 128,
-            "text_dropout": 0.0,
+            **small_florence(width, layers=2, vocabulary=len(small_tokenizer())),
             "width": width,
             "depth": 3,
             "heads": 4,
@@ -111,12 +94,8 @@ class XVLAConfig(FlorenceSizes, SoftTransformerSizes):
         }
         return cls(**{**sizes, **overrides})
 
-    def part(self, sizes: type[Any]) -> Any:
-        """The fields of this configuration that `sizes` (FlorenceSizes or SoftTransformerSizes) has."""
-        return sizes(**{field.name: getattr(self, field.name) for field in fields(sizes)})
 
-
-class XVLA(Backbone):
+class XVLA(Prompted):
     """See the module docstring. Parameters: `vlm.*` (transformers' names), `transformer.*` (published names)."""
 
     family = "xvla"
@@ -215,16 +194,6 @@ class XVLA(Backbone):
         means = torch.cat([tokens[:, :1], auxiliary[:, ::per_view]], dim=1).flatten(1)
         return torch.cat([means, tokens.mean(1), context["proprio"].float()], dim=-1)
 
-    def save_assets(self, folder: Path) -> None:
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(str(folder / "tokenizer"))
-
-    def load_assets(self, folder: Path) -> None:
-        if (folder / "tokenizer").is_dir():
-            found = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-            assert isinstance(found, PreTrainedTokenizerFast)
-            self.tokenizer = found
-
 
 @dataclass(frozen=True)
 class XVLAProcessor:
@@ -240,12 +209,9 @@ class XVLAProcessor:
     tokenizer: PreTrainedTokenizerFast
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image.Image]) -> Observation:
-        ids = self.tokenizer(
-            prompt(scene), padding="max_length", truncation=True, max_length=self.prompt_tokens, return_tensors="pt"
-        )
         return {
             "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
-            "input_ids": ids["input_ids"][0],
+            "input_ids": prompt_ids(self.tokenizer, scene, self.prompt_tokens),
             "proprio": history(scene),
         }
 
