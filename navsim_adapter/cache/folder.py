@@ -6,9 +6,8 @@ What the official code cannot cache is no scene of the cache: it is listed with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import file_stamps, making, sha256
+from navsim_adapter.foundation.parallel import in_processes
 from navsim_adapter.nuplan.maps import load_map, map_files, map_index, map_path
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import SceneFilter, absent, empty_split, find_logs, log_scenes
@@ -85,7 +85,7 @@ def build_cache(
     with making(out, made_by, found) as is_open:
         if not is_open:
             return store.read_scenes(out)
-        for result in run_logs(_cache_log, jobs, workers, chosen.max_scenes, out):
+        for result in run_logs(partial(_cache_log, out), jobs, workers, chosen.max_scenes):
             built.append(result)
             if progress:
                 progress(len(built), len(jobs), result)
@@ -116,7 +116,7 @@ def build_scenes(
     scenes: dict[str, SceneCache] = {}
     skipped: list[Skipped] = []
     wanted = len(chosen.tokens) if chosen.tokens is not None else None
-    for built in run_logs(_scenes_of_log, jobs, workers, chosen.max_scenes, None):
+    for built in run_logs(_scenes_of_log, jobs, workers, chosen.max_scenes):
         for scene in built.scenes:
             if scene.token in scenes:
                 raise InputError(
@@ -136,40 +136,29 @@ def describe(chosen: SceneFilter) -> dict[str, Any]:
     return {**vars(chosen), **{name: None if value is None else sorted(value) for name, value in lists.items()}}
 
 
-Work = Callable[[LogJob, Path | None], Built]
-
-
-def run_logs(work: Work, jobs: list[LogJob], workers: int, max_scenes: int | None, out: Path | None) -> Iterator[Built]:
+def run_logs(
+    work: Callable[[LogJob], Built], jobs: list[LogJob], workers: int, max_scenes: int | None
+) -> Iterator[Built]:
     """Results as they come. With `max_scenes` logs are done one after the other, since each depends on the last."""
-    if workers > 1 and len(jobs) > 1 and max_scenes is None:
-        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(work, job, out) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+    if max_scenes is None:
+        yield from (built for _, built in in_processes(work, jobs, workers))
         return
     for job in jobs:
-        if max_scenes is not None:
-            if max_scenes <= 0:
-                return
-            job = replace(job, filter=replace(job.filter, max_scenes=max_scenes))
-        built = work(job, out)
-        if max_scenes is not None:
-            max_scenes -= len(built.tokens) + len(built.skipped)
+        if max_scenes <= 0:
+            return
+        built = work(replace(job, filter=replace(job.filter, max_scenes=max_scenes)))
+        max_scenes -= len(built.tokens) + len(built.skipped)
         yield built
 
 
-def _scenes_of_log(job: LogJob, _out: Path | None = None) -> Built:
+def _scenes_of_log(job: LogJob) -> Built:
     skipped: list[Skipped] = []
     scenes = tuple(_caches(job, skipped))
     return Built(job.log.stem, tuple(scene.token for scene in scenes), tuple(skipped), scenes)
 
 
-def _cache_log(job: LogJob, out: Path | None) -> Built:
+def _cache_log(out: Path, job: LogJob) -> Built:
     """Write the file of one log, unless it is there, made of the same inputs."""
-    assert out is not None
     path = store.log_path(out, job.log.stem)
     log_hash = sha256(job.log)
     kept = _finished(path, job, log_hash)

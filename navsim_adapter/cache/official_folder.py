@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from navsim_adapter.cache import log_file, store
 from navsim_adapter.cache.official import find_official, import_log
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import file_stamps, making
+from navsim_adapter.foundation.parallel import in_processes
 from navsim_adapter.nuplan.maps import map_files, map_index
 
 
@@ -53,7 +52,7 @@ def import_official(
             return store.read_scenes(out)
         jobs = [(store.log_path(out, name), paths, _twins_of(paths, twins), made_by) for name, paths in logs.items()]
         tokens: dict[str, tuple[str, ...]] = {}
-        for done, (name, own) in enumerate(_run(jobs, workers), 1):
+        for done, (_, (name, own)) in enumerate(in_processes(_import, jobs, workers), 1):
             tokens[name] = own
             if progress:
                 progress(done, len(jobs))
@@ -66,19 +65,6 @@ _Job = tuple[Path, list[Path], dict[str, Path], dict[str, Any]]
 
 def _twins_of(paths: list[Path], twins: dict[str, Path]) -> dict[str, Path]:
     return {path.parts[-2]: twins[path.parts[-2]] for path in paths if path.parts[-2] in twins}
-
-
-def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    if workers < 2 or len(jobs) < 2:
-        yield from map(_import, jobs)
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_import, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _import(job: _Job) -> tuple[str, tuple[str, ...]]:

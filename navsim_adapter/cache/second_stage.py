@@ -6,9 +6,7 @@ A folder holds one file per chunk of pickles, so that neighbours share their map
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from navsim_adapter.cache.build import build_scene
 from navsim_adapter.cache.folder import Built, Skipped
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import file_stamps, making
+from navsim_adapter.foundation.parallel import in_processes
 from navsim_adapter.nuplan.maps import load_map, map_files, map_index
 from navsim_adapter.nuplan.second_stage import SPLIT, read_second_stage, second_stage_files
 from navsim_adapter.scene_cache import SceneCache
@@ -46,7 +45,7 @@ def build_second_stage(
     chunks = [_Chunk(name, files, maps, tokens) for name, files in _chunks(second_stage_files(folder))]
     scenes: dict[str, SceneCache] = {}
     skipped: list[Skipped] = []
-    for built in _run(chunks, workers):
+    for _, built in in_processes(_work, chunks, workers):
         scenes |= {scene.token: scene for scene in built.scenes}
         skipped += built.skipped
         if tokens is not None and len(scenes) + len(skipped) >= len(tokens):
@@ -91,7 +90,7 @@ def _cache_chunks(
 ) -> dict[str, Any]:
     chunks = [_Chunk(name, part, maps, out=store.log_path(out, name)) for name, part in _chunks(files)]
     built = []
-    for result in _run(chunks, workers):
+    for _, result in in_processes(_work, chunks, workers):
         built.append(result)
         if progress:
             progress(len(built), len(chunks))
@@ -109,19 +108,6 @@ def _cache_chunks(
 def _chunks(files: Sequence[Path]) -> list[tuple[str, tuple[Path, ...]]]:
     starts = range(0, len(files), CHUNK)
     return [(f"second-stage-{start // CHUNK:05d}", tuple(files[start : start + CHUNK])) for start in starts]
-
-
-def _run(chunks: list[_Chunk], workers: int) -> Iterator[Built]:
-    if workers < 2 or len(chunks) < 2:
-        yield from map(_work, chunks)
-        return
-    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_work, chunk) for chunk in chunks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _work(chunk: _Chunk) -> Built:

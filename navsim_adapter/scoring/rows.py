@@ -9,14 +9,14 @@ official simulation stops with an assertion, the row has a reason instead of fig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.parallel import in_threads
 from navsim_adapter.metric import engine, two_frame
 from navsim_adapter.metric.aggregate import epdms
 from navsim_adapter.metric.scene_index import Metric
@@ -160,6 +160,8 @@ def _score_in_traffic(
     scenes: Mapping[str, SceneCache], rows: Trajectories, traffic: str, threads: int
 ) -> tuple[np.ndarray, dict[int, str]]:
     """The table (M, engine.COLUMNS) and why some rows have no figures."""
+    if threads < 1:
+        raise InputError(f"--threads: must be at least 1, got {threads}")
     failures: dict[int, str] = {}
     table = np.full((len(rows), engine.COLUMNS), np.nan)
     traces = np.empty((len(rows), 2, STATES))
@@ -178,7 +180,7 @@ def _score_in_traffic(
             table[chosen], traces[chosen] = found.table, two_frame.traces_of(found.states)
             failures.update({chosen[place]: reason for place, reason in found.failures.items()})
 
-    _each(one, groups, threads)
+    in_threads(one, groups, threads)
     own = [None if row in failures else frames[token] for row, token in enumerate(rows.tokens)]
     for row, value in zip(*two_frame.paired_comfort(rows.names, own, traces)):
         table[row, engine.TWO_FRAME] = value
@@ -205,15 +207,3 @@ def _unfit(scenes: Mapping[str, SceneCache], tokens: Sequence[str], metric: Metr
                 )
             unfit[token] = f"scene {token}: {why}"
     return unfit
-
-
-def _each(work: Callable[[Any], None], items: Iterable[Any], threads: int) -> None:
-    if threads < 1:
-        raise InputError(f"--threads: must be at least 1, got {threads}")
-    if threads == 1:
-        for item in items:
-            work(item)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, items):
-            pass

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.parallel import in_threads
 from navsim_adapter.metric import engine, two_frame
 from navsim_adapter.metric.scene_index import Metric, SceneIndex, build_index, run
 from navsim_adapter.scene_cache import SceneCache
@@ -135,7 +135,7 @@ class Scorer:
         def one(scene: int) -> None:
             run(self.index(tokens[scene]), poses[scene], interval, is_thorough=thorough, table=table[scene])
 
-        self._each(one, range(len(tokens)))
+        in_threads(one, range(len(tokens)), self.threads)
         return Scores(VERSIONS[self.metric], table)
 
     @property
@@ -219,21 +219,12 @@ class Scorer:
                 if traces is not None and states is not None:
                     traces[chosen] = two_frame.traces_of(states)
 
-        self._each(one, groups)
+        in_threads(one, groups, self.threads)
         if traces is not None:  # rows whose planner also has the frame before (metric 6.12)
             names, own = [name for _, name in rows], [frames[token] for token, _ in rows]
             for row, value in zip(*two_frame.paired_comfort(names, own, traces)):
                 engine.combine_rows(table[row : row + 1], True, *bars[rows[row][0]], np.array([value]))
         return table
-
-    def _each(self, work: Callable[[Any], None], items: Iterable[Any]) -> None:
-        if self.threads == 1:
-            for item in items:
-                work(item)
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            for _ in pool.map(work, items):
-                pass
 
     def __getstate__(self) -> dict[str, Any]:
         return {"cache": self.cache, "metric": self.metric, "threads": self.threads}

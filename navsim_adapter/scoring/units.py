@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +22,7 @@ from navsim_adapter.cache.folder import build_scenes
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import LOCK, atomic_path, file_stamps, only_writer, sweep
+from navsim_adapter.foundation.parallel import in_processes
 from navsim_adapter.metric import engine
 from navsim_adapter.metric.scene_index import Metric
 from navsim_adapter.nuplan.maps import map_files
@@ -211,29 +210,11 @@ def _filter(tokens: frozenset[str], num_future_frames: int) -> Any:
 Map = Callable[[Sequence[Unit]], Generator[tuple[Unit, Part]]]  # scores units in any order
 
 
-def run_here(units: Sequence[Unit]) -> Generator[tuple[Unit, Part]]:
-    for unit in units:
-        yield unit, unit.score()
-
-
 def run_in_processes(workers: int) -> Map:
     """Score in a pool of processes; with one worker in this one."""
     if workers < 1:
         raise InputError(f"--workers: must be at least 1, got {workers}")
-
-    def run(units: Sequence[Unit]) -> Generator[tuple[Unit, Part]]:
-        if workers == 1 or len(units) < 2:
-            yield from run_here(units)
-            return
-        with ProcessPoolExecutor(min(workers, len(units)), mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(score_unit, unit): unit for unit in units}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    return run
+    return lambda units: in_processes(score_unit, units, workers)
 
 
 def score_unit(unit: Unit) -> Part:

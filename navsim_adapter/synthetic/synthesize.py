@@ -6,10 +6,9 @@ interrupted one resumes with the missing logs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.files import finish, is_complete, making, write_json, write_text
+from navsim_adapter.foundation.parallel import in_processes
 from navsim_adapter.synthetic.ground import paint
 from navsim_adapter.synthetic.log_writer import FUTURE, HISTORY, LogInfo, write_log
 from navsim_adapter.synthetic.map_writer import write_maps
@@ -81,7 +81,7 @@ def synthesize(
             networks.setdefault(job.place.city.name, []).append(job.place.network(seed))
         write_maps(out / "maps", networks)
         total, done = sum(len(job.logs) for job in jobs), 0
-        for count in _run(jobs, out, seed, lapses, workers):
+        for _, count in in_processes(partial(_write_place, out, seed, lapses), jobs, workers):
             done += count
             if progress is not None:
                 progress(done, total)
@@ -110,19 +110,8 @@ def _jobs(split: str, scenes: int, per_log: int) -> list[Job]:
     return [Job(place, tuple(range(i, logs, len(sites))), frames) for i, place in enumerate(sites)]
 
 
-def _run(jobs: list[Job], out: Path, seed: int, lapses: float, workers: int) -> Iterator[int]:
-    """Numbers of logs done, place after place."""
-    if workers <= 1:
-        for job in jobs:
-            yield _write_place(job, out, seed, lapses)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in [pool.submit(_write_place, job, out, seed, lapses) for job in jobs]:
-            yield future.result()
-
-
-def _write_place(job: Job, out: Path, seed: int, lapses: float) -> int:
-    """Make the logs of one place that are not there yet."""
+def _write_place(out: Path, seed: int, lapses: float, job: Job) -> int:
+    """Make the logs of one place that are not there yet; their number."""
     place, split = job.place, job.place.split
     folder, pictures = out / "navsim_logs" / split, out / "sensor_blobs" / split
     infos = {index: _info(seed, place, index, job.frames) for index in job.logs}

@@ -13,10 +13,7 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from dipole_vla.rl.arrays import read_arrays, write_arrays
 from dipole_vla.rl.environments import seed_everything
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import making, read_json, write_json
+from navsim_adapter.foundation.parallel import in_processes
 
 EPISODES, STEPS, PART = 1000, 1001, 10
 STACKING = {"double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5), "octuple": (0.0, 0.35)}
@@ -59,29 +57,16 @@ def generate(name: str, folder: Path, episodes: int = EPISODES, seed: int = 0, w
         total = episodes + max(1, episodes // 10)
         starts = range(0, total, PART)
         missing = [start for start in starts if not (parts / f"{start:06d}.npz").is_file()]
-        with bar(f"episodes of {name}", total) as progress, _mapped(workers) as each:
+        with bar(f"episodes of {name}", total) as progress:
             progress.advance(min(total, PART * (len(starts) - len(missing))))
             ranges = [range(start, min(start + PART, total)) for start in missing]
-            for made in each(partial(_make_part, name, parts, seed), ranges):
+            for _, made in in_processes(partial(_make_part, name, parts, seed), ranges, workers):
                 progress.advance(made)
         _merge(parts, folder / f"{name}-v0.npz", starts, 0, episodes)
         _merge(parts, folder / f"{name}-v0-val.npz", starts, episodes, total)
         write_json(folder / f"{name}-v0.json", made_by)
         shutil.rmtree(parts)
     wrote(f"data {name}", folder / f"{name}-v0.npz")
-
-
-@contextmanager
-def _mapped(workers: int) -> Iterator[Callable[..., Iterator[int]]]:
-    """`map`, here or over processes; those not yet begun are left when it ends early."""
-    if workers < 2:
-        yield map
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _make_part(name: str, parts: Path, seed: int, numbers: range) -> int:
