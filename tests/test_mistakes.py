@@ -18,17 +18,8 @@ from dipole_vla.cli import COMMANDS, main
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.policy import load_policy
 from navsim_adapter.foundation.files import finish
+from tests.refusals import evaluate, fit, line_of, refused
 from tests.small_loop import small_steps
-
-
-def refused(arguments: list, capsys: pytest.CaptureFixture[str], *words: str) -> None:
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert "Traceback" not in lines[0]
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 @pytest.fixture
@@ -41,13 +32,6 @@ def recipe(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-def fit(recipe: Path, loop: Path, out: Path, *more: str) -> list:
-    return [
-        "fit", "--config", recipe, "--out", out, "--model.backbone", loop / "imitation", "--data.scenes",
-        loop / "scenes/train", "--data.candidates", loop / "candidates", "--trainer.max_steps", "2", *more,
-    ]  # fmt: skip
 
 
 def test_an_unknown_command_is_answered_with_the_nearest(capsys) -> None:
@@ -117,14 +101,6 @@ def test_collecting_on_an_evaluation_split_is_refused(loop, tmp_path, capsys) ->
     assert not (tmp_path / "c").exists()
 
 
-def evaluate(loop: Path, out: Path, scenes: str, *more: str) -> list:
-    return [
-        "evaluate", "--config", shipped_recipes() / "evaluate.yaml", "--policy", loop / "dipole", "--scenes",
-        loop / "scenes" / scenes, "--scorer.cache", loop / "cache" / scenes, "--out", out, "--choose_on", "null",
-        "--omega", "[0]", "--candidates", "[1]", *more,
-    ]  # fmt: skip
-
-
 def test_evaluating_on_the_scenes_of_rl_is_refused_or_said_in_red(loop, tmp_path, capsys) -> None:
     refused(
         evaluate(loop, tmp_path / "e", "train"),
@@ -163,23 +139,6 @@ def test_options_that_cannot_be_are_told_before_anything_is_written(
 ) -> None:
     refused([*line_of(command, loop), "--out", tmp_path / "out", *more], capsys, *words)
     assert not (tmp_path / "out").exists()
-
-
-def line_of(command: str, loop: Path) -> list:
-    """A command on the small world, without --out."""
-    train, test = ["--scenes", loop / "scenes/train"], ["--scenes", loop / "scenes/test"]
-    base = ["--backbone", loop / "imitation"]
-    drives = ["--config", shipped_recipes() / f"{command}.yaml", "--policy"]
-    given = {
-        "collect": [*drives, loop / "imitation", *train, "--scorer.cache", loop / "cache/train"],
-        "evaluate": [*drives, loop / "dipole", *test, "--scorer.cache", loop / "cache/test", "--choose_on", "null"],
-        "contexts": [*base, *train],
-        "export": [loop / "dipole", "--format", "distilled", *train],
-        "report": [loop / "evaluation"],
-        "advantage": ["--candidates", loop / "candidates", "--critic", loop / "critic", *base, *test],
-        "consolidate": [loop / "dipole", "--checkpoint", loop / "dipole/positive/adapter_model.safetensors"],
-    }
-    return [command, *given[command]]
 
 
 @pytest.mark.parametrize("command", ["collect", "evaluate", "contexts", "export", "advantage"])

@@ -12,7 +12,7 @@ from dipole_vla.demo import shipped_recipes
 from navsim_adapter.cli import COMMANDS as ADAPTER_COMMANDS
 from navsim_adapter.cli import main as adapter
 from navsim_adapter.foundation.files import verify
-from tests.test_mistakes import evaluate, fit, line_of, refused
+from tests.refusals import evaluate, fit, line_of, refused
 
 
 def words(line: list) -> list[str]:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_backbone import spread_adapters
 from torch import Tensor
 
@@ -10,7 +18,50 @@ from dipole_vla.guidance import guide
 from dipole_vla.paths import to_noise, to_x0
 from dipole_vla.policy import AdapterPair, Backbone, GuidedPolicy
 from dipole_vla.solvers import solve
+from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import GRADIENT, MAGNIFIED, assert_same_numbers
+
+
+def check_every_key_counts(
+    file: Mapping[str, Tensor], names: Iterable[str], save: Callable[[dict[str, Tensor]], None], read: Callable[[], Any]
+) -> None:
+    """Each key in turn: away, of another shape, or under another name beside itself, it is named."""
+    for name in names:
+        for damaged in (
+            {key: tensor for key, tensor in file.items() if key != name},
+            {**file, name: torch.zeros(*file[name].shape, 2)},
+            {**file, name + "_x": torch.zeros(2)},
+        ):
+            save(damaged)
+            with pytest.raises(InputError, match=re.escape(name)):
+                read()
+
+
+def check_saved(model: Backbone, observation: dict[str, Tensor], folder: Path, extra: str) -> Backbone:
+    """Saved and loaded, a model is the same to the bit, and whole; a key too many, `extra`, is named."""
+    model.save_pretrained(folder)
+    again = type(model).from_pretrained(folder)
+    assert (again.config, again.action, again.solver) == (model.config, model.action, model.solver)
+    assert again.fingerprint() == model.fingerprint()
+    assert not any(tensor.is_meta for tensor in (*again.parameters(), *again.buffers()))
+    rows = len(observation["pixels"])
+    x_t, t = _noise(model, rows, 1)[:, 0], torch.linspace(0.1, 0.9, rows)
+    one, other = (m.denoise(m.encode(observation), x_t, t) for m in (model, again))
+    assert torch.equal(one, other)
+    file = load_file(folder / "model.safetensors")
+    save_file({**file, extra: torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=re.escape(f"unexpected key {extra}")):
+        type(model).from_pretrained(folder)
+    return again
+
+
+def change_json(path: Path, keys: Sequence[str], value: Any) -> None:
+    """Set one field of a file, however deep."""
+    raw = field = json.loads(path.read_text())
+    for key in keys[:-1]:
+        field = field[key]
+    field[keys[-1]] = value
+    path.write_text(json.dumps(raw))
 
 
 def check_identities(backbone: Backbone, observation: dict[str, Tensor], scope: str) -> None:

@@ -15,6 +15,15 @@ from dipole_vla.policy import ActionSpec
 SIZES = {"width": 32, "depth": 2, "text_layers": 1, "text_hidden": 32, "image_size": 32}
 
 
+SCENE = {
+    "token": "abc",
+    "command": "left",
+    "velocity": [6.0, 0.8],
+    "acceleration": [0.3, -0.4],
+    "history": [[-9.0, 0.1, -0.2], [-6.0, 0.1, -0.15], [-3.0, 0.0, -0.1], [0.0, 0.0, 0.0]],
+}
+
+
 def make_backbone(seed: int = 0, **overrides: object) -> DPVLA:
     """Random everywhere: fresh weights start with closed gates, through which no adapter could be seen."""
     with torch.random.fork_rng(devices=[]):

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 from rank_runs import HALF, STEPS, run
+from ranks import LIMIT, ROOT, free_port
 from small_data import write_inputs
-from test_deepspeed import LIMIT, ROOT, free_port
 from torch import Tensor
 
 ENGINES = ("FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3")  # the last one leaves a linear layer of its own in torch

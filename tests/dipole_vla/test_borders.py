@@ -11,9 +11,9 @@ from typing import ClassVar
 import pytest
 import timm
 import torch
+from dp_vla_forms import wrapped
 from safetensors.torch import load_file, save_file
 from small_backbone import make_backbone, make_observation
-from test_import_dp_vla import wrapped
 from torch import nn
 
 from dipole_vla.backbones import FAMILIES, load_backbone

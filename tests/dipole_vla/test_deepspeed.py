@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import LIMIT, ROOT, free_port
 from safetensors.torch import load_file
 
 from dipole_vla.commands.fit import CHECKPOINTS
@@ -28,16 +28,8 @@ pytestmark = pytest.mark.slow
 
 STEPS, HALF, SCENES = 6, 4, 4
 ALONE = ["--trainer.accumulate_grad_batches", str(SCENES)]
-LIMIT = 1800  # s, bounds hangs only
-ROOT = Path(__file__).resolve().parents[2]
 FSDP2 = json.dumps({"class_path": "dipole_vla.training.sharded.ShardedBackbone"})
 CALLBACKS = "tests.dipole_vla.rank_callbacks"
-
-
-def free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
 
 
 STARTERS = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_backbone import make_backbone, make_observation
+from small_backbone import SCENE, make_backbone, make_observation
 from transformers.models.florence2.modeling_florence2 import Florence2Model
 
 from dipole_vla.backbones import load_backbone
@@ -26,14 +26,6 @@ from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import assert_same_numbers
 
 PUBLISHED_KEYS = Path(__file__).resolve().parents[3] / "shared" / "checkpoint_layouts" / "dp_vla.keys.txt"
-
-SCENE = {
-    "token": "abc",
-    "command": "left",
-    "velocity": [6.0, 0.8],
-    "acceleration": [0.3, -0.4],
-    "history": [[-9.0, 0.1, -0.2], [-6.0, 0.1, -0.15], [-3.0, 0.0, -0.1], [0.0, 0.0, 0.0]],
-}
 
 
 @pytest.fixture(scope="module")

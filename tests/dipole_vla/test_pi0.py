@@ -12,10 +12,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from identities import check_identities
+from identities import check_identities, check_saved
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_dp_vla import SCENE
+from small_backbone import SCENE
 from transformers import PI0ForConditionalGeneration
 
 from dipole_vla.backbones import load_backbone
@@ -207,18 +207,7 @@ def make_pi0(seed=0, **overrides):
 
 
 def test_a_saved_model_gives_the_same_numbers(tmp_path):
-    model = make_pi0()
-    model.save_pretrained(tmp_path / "model")
-    again = PI0.from_pretrained(tmp_path / "model")
-    assert (again.config, again.action, again.solver) == (model.config, model.action, model.solver)
-    assert not any(tensor.is_meta for tensor in (*again.parameters(), *again.buffers()))
-    x_t, t = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 0.5, 0.9, 1.0])
-    one, other = (m.denoise(m.encode(make_observation()), x_t, t) for m in (model, again))
-    assert torch.equal(one, other)
-    file = load_file(tmp_path / "model" / "model.safetensors")
-    save_file({**file, "model.dit.extra": torch.zeros(1)}, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(InputError, match=r"unexpected key model\.dit\.extra"):
-        PI0.from_pretrained(tmp_path / "model")
+    check_saved(make_pi0(), make_observation(), tmp_path, "model.dit.extra")
 
 
 def test_what_an_action_depends_on_trains():

@@ -12,15 +12,16 @@ import json
 import pickle
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from identities import check_identities
+from identities import change_json, check_every_key_counts, check_identities, check_saved
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_dp_vla import SCENE
+from small_backbone import SCENE
 
 from dipole_vla.backbones import load_backbone
 from dipole_vla.backbones.internvl import model as internvl
@@ -273,38 +274,23 @@ def test_a_tokenizer_as_published_is_read(source, tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_key_counts(tmp_path, variant):
-    """Each key in turn: away, of another shape, or under another name, it is named and nothing is written."""
     state = torch.load(PARITY / f"{variant}.ckpt", weights_only=True)["state_dict"]
     special = [n for n in state if "ddim_t" in n or "eta" in n or "inv_freq" in n or "ddpm_var" in n]
-    for name in [*special, *list(state)[::31]]:
-        for change in ("missing", "shape", "unexpected"):
-            damaged = dict(state)
-            if change == "unexpected":
-                damaged[name + "_x"] = torch.zeros(2)
-            else:
-                tensor = damaged.pop(name)
-                if change == "shape":
-                    damaged[name] = torch.zeros(*tensor.shape, 2)
-            torch.save({"state_dict": damaged}, tmp_path / "planner.ckpt")
-            with pytest.raises(InputError, match=re.escape(name)):
-                import_checkpoint("recogdrive", tmp_path / "planner.ckpt", tmp_path / "out")
+    planner = tmp_path / "planner.ckpt"
+    check_every_key_counts(
+        state, [*special, *list(state)[::31]], lambda damaged: torch.save({"state_dict": damaged}, planner),
+        lambda: import_checkpoint("recogdrive", planner, tmp_path / "out"),
+    )  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 
 def test_every_key_of_the_language_model_counts(source, tmp_path):
     file = load_file(source / "vlm" / "model.safetensors")
-    for name in ["language_model.lm_head.weight", *list(file)[::19]]:
-        for change in ("missing", "shape", "unexpected"):
-            damaged = dict(file)
-            if change == "unexpected":
-                damaged[name + "_x"] = torch.zeros(2)
-            else:
-                tensor = damaged.pop(name)
-                if change == "shape":
-                    damaged[name] = torch.zeros(*tensor.shape, 2)
-            save_file(damaged, source / "vlm" / "model.safetensors")
-            with pytest.raises(InputError, match=re.escape(name)):
-                import_checkpoint("recogdrive", source / "ddim.ckpt", tmp_path / "out", encoder=source / "vlm")
+    names = ["language_model.lm_head.weight", *list(file)[::19]]
+    check_every_key_counts(
+        file, names, partial(save_file, filename=source / "vlm" / "model.safetensors"),
+        lambda: import_checkpoint("recogdrive", source / "ddim.ckpt", tmp_path / "out", encoder=source / "vlm"),
+    )  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 
@@ -330,14 +316,9 @@ def test_another_schedule_is_refused(source, tmp_path):
     ],
 )
 def test_a_bad_configuration_names_its_field(source, tmp_path, path, value, message):
-    raw = json.loads((source / "vlm" / "config.json").read_text())
-    target = raw
-    for key in path[:-1]:
-        target = target[key]
-    target[path[-1]] = value
+    change_json(source / "vlm" / "config.json", path, value)
     if path[-1] == "architectures":
-        del target["model_type"]
-    (source / "vlm" / "config.json").write_text(json.dumps(raw))
+        change_json(source / "vlm" / "config.json", (path[0], "model_type"), None)
     with pytest.raises(InputError, match=message):
         import_checkpoint("recogdrive", source / "ddim.ckpt", tmp_path / "out", encoder=source / "vlm")
 
@@ -415,19 +396,8 @@ def batch_of(model, scenes=2):
 
 def test_a_saved_model_gives_the_same_numbers(tmp_path):
     model = make_recogdrive(prediction="velocity")
-    model.save_pretrained(tmp_path / "model")
-    again = ReCogDrive.from_pretrained(tmp_path / "model")
-    assert (again.config, again.action, again.solver) == (model.config, model.action, model.solver)
-    assert again.fingerprint() == model.fingerprint()
-    assert not any(tensor.is_meta for tensor in (*again.parameters(), *again.buffers()))
-    x_t, t = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 0.9])
-    one, other = (m.denoise(m.encode(batch_of(m)), x_t, t) for m in (model, again))
-    assert torch.equal(one, other)
-    file = load_file(tmp_path / "model" / "model.safetensors")
-    file["action_head.extra"] = torch.zeros(1)
-    save_file(file, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(InputError, match=r"unexpected key action_head\.extra"):
-        ReCogDrive.from_pretrained(tmp_path / "model")
+    again = check_saved(model, batch_of(model), tmp_path, "action_head.extra")
+    assert all(torch.equal(tensor, batch_of(model)[name]) for name, tensor in batch_of(again).items())
 
 
 def test_every_parameter_trains():

@@ -11,7 +11,7 @@ import torch
 from identities import check_identities
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_dp_vla import SCENE
+from small_backbone import SCENE
 
 from dipole_vla.backbones.timm.model import TimmConfig, TimmDriver, channels_last, token_shape
 from dipole_vla.commands.init import init

@@ -11,15 +11,16 @@ import json
 import pickle
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from identities import check_identities
+from identities import change_json, check_every_key_counts, check_identities, check_saved
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_dp_vla import SCENE
+from small_backbone import SCENE
 
 from dipole_vla.backbones import FAMILIES
 from dipole_vla.backbones.florence.importer import EncoderLayout, present
@@ -211,21 +212,13 @@ def test_a_file_of_the_original_repository_is_read(source, tmp_path):
 
 @pytest.mark.parametrize("naming", ["native", "older"])
 def test_every_key_counts(tmp_path, naming):
-    """Each key in turn: away, of another shape, or under another name, it is named and nothing is written."""
     source = Path(shutil.copytree(PARITY / naming, tmp_path / "source"))
     file = load_file(source / "model.safetensors")
-    for name in list(file)[::23] if naming == "native" else list(file)[4::29]:
-        for change in ("missing", "shape", "unexpected"):
-            damaged = dict(file)
-            if change == "unexpected":
-                damaged[name + "_x"] = torch.zeros(2)
-            else:
-                tensor = damaged.pop(name)
-                if change == "shape":
-                    damaged[name] = torch.zeros(*tensor.shape, 2)
-            save_file(damaged, source / "model.safetensors")
-            with pytest.raises(InputError, match=re.escape(name)):
-                import_checkpoint("xvla", source, tmp_path / "out")
+    names = list(file)[::23] if naming == "native" else list(file)[4::29]
+    check_every_key_counts(
+        file, names, partial(save_file, filename=source / "model.safetensors"),
+        lambda: import_checkpoint("xvla", source, tmp_path / "out"),
+    )  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 
@@ -249,12 +242,7 @@ def test_a_float16_file_becomes_float32(source, tmp_path):
     ],
 )
 def test_a_bad_configuration_names_its_field(source, tmp_path, path, value, message):
-    raw = json.loads((source / "config.json").read_text())
-    target = raw
-    for key in path[:-1]:
-        target = target[key]
-    target[path[-1]] = value
-    (source / "config.json").write_text(json.dumps(raw))
+    change_json(source / "config.json", path, value)
     with pytest.raises(InputError, match=message):
         import_checkpoint("xvla", source, tmp_path / "out")
 
@@ -327,19 +315,7 @@ def test_identities_hold(scope):
 
 
 def test_a_saved_model_gives_the_same_numbers(tmp_path):
-    model = make_xvla(is_hetero=True, prompts=0)
-    model.save_pretrained(tmp_path / "model")
-    again = XVLA.from_pretrained(tmp_path / "model")
-    assert (again.config, again.action, again.solver) == (model.config, model.action, model.solver)
-    assert again.fingerprint() == model.fingerprint()
-    x_t, t = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 0.5, 0.9])
-    one, other = (m.denoise(m.encode(make_observation()), x_t, t) for m in (model, again))
-    assert torch.equal(one, other)
-    file = load_file(tmp_path / "model" / "model.safetensors")
-    file["transformer.extra"] = torch.zeros(1)
-    save_file(file, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(InputError, match=r"unexpected key transformer\.extra"):
-        XVLA.from_pretrained(tmp_path / "model")
+    check_saved(make_xvla(is_hetero=True, prompts=0), make_observation(), tmp_path, "transformer.extra")
 
 
 def test_every_parameter_trains():
