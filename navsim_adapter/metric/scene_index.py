@@ -6,22 +6,20 @@ own sub-scores (the penalty filter), the history before the comfort window.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.metric import engine
-from navsim_adapter.metric.geometry import box_corners, quads_meet
-from navsim_adapter.metric.jit import entry
 from navsim_adapter.metric.map_index import build_map_index
 from navsim_adapter.metric.packed import Packed
 from navsim_adapter.metric.simulate import literal_headings
 from navsim_adapter.metric.traffic_index import build_traffic_index
+from navsim_adapter.nuplan.boxes import overlaps_ego
 from navsim_adapter.scene_cache import EPDMS, PDMS, Polygons, SceneCache
-from navsim_adapter.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STATES
+from navsim_adapter.vehicle import STATES
 
 Metric = Literal["pdms", "epdms"]
 
@@ -90,7 +88,7 @@ def scene_traffic(scene: SceneCache, metric: Metric) -> Packed:
     size, pose = np.asarray(scene.object_size)[mine], np.asarray(scene.object_pose)[mine]
     if is_epdms:
         pose = pose[:, :STATES]
-        apart = ~overlaps_ego(scene.ego_state, size, pose[:, 0])
+        apart = ~overlaps_ego(scene.ego_state[:3], size, pose[:, 0])
         mine, size, pose = mine[apart], size[apart], pose[apart]
     return build_traffic_index(
         ego=np.asarray(scene.ego_state),
@@ -102,34 +100,6 @@ def scene_traffic(scene: SceneCache, metric: Metric) -> Packed:
         lights=scene.lights if is_epdms else NO_LIGHTS,
         light_red=np.asarray(scene.light_red) if is_epdms else np.empty((0, STATES), bool),
     )
-
-
-def overlaps_ego(ego: np.ndarray, size: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Which boxes (size (M, 2), pose (M, 3) at the start) touch the ego's footprint: (M,) bool."""
-    center = ego[:2] + AXLE_TO_CENTER * np.array([np.cos(ego[2]), np.sin(ego[2])])
-    near = np.hypot(pose[:, 0] - center[0], pose[:, 1] - center[1]) < 5.0 + np.hypot(size[:, 0], size[:, 1])
-    touches = np.zeros(len(size), bool)  # an absent object's NaN is not near
-    if near.any():
-        shapes = np.column_stack([pose[:, :2], np.cos(pose[:, 2]), np.sin(pose[:, 2]), size / 2])
-        ego_shape = np.array([*center, np.cos(ego[2]), np.sin(ego[2]), HALF_LENGTH, HALF_WIDTH])
-        touches[near] = shapes_meet(ego_shape, shapes[near])
-    return touches
-
-
-@entry
-def shapes_meet(fingerprint: int) -> Callable[..., Any]:
-    def shapes_meet(shape, others):
-        """Which of the boxes (M, 6) touch a box (6,): x, y, cosine, sine, half length, half width."""
-        _ = fingerprint
-        own, other, meet = np.empty((4, 2)), np.empty((4, 2)), np.empty(len(others), np.bool_)
-        box_corners(shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], own)
-        for m in range(len(others)):
-            box = others[m]
-            box_corners(box[0], box[1], box[2], box[3], box[4], box[5], other)
-            meet[m] = quads_meet(own, other)
-        return meet
-
-    return shapes_meet
 
 
 def comfort_history(states: np.ndarray, times_us: np.ndarray) -> np.ndarray:
