@@ -77,6 +77,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     """Run one command in this process; raises InputError."""
     if command not in COMMANDS:
         raise InputError(f"{command}: no such command{did_you_mean(command, list(COMMANDS))}; see dipole-vla --help")
+    _check_ranks()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # of a loss that nobody here asks for
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve a shared machine
@@ -100,6 +101,18 @@ def run(command: str, argv: Sequence[str]) -> None:
                 "data.batch_size or model.draws it is another run, in another --out"
             )
         raise InputError(f"{command}: out of memory ({told}); what was saved so far is intact; {remedy}") from problem
+
+
+def _check_ranks() -> None:
+    """Lightning reads these as numbers, some of them as soon as it is imported."""
+    for name in RANKS:
+        try:
+            int(os.environ.get(name, "0"))
+        except ValueError:
+            raise InputError(
+                f"{name} in the environment: must be a whole number, got {os.environ[name]!r}; unset it, "
+                "or correct it where ranks are started"
+            ) from None
 
 
 def _out_of_memory(problem: BaseException) -> str | None:
@@ -183,6 +196,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "rl": _function("dipole_vla.commands.rl:rl"),
     "experiment": _function("dipole_vla.commands.experiment:experiment", positional=True),
 }
+
+RANKS = (
+    "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS",
+    "JSM_NAMESPACE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT",
+)  # fmt: skip
 
 EXTRA_OF = {
     **dict.fromkeys(("torch", "lightning", "jsonargparse", "transformers", "peft", "timm", "safetensors"), "train"),

@@ -54,6 +54,22 @@ def scenes_in(observation: Any) -> int:
     return rows.pop()
 
 
+def misfit(observation: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> str | None:
+    """In what an observation differs from one that the policy's processor made; None where names and sizes agree."""
+    lacks = [f"has no {name}" for name in made if name not in observation]
+    both = {name: observation[name] for name in made if name in observation}
+    other = [f"{name} is {_size(value)}" for name, value in both.items() if value.shape[1:] != made[name].shape[1:]]
+    if not lacks and not other:
+        return None
+    makes = ", ".join(f"{name} {_size(value)}" for name, value in made.items())
+    return f"{', '.join(lacks or other)}; this policy's processor makes {makes}"
+
+
+def _size(value: Tensor) -> str:
+    """For any number of scenes B."""
+    return f"({', '.join(['B', *map(str, value.shape[1:])])})"
+
+
 def check_generator(generator: Any) -> None:
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InputError(f"generator: must be a torch.Generator, got {_kind(generator)}")

@@ -10,8 +10,10 @@ The backbone is referred to, not copied. Scoring candidates with a simulator is 
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from torch import Tensor
 from dipole_vla import backbones
 from dipole_vla.backbones import weights  # backbones as a module: it imports this package in turn
 from dipole_vla.backbones.base import Backbone, Context, Observation, Processor
+from dipole_vla.backbones.example import example_observation
 from dipole_vla.data.splits import RL_TOKENS, SeenByRL
 from dipole_vla.guidance import LIMIT, SIGNS, Omega, PredictGuided, Role, as_omega, guide, guided_denoiser, roles_for
 from dipole_vla.objective import RULES
@@ -32,6 +35,7 @@ from dipole_vla.policy.arguments import (
     check_generator,
     check_noise,
     check_plans,
+    misfit,
     per_row,
     scenes_in,
     whole,
@@ -142,6 +146,25 @@ class EncodedScenes:
     def __len__(self) -> int:
         return self._count
 
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """What fails within the block, on tensors unlike those of the policy's processor, is an InputError about them.
+
+        Told apart only then: a family may well take more than its processor makes.
+        """
+        try:
+            yield
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except (LookupError, RuntimeError, TypeError, ValueError) as problem:
+            backbone = self._policy.backbone
+            if backbone.network_name or not self._observation:  # somebody else's, or already encoded
+                raise
+            told = misfit(self._observation, example_observation(copy.copy(backbone), 1))
+            if told is None:
+                raise
+            raise InputError(f"observation: {told}") from problem
+
 
 @dataclass
 class GuidedPolicy:
@@ -245,7 +268,8 @@ class GuidedPolicy:
         self._check_has_pair(flat_omega)
         spec = self.backbone.solver.with_steps(steps)
         spec = replace(spec, clamp=self.guidance.clamp, clamp_at="estimate") if self.guidance.clamp else spec
-        action = solve(spec, self.backbone.schedule, denoise, start.flatten(0, 1), generator)
+        with scenes.explaining():
+            action = solve(spec, self.backbone.schedule, denoise, start.flatten(0, 1), generator)
         return self.backbone.action.decode(action.unflatten(0, (batch, count)))
 
     def act(
@@ -283,7 +307,9 @@ class GuidedPolicy:
             if plans.shape[1] > 1:
                 raise InputError(f"candidates: {plans.shape[1]} to choose from, but the policy has no critic; use 1")
             return plans.new_zeros(plans.shape[:2])
-        return self.critic(self.backbone.features(scenes.encoded(None)), plans.to(self.device))
+        with scenes.explaining():
+            features = self.backbone.features(scenes.encoded(None))
+        return self.critic(features, plans.to(self.device))
 
     def _scenes(self, observation: Observation | EncodedScenes) -> EncodedScenes:
         if not isinstance(observation, EncodedScenes):

@@ -274,6 +274,24 @@ def test_what_cannot_be_meant_is_refused(name, values):
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pixels": None}, "has no pixels; .*pixels \\(B, 3, 3, 32, 32\\)"),
+        ({"input_ids": None, "proprio": None}, "has no input_ids, has no proprio; .*proprio \\(B, 12\\)"),
+        ({"proprio": torch.zeros(SCENES, 11)}, "proprio is \\(B, 11\\); .*proprio \\(B, 12\\)"),
+        ({"pixels": torch.zeros(SCENES, 3, 32, 32)}, "pixels is \\(B, 3, 32, 32\\); .*pixels \\(B, 3, 3, 32, 32\\)"),
+    ],
+)
+@pytest.mark.parametrize("method", ["sample", "act"])
+def test_an_observation_unlike_the_processors_is_named(change, said, method):
+    policy = make_policy()
+    observation = {name: value for name, value in {**make_observation(), **change}.items() if value is not None}
+    for given in (observation, policy.encode(observation)):
+        with pytest.raises(InputError, match=f"^observation: .*{said}"):
+            getattr(policy, method)(given, 1.0, 2, steps=1)
+
+
+@pytest.mark.parametrize(
     "plans",
     [
         torch.zeros(SCENES + 1, 2, 8, 3),
