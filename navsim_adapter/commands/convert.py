@@ -1,4 +1,4 @@
-"""`navsim-adapter convert`: the scenes of a split, or rendered ones, as an Arrow table."""
+"""`navsim-adapter convert`: the scenes of a split, or rendered ones, as an Arrow table; or its logs in two parts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from navsim_adapter.commands.options import (
     selection,
     take_all_rendered,
 )
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.foundation.progress import Progress
 
 
@@ -18,10 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     add_filter_arguments(parser)
     parser.add_argument("--two-stage", metavar="FOLDER", help="convert this folder's rendered scenes, not a split's")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the Arrow table")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the Arrow table, or for the filters")
+    apart = parser.add_argument_group("logs to choose on, kept from training (writes no table)")
+    apart.add_argument(
+        "--hold-out",
+        type=int,
+        metavar="N",
+        help="write DIR/train.yaml and DIR/held_out.yaml, filters of N whole logs less"
+        " and of those N; give each to convert and cache with --filter",
+    )
+    apart.add_argument("--seed", type=int, metavar="S", help="which logs are held out (default 0)")
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.hold_out is not None:
+        return _hold_out(options)
+    if options.seed is not None:
+        raise InputError("--seed: chooses the logs of --hold-out N; add it, or leave --seed out")
     from navsim_adapter.dataset import convert, convert_second_stage
 
     if options.two_stage:
@@ -35,3 +50,20 @@ def run(options: argparse.Namespace) -> None:
         content = convert(root, split, chosen, options.out, lambda done: progress.show(done, None))
     say_absent(content, split)
     print(f"{content['count']} scenes of {split} in {options.out}")
+
+
+def _hold_out(options: argparse.Namespace) -> None:
+    from navsim_adapter.nuplan.hold_out import hold_out, write_filters
+
+    if options.two_stage:
+        raise InputError("--two-stage: rendered scenes have no logs to hold out; leave --two-stage or --hold-out out")
+    check_range("--hold-out", options.hold_out, 1)
+    seed = options.seed or 0
+    root, split, chosen = selection(options)
+    with Progress("logs") as progress:
+        parts = hold_out(root, split, chosen, options.hold_out, seed, progress.show)
+    said = [
+        f"{file} {part.scenes} scenes of {part.logs} logs"
+        for file, part in zip(write_filters(options.out, parts), parts)
+    ]
+    print(f"{split} in two by logs, seed {seed}: {', '.join(said)}; give each to convert and cache with --filter")

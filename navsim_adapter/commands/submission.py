@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.foreign import plain_yaml
 from navsim_adapter.foundation.option_checks import spare_inputs
 from navsim_adapter.submission import Plan, Team, Tokens, check_submission, write_submission
 from navsim_adapter.trajectories import read_trajectories
@@ -63,7 +64,7 @@ def expected_tokens(place: str | Path) -> tuple[set[str], set[str] | None]:
     if place.suffix not in (".json", ".yaml", ".yml"):
         return _by_stage(text.split())
     try:
-        content = json.loads(text) if place.suffix == ".json" else yaml.safe_load(text)
+        content = json.loads(text) if place.suffix == ".json" else plain_yaml(text)
     except (ValueError, yaml.YAMLError) as problem:
         raise InputError(
             f"{place}: cannot be parsed ({' '.join(str(problem).split())[:120]}); check --expect"

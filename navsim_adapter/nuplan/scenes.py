@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.foreign import plain_yaml
 from navsim_adapter.nuplan.logs import Frame, read_log
 from navsim_adapter.nuplan.objects import FrameObjects, frame_objects
 from navsim_adapter.nuplan.root import DataRoot
@@ -50,7 +51,7 @@ class SceneFilter:
     def from_yaml(path: str | Path) -> SceneFilter:
         """Read a scene filter file of the devkit; keys of second-stage scenes and Hydra are accepted and ignored."""
         try:
-            content = yaml.safe_load(Path(path).read_text())
+            content = plain_yaml(Path(path).read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as problem:
             reason = " ".join(str(problem).split())[:120]
             raise InputError(f"{path}: scene filter cannot be read ({reason}); check the file") from problem
