@@ -202,6 +202,31 @@ def test_a_picture_of_other_plans_is_not_replaced(tmp_path: Path, capsys) -> Non
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_all_draws_every_scene_and_a_killed_run_draws_the_rest(tmp_path: Path, capsys, monkeypatch) -> None:
+    cache, out = _cache_folder(tmp_path / "cache"), tmp_path / "out"
+    drawn = []
+
+    def counted(scene: SceneCache, plans: list[Plan]) -> bytes:
+        if len(drawn) == 1:
+            raise KeyboardInterrupt
+        drawn.append(scene.token)
+        return b"first run"
+
+    monkeypatch.setattr("navsim_adapter.commands.render.picture", counted)
+    with pytest.raises(KeyboardInterrupt):
+        _run("--cache", cache, "--all", "--out", out)
+    monkeypatch.setattr("navsim_adapter.commands.render.picture", lambda scene, plans: b"second run")
+    for _ in range(2):
+        assert _run("--cache", cache, "--all", "--out", out) == 0
+        assert "2 pictures in" in capsys.readouterr().out
+    rest = ({"a" * 16, "b" * 16} - set(drawn)).pop()
+    assert (out / f"{rest}.png").read_bytes() == b"second run"
+    assert (out / f"{drawn[0]}.png").read_bytes() == b"first run"
+    np.savez(tmp_path / "t.npz", token=["a" * 16], name=["n"], poses=np.ones((1, 8, 3)))
+    with pytest.raises(InputError, match="trajectories: this folder was made with None"):
+        _run("--cache", cache, "--all", "--trajectories", tmp_path / "t.npz", "--out", out)
+
+
 def test_command_names_an_unknown_token(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no scene nope among 2"):
         _run("--cache", _cache_folder(tmp_path / "cache"), "--tokens", "nope", "--out", tmp_path / "out")
