@@ -16,104 +16,84 @@ import pyarrow as pa
 import torch
 
 from dipole_vla import __version__
-from dipole_vla.commands.driving import require_critic
+from dipole_vla.commands.driving import inputs, require_critic
 from dipole_vla.commands.parts import read_parts, run_parts
+from dipole_vla.commands.scene_run import SceneRun
 from dipole_vla.data.batches import batches, start_noise
-from dipole_vla.data.pictures import began, pictures_entry
+from dipole_vla.data.pictures import began
 from dipole_vla.data.splits import refuse_evaluation
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import commit
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.foundation.files import only_writer, stamp
+from navsim_adapter.foundation.files import only_writer
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.trajectories import read_about, write_trajectories
 
 
 def drive(
-    policy: Path,
-    scenes: Path,
-    out: Path,
+    run: SceneRun,
     omega: float | Literal["default"] | None = "default",
     candidates: int | None = None,
     name: str | None = None,
-    sensors: Path | None = None,
-    batch_size: int = 32,
     seed: int = 1,
-    device: str = "auto",
-    backbone: Path | None = None,
-    allow_eval_split: bool = False,
-    shard: str | None = None,
 ) -> None:
     """Plan once in every scene; writes the trajectory table that score and submission of navsim-adapter read.
 
     Args:
-        policy: policy folder (adapters or distilled), or backbone folder (the reference policy).
-        scenes: folder written by `navsim-adapter convert`, with or without --two-stage.
-        out: table to write, T.npz; what made it is in its array `about`.
         omega: greed; null is the reference policy, default what the policy's own folder says.
         candidates: plans drawn per scene, of which the critic keeps the best; default what the policy's folder says.
         name: of the planner in the table; default is made of the policy's folder, omega and candidates.
-        sensors: root of the camera paths; default is the one recorded in `scenes`.
-        batch_size: scenes per forward pass.
         seed: start noise, that of `evaluate`.
-        device: auto, cpu, cuda.
-        backbone: of a policy folder, where its backbone is no longer at the place that the policy names.
-        allow_eval_split: drive although RL ran on these scenes; the table says so.
-        shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
     """
-    check_range("--batch_size", batch_size, 1)
     check_range("--candidates", candidates, 1)
     check_range("--omega", None if isinstance(omega, str) else omega)
-    out, table = Path(out), SceneTable(scenes, sensors)
-    actor = load_policy(policy, backbone, device)
-    greed, count = _setting(policy, actor, omega, candidates)
-    name = name or f"{Path(policy).resolve().name}-{'reference' if greed is None else f'omega{greed:g}'}-n{count}"
-    leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, allow_eval_split)
-    made_by = {
-        "command": "drive",
-        "policy": stamp(policy),
-        "scenes": stamp(scenes),
-        "omega": greed,
-        "candidates": count,
-        "seed": seed,
-        "name": name,
-    }
-    unfinished = out.with_name(f"{out.name}.parts")
-    made_by |= pictures_entry(table.pictures, _about(out) if out.exists() else began(unfinished), out)
-    if _is_made(out, made_by):
-        return skipped("drive", out)
-
+    table = SceneTable(run.scenes, run.sensors)
+    actor = load_policy(run.policy, run.backbone, run.device)
+    greed, count = _setting(run.policy, actor, omega, candidates)
+    name = name or f"{run.policy.resolve().name}-{'reference' if greed is None else f'omega{greed:g}'}-n{count}"
+    leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
+    unfinished = run.out.with_name(f"{run.out.name}.parts")
+    before = _about(run.out) if run.out.exists() else began(unfinished)
+    asked = {"omega": greed, "candidates": count, "seed": seed, "name": name}
+    made_by = {**inputs("drive", run, table, before), **asked}
+    if _is_made(run.out, made_by):
+        return skipped("drive", run.out)
     taken: list[float] = []  # seconds a scene, of the parts made here
 
     def plan(positions: range) -> pa.Table:
         start = time.monotonic()
-        rows = _plan_part(actor, table, positions, greed, count, batch_size, seed)
+        rows = _plan_part(actor, table, positions, greed, count, run.batch_size, seed)
         taken.extend([(time.monotonic() - start) / len(positions)] * len(positions))
         return rows
 
-    if not run_parts(unfinished, made_by, f"drive {table.split}", len(table), plan, shard):
+    if not run_parts(unfinished, made_by, f"drive {table.split}", len(table), plan, run.shard):
         return
     with only_writer(unfinished, wait=True):
-        if not _is_made(out, made_by):  # another shard may have put them together
-            rows = read_parts(unfinished)
-            plans = dict(zip(rows["token"].to_pylist(), np.asarray(rows["poses"].to_pylist(), np.float64)))
-            about = {
-                **made_by,
-                "policy_fingerprint": actor.fingerprint,
-                "split": table.split,
-                "rl_split": actor.rl_split,
-                "rl_on_eval_split": leaks,
-                "rl_metric": actor.provenance.get("metric"),
-                "version": __version__,
-                "commit": commit(),
-            }
-            write_trajectories(out, name, plans, actor.backbone.action.interval, about)
+        if not _is_made(run.out, made_by):  # another shard may have put them together
+            about = {**made_by, **_facts(actor, table), "rl_on_eval_split": leaks}
+            _write(run.out, name, read_parts(unfinished), actor, about)
         shutil.rmtree(unfinished)
     pace = f", {np.mean(taken):.2g} s a scene" if taken else ""
     console.print(f"{len(table)} scenes of {table.split}, a plan each, by {name}{pace}", markup=False, soft_wrap=True)
-    wrote("drive", out)
+    wrote("drive", run.out)
+
+
+def _facts(actor: GuidedPolicy, table: SceneTable) -> dict[str, Any]:
+    return {
+        "policy_fingerprint": actor.fingerprint,
+        "split": table.split,
+        "rl_split": actor.rl_split,
+        "rl_metric": actor.provenance.get("metric"),
+        "version": __version__,
+        "commit": commit(),
+    }
+
+
+def _write(out: Path, name: str, rows: pa.Table, actor: GuidedPolicy, about: Mapping[str, Any]) -> None:
+    plans = dict(zip(rows["token"].to_pylist(), np.asarray(rows["poses"].to_pylist(), np.float64)))
+    write_trajectories(out, name, plans, actor.backbone.action.interval, about)
 
 
 def _setting(

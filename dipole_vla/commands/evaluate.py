@@ -6,7 +6,6 @@ simulator choose, as an upper bound.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,122 +15,99 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dipole_vla.commands.driving import require_critic
-from dipole_vla.commands.parts import FOLDER, read_parts, run_parts
+from dipole_vla.commands.driving import inputs, is_finished, make_folder, require_critic
+from dipole_vla.commands.scene_run import SceneRun
 from dipole_vla.data.batches import batches, start_noise
-from dipole_vla.data.pictures import began, pictures_entry
+from dipole_vla.data.pictures import began
 from dipole_vla.data.splits import refuse_evaluation
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.choice import choice_of
 from dipole_vla.evaluation.summary import headline, summarise
 from dipole_vla.policy import GuidedPolicy, load_policy
-from dipole_vla.progress import console, skipped, wrote
+from dipole_vla.progress import console, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, columns, identity, require_scenes
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.foundation.files import atomic_path, finish, is_made, making, stamp, write_json
+from navsim_adapter.foundation.files import atomic_path, read_json, stamp, write_json
 from navsim_adapter.foundation.option_checks import check_range
 
 
 def evaluate(
-    policy: Path,
-    scenes: Path,
+    run: SceneRun,
     scorer: Scorer,
-    out: Path,
     omega: Sequence[float] = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0),
     candidates: Sequence[int] = (1, 8),
     choose_on: Path | None = None,
-    sensors: Path | None = None,
-    batch_size: int = 32,
     seed: int = 1,
-    device: str = "auto",
-    backbone: Path | None = None,
-    allow_eval_split: bool = False,
-    shard: str | None = None,
     recipe: dict[str, Any] | None = None,
 ) -> None:
     """Sweep omega and N over a split; writes rows.parquet, plans.parquet, scores.csv and summary.json.
 
     Args:
-        policy: policy folder written by `dipole-vla fit`.
-        scenes: folder written by `navsim-adapter convert`, of scenes never used for training.
         scorer: class_path of a scorer and its init_args.
-        out: folder to write.
         omega: greed values to try.
         candidates: numbers of candidates N; the critic keeps the best.
         choose_on: an evaluation of other scenes whose best (omega, N) is the one to report; without it the best of
             this very evaluation is marked, and is then optimistic.
-        sensors: root of the camera paths; default is the one recorded in `scenes`.
-        batch_size: scenes per forward pass.
         seed: start noise, shared by all policies.
-        device: auto, cpu, cuda.
-        backbone: of a policy folder, where its backbone is no longer at the place that the policy names.
-        allow_eval_split: evaluate although RL ran on these scenes; the report says so in red.
-        shard: i/n, do this part of the work only, as a task of a job array; the last to finish puts them together.
         recipe: filled by the command line with the resolved recipe.
     """
     omegas, counts = _grid(omega, candidates)
-    check_range("--batch_size", batch_size, 1)
-    table = SceneTable(scenes, sensors)
-    made_by: dict[str, Any] = {
-        "command": "evaluate",
-        "policy": stamp(policy),
-        "scenes": stamp(scenes),
+    table = SceneTable(run.scenes, run.sensors)
+    made_by = {
+        **inputs("evaluate", run, table, began(run.out)),
         "scorer": identity(scorer),
         "omega": omegas,
         "candidates": counts,
         "choose_on": stamp(choose_on) if choose_on else None,
         "seed": seed,
-        **pictures_entry(table.pictures, began(out), Path(out)),
     }
-    actor = load_policy(policy, backbone, device)
-    if actor.pair is None:
-        raise InputError(f"{policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`")
-    require_critic(actor, policy, max(counts))
+    actor = _policy(run, max(counts))
     table.futures(range(1))  # the human is scored, too, and rendered scenes have none
     require_scenes(scorer, table.tokens)
-    leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, allow_eval_split)
-    chosen = None
-    if choose_on:
-        chosen = choice_of(Path(choose_on), table.tokens, actor.fingerprint, made_by["scorer"], omegas, counts)
-    out = Path(out)
-    if is_made(out, made_by):
-        shutil.rmtree(out / FOLDER, ignore_errors=True)
-        return skipped("evaluate", out)
+    leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
+    chosen = choose_on and choice_of(choose_on, table.tokens, actor.fingerprint, made_by["scorer"], omegas, counts)
+    if is_finished(run, made_by):
+        return
 
     def plan(positions: range) -> pa.Table:
-        return _evaluate_part(actor, table, positions, scorer, omegas, max(counts), batch_size, seed)
+        return _evaluate_part(actor, table, positions, scorer, omegas, max(counts), run.batch_size, seed)
 
-    if not run_parts(out, made_by, f"evaluate {table.split}", len(table), plan, shard):
-        return
-    with making(out, made_by, wait=True) as is_open:
-        if not is_open:
-            return skipped("evaluate", out)  # another shard has put them together
-        plans = read_parts(out)
-        facts = {
-            "metric": plans.schema.metadata[b"metric"].decode(),
-            "split": table.split,
-            "rl_split": actor.rl_split,
-            "rl_on_eval_split": leaks,
-            **_origin(policy, actor, scenes, table, recipe or {}),
-        }
+    def assemble(plans: pa.Table) -> None:
+        facts = {"rl_on_eval_split": leaks, **_facts(plans, run, actor, table, recipe or {})}
         rows, summary = summarise(plans, omegas, counts, facts, chosen, scorer)
-        summary["rl_metric"] = actor.provenance.get("metric")
-        for name, content in (("plans.parquet", plans), ("rows.parquet", rows)):
-            with atomic_path(out / name) as aside:
-                pq.write_table(content, aside)
-        write_json(out / "summary.json", summary)
-        _write_csv(out / "scores.csv", rows, summary)
-        finish(out, made_by, exclude=(FOLDER,))
-        shutil.rmtree(out / FOLDER)
-    console.print(
-        f"{summary['metric']} x 100 on {summary['split']}, {summary['scenes']} scenes, {summary['logs']} logs:"
-    )
+        _write(run.out, plans, rows, {**summary, "rl_metric": actor.provenance.get("metric")})
+
+    if make_folder(run, made_by, table, plan, assemble):
+        _say(read_json(run.out / "summary.json"))
+        wrote("evaluate", run.out / "summary.json")
+
+
+def _policy(run: SceneRun, most: int) -> GuidedPolicy:
+    actor = load_policy(run.policy, run.backbone, run.device)
+    if actor.pair is None:
+        raise InputError(
+            f"{run.policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`"
+        )
+    require_critic(actor, run.policy, most)
+    return actor
+
+
+def _write(out: Path, plans: pa.Table, rows: pa.Table, summary: dict[str, Any]) -> None:
+    for name, content in (("plans.parquet", plans), ("rows.parquet", rows)):
+        with atomic_path(out / name) as aside:
+            pq.write_table(content, aside)
+    write_json(out / "summary.json", summary)
+    _write_csv(out / "scores.csv", rows, summary)
+
+
+def _say(summary: dict[str, Any]) -> None:
+    metric = summary["metric"]
+    console.print(f"{metric} x 100 on {summary['split']}, {summary['scenes']} scenes, {summary['logs']} logs:")
     for line in headline(summary):
         console.print(f"  {line}", markup=False, soft_wrap=True)
-    if summary["rl_metric"] not in (None, summary["metric"]):
-        console.print(f"trained on {summary['rl_metric']}, evaluated by {summary['metric']}", markup=False)
-    wrote("evaluate", out / "summary.json")
+    if summary["rl_metric"] not in (None, metric):
+        console.print(f"trained on {summary['rl_metric']}, evaluated by {metric}", markup=False)
 
 
 def _grid(omega: Sequence[float], candidates: Sequence[int]) -> tuple[list[float], list[int]]:
@@ -144,17 +120,22 @@ def _grid(omega: Sequence[float], candidates: Sequence[int]) -> tuple[list[float
     return omegas, counts
 
 
-def _origin(policy: Path, actor: GuidedPolicy, scenes: Path, table: SceneTable, recipe: dict[str, Any]) -> dict:
-    """What made the numbers, and where a report finds the pictures' material."""
+def _facts(
+    plans: pa.Table, run: SceneRun, actor: GuidedPolicy, table: SceneTable, recipe: dict[str, Any]
+) -> dict[str, Any]:
+    """What was measured, what made the numbers, and where a report finds the pictures' material."""
     return {
+        "metric": plans.schema.metadata[b"metric"].decode(),
+        "split": table.split,
+        "rl_split": actor.rl_split,
         "provenance": {
             **provenance(recipe),
             **actor.provenance,
-            "policy": str(policy),
+            "policy": str(run.policy),
             "policy_fingerprint": actor.fingerprint,
         },
         "inputs": {
-            "scenes": str(scenes),
+            "scenes": str(run.scenes),
             "sensors": str(table.sensors),
             "cache": (recipe.get("scorer") or {}).get("init_args", {}).get("cache"),
             "candidates": actor.provenance.get("candidates"),

@@ -74,44 +74,51 @@ def export(
     check_range("--candidates", candidates, 1)
     check_range("--solver_steps", solver_steps, 1)
     check_range("--omega", omega)
+    training = Distillation(highest, rank, steps, batch_size, lr, held_out, seed)
     made_by: dict[str, Any] = {"command": "export", "format": format, "policy": stamp(policy), "omega": omega}
     if format == "distilled":
-        if scenes is None:
-            raise InputError("--scenes: is required to distil; give a folder written by `navsim-adapter convert`")
-        training = Distillation(highest, rank, steps, batch_size, lr, held_out, seed)
-        pictures = SceneTable(scenes, sensors).pictures
-        made_by |= {"scenes": stamp(scenes), **training.__dict__, **pictures_entry(pictures, began(out), out)}
-        made_by["scorer"] = identity(scorer) if scorer is not None else None
+        made_by |= _distilled_of(training, scenes, sensors, scorer, out)
     elif format == "torchscript":
         made_by |= {"candidates": candidates, "solver_steps": solver_steps, "seed": seed}
+
+    def write(actor: GuidedPolicy, pair: AdapterPair) -> dict[str, Any]:
+        if format == "peft":
+            return write_peft(actor, out)
+        if format == "torchscript":
+            return write_program(actor, out, candidates, solver_steps, seed)
+        assert scenes is not None
+        about = distil(actor, pair, out, training, scenes, sensors, scorer)
+        _save_distilled(actor, policy, backbone, out, recipe or {})
+        return about
+
     if is_made(out, made_by):
         return skipped("export", out)
     console.print(f"export {format}: loading {policy}", markup=False, soft_wrap=True)
     actor = load_policy(policy, backbone, device)
-    pair = actor.pair
-    if not isinstance(pair, AdapterPair):
+    if not isinstance(actor.pair, AdapterPair):
         raise InputError(f"{policy}: has no pair of LoRA adapters to export")
+    if omega is not None:
+        actor.guidance = replace(actor.guidance, omega=omega)
     with making(out, made_by) as is_open:
         if not is_open:
             return skipped("export", out)
-        if omega is not None:
-            actor.guidance = replace(actor.guidance, omega=omega)
-        about: dict[str, Any]
-        if format == "peft":
-            about = write_peft(actor, out)
-        elif format == "torchscript":
-            about = write_program(actor, out, candidates, solver_steps, seed)
-        else:
-            assert scenes is not None
-            about = distil(actor, pair, out, training, scenes, sensors, scorer)
-            _save_distilled(actor, Path(policy), backbone, out, recipe or {})
-        write_json(
-            out / REPORT, {"format": format, "policy": str(policy), **about, "provenance": provenance(recipe or {})}
-        )
+        about = {"format": format, "policy": str(policy), **write(actor, actor.pair)}
+        write_json(out / REPORT, {**about, "provenance": provenance(recipe or {})})
         for line in _lines(about):
             console.print(line, soft_wrap=True, markup=False)
         finish(out, made_by)
     wrote(f"export {format}", out)
+
+
+def _distilled_of(
+    training: Distillation, scenes: Path | None, sensors: Path | None, scorer: Scorer | None, out: Path
+) -> dict[str, Any]:
+    """What decides a distilled network, beside the policy."""
+    if scenes is None:
+        raise InputError("--scenes: is required to distil; give a folder written by `navsim-adapter convert`")
+    pictures = pictures_entry(SceneTable(scenes, sensors).pictures, began(out), out)
+    scored_by = identity(scorer) if scorer is not None else None
+    return {"scenes": stamp(scenes), **training.__dict__, **pictures, "scorer": scored_by}
 
 
 def _save_distilled(

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
@@ -40,24 +41,31 @@ def trust(*packages: str) -> None:
 def call(function: Callable[..., None], argv: Sequence[str], command: str, positional: bool = False) -> None:
     """Run `function` with arguments from `--config RECIPE.yaml` and the command line, which has the last word.
 
-    A parameter named `recipe` is given the resolved recipe. positional: required parameters are given without --name.
+    A parameter named `recipe` is given the resolved recipe; fields of a dataclass named `run` are options like the
+    parameters. positional: required parameters are given without --name.
     A function with a parameter `config` takes a recipe of another command, which it reads itself.
     """
     argv = spelled_out(take_imports(argv))
     parser = ArgumentParser(prog=f"dipole-vla {command}", exit_on_error=False, description=_first_line(function))
     if "config" not in inspect.signature(function).parameters:
         parser.add_argument("--config", action="config", help="recipe YAML; its keys are the options below")
-    parser.add_function_arguments(function, skip={"recipe"}, as_positional=positional)
+    known = inspect.signature(function).parameters
+    shared = known["run"].annotation if "run" in known and is_dataclass(known["run"].annotation) else None
+    if shared:
+        parser.add_class_arguments(shared)
+    skipped = {"recipe", "run"} if shared else {"recipe"}
+    parser.add_function_arguments(function, skip=skipped, as_positional=positional)
     with one_line(recipe_of(argv, command), parser, argv):
         namespace = parser.parse_args(argv)
         recipe = plain(parser, namespace)
         objects = parser.instantiate_classes(namespace)
-    known = inspect.signature(function).parameters
-    arguments = {name: value for name, value in vars(objects).items() if name in known}
-    for name, value in arguments.items():
+    for name, value in vars(objects).items():
         if isinstance(value, Path):
             local_path(f"--{name}", value)
-    if "recipe" in inspect.signature(function).parameters:
+    arguments = {name: value for name, value in vars(objects).items() if name in known}
+    if shared:
+        arguments["run"] = shared(**{each.name: objects[each.name] for each in fields(shared)})
+    if "recipe" in known:
         arguments["recipe"] = recipe
     function(**arguments)
 

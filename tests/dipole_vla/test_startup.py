@@ -46,7 +46,9 @@ def test_every_help_is_answered_without_the_heavy_packages(package: str) -> None
 @pytest.mark.parametrize(
     "path",
     [
+        "dipole_vla.commands.collect:collect",
         "dipole_vla.commands.evaluate:evaluate",
+        "dipole_vla.commands.drive:drive",
         "dipole_vla.commands.contexts:contexts",
         "dipole_vla.commands.rl:rl",
         "dipole_vla.commands.data:data",
