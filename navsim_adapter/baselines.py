@@ -65,8 +65,15 @@ BASELINES: dict[str, Callable[[SceneCache], np.ndarray]] = {
 }
 
 
-def plan_all(name: str, cache: Mapping[str, SceneCache]) -> dict[str, np.ndarray]:
+def plan_all(
+    name: str, cache: Mapping[str, SceneCache], progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, np.ndarray]:
     """Token -> poses, in the cache's order; stage-two scenes are left out for `human`, which has no plan there."""
     planner = BASELINES[name]
-    scenes = ((token, cache[token]) for token in cache)
-    return {token: planner(scene) for token, scene in scenes if name != "human" or scene.human_future is not None}
+    plans = {}
+    for done, token in enumerate(cache, 1):
+        scene = cache[token]
+        if name != "human" or scene.human_future is not None:
+            plans[token] = planner(scene)
+        progress(done, len(cache))
+    return plans

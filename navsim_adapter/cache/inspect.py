@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,14 @@ def describe_scene(folder: str | Path, token: str) -> list[str]:
     ]
 
 
-def verify_cache(folder: str | Path) -> int:
+def verify_cache(folder: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
     """Check the checksums of every file and scene; returns how many scenes there are."""
     verify(folder)
     cache = open_cache(folder)
-    return sum(cache[token] is not None for token in cache)
+    for done, token in enumerate(cache, 1):
+        _ = cache[token]
+        progress(done, len(cache))
+    return len(cache)
 
 
 def _objects(scene: SceneCache) -> str:

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from navsim_adapter.baselines import BASELINES, plan_all
+from navsim_adapter.foundation.progress import Progress
 from navsim_adapter.trajectories import write_trajectories
 
 
@@ -19,7 +20,8 @@ def run(options: argparse.Namespace) -> None:
     from navsim_adapter.cache.store import open_cache
 
     cache = open_cache(options.cache)
-    plans = plan_all(options.name, cache)
+    with Progress("scenes") as progress:
+        plans = plan_all(options.name, cache, progress.show)
     write_trajectories(options.out, options.name, plans)
     if len(plans) < len(cache):
         print(f"{len(cache) - len(plans)} scenes have no recorded future and are left out", file=sys.stderr)
