@@ -267,7 +267,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes(name: str, canary: Path) -> None:
-    from dipole_vla.commands.launch import raw_recipe
+    from dipole_vla.commands.recipe import raw_recipe
 
     Path("r.yaml").write_text(RECIPES[name])
     refused(lambda: raw_recipe(Path("r.yaml")), canary, "r.yaml")

@@ -20,7 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from dipole_vla.commands.launch import overridden, raw_recipe
+from dipole_vla.commands import early
+from dipole_vla.commands.recipe import kind_of, overridden, raw_recipe
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.exits import Unwell
 from navsim_adapter.foundation.option_checks import local_path
@@ -42,10 +43,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """What is looked at: a recipe (empty for the machine alone) and where its output goes."""
+    """What is looked at: a recipe (empty for the machine alone), where its output goes, and what names it to `fit`."""
 
     recipe: dict[str, Any]
     out: Path
+    words: Sequence[str] = ()
 
     def arguments(self, section: str) -> dict[str, Any]:
         """The keys of `model`, `data` or `scorer`, or of the whole recipe (collect, evaluate)."""
@@ -66,7 +68,8 @@ def doctor(config: Path | None = None, out: Path | None = None, arguments: Seque
         arguments: what the recipe's command is given beside it, as a list; on the command line: after --.
     """
     recipe = overridden(raw_recipe(config), arguments) if config else {}
-    case = Case(recipe, local_path("out", out or recipe.get("out") or "."))
+    place = local_path("out", out or recipe.get("out") or ".")
+    case = Case(recipe, place, ["--config", str(config), *arguments])
     findings = [finding for check in CHECKS for finding in _findings(check, case)]
     rank, host = _rank(), socket.gethostname()
     for finding in findings:
@@ -201,6 +204,18 @@ def _storage(case: Case) -> Iterator[Finding]:
 # -- the recipe --------------------------------------------------------------------------------------------------------
 
 
+def _recipe(case: Case) -> Iterator[Finding]:
+    """Keys and values of a training, as `fit` checks them before it starts."""
+    if kind_of(case.recipe) != "fit":
+        return
+    try:
+        early.check(case.words)
+    except InputError as problem:
+        yield Finding("FAIL", "recipe", str(problem))
+    else:
+        yield Finding("ok", "recipe", f"{case.words[1]}: its keys are those of fit")
+
+
 def _inputs(case: Case) -> Iterator[Finding]:
     """Folders of earlier stages are finished; what is beside them is where they say."""
     from navsim_adapter.foundation.files import verify_listed
@@ -289,7 +304,7 @@ def _size(shape: list[int]) -> int:
 
 
 CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
-    _software, _gpus, _ranks, _deepspeed, _variables, _storage, _inputs, _disk,
+    _software, _gpus, _ranks, _deepspeed, _variables, _storage, _recipe, _inputs, _disk,
 )  # fmt: skip
 
 

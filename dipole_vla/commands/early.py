@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from dipole_vla.commands.launch import overridden, raw_recipe
-from dipole_vla.commands.recipe import one_line, recipe_of, take_imports
+from dipole_vla.commands.recipe import one_line, overridden, raw_recipe, recipe_of, take_imports
 from dipole_vla.commands.signatures import OURS, parameters, signature, summary
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 

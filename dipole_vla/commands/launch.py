@@ -14,17 +14,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
-import yaml
-
+from dipole_vla.commands import early
+from dipole_vla.commands.recipe import kind_of, overridden, raw_recipe
 from dipole_vla.progress import console
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_text
-from navsim_adapter.foundation.foreign import check_yaml
 from navsim_adapter.foundation.option_checks import check_range, local_path
 
 Command = Literal["fit", "collect", "evaluate"]
@@ -118,6 +116,8 @@ def launch(
     recipe = overridden(raw_recipe(config), arguments)
     folder = local_path(f"{config}: out", str(recipe.get("out", config.stem)))
     chosen = command or _command_of(config, recipe)
+    if chosen == "fit":
+        early.check(["--config", str(config), *arguments])
     job = Job(
         chosen, config, folder, nodes, gpus, time, array, partition, account, cpus, grace, setup, program, arguments
     )
@@ -202,55 +202,12 @@ def script(job: Job) -> str:
     return _HEAD.format(**facts) + (_FIT if is_fit else _ARRAY).format(**facts)
 
 
-def raw_recipe(config: Path) -> dict[str, Any]:
-    """A recipe as plain YAML, before any class in it is looked at."""
-    check_yaml(config)
-    try:
-        recipe = yaml.safe_load(Path(config).read_text())
-    except yaml.YAMLError as problem:
-        raise InputError(f"{config}: cannot be read as a recipe ({' '.join(str(problem).split())[:200]})") from problem
-    if not isinstance(recipe, dict):
-        raise InputError(f"{config}: a recipe is a mapping of keys, got {type(recipe).__name__}")
-    return recipe
-
-
-def overridden(recipe: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """A plain recipe with its command's options (`--data.scenes X`) put in their places, unchecked."""
-    from dipole_vla.commands.recipe import spelled_out  # here: the parser is not installed with the scorer alone
-
-    recipe, words = deepcopy(recipe), spelled_out(arguments)
-    for word, following in zip(words, [*words[1:], ""]):
-        if not word.startswith("--"):
-            continue
-        name, equals, value = word[2:].partition("=")
-        part, (*sections, key) = recipe, name.split(".")
-        for section in sections:
-            part = _mapping_in(part, section)
-            if "class_path" in part and "init_args" not in sections:
-                part = _mapping_in(part, "init_args")
-        part[key] = _value(value if equals else following)
-    return recipe
-
-
-def _mapping_in(part: dict[str, Any], key: str) -> dict[str, Any]:
-    if not isinstance(part.get(key), dict):
-        part[key] = {}
-    return part[key]
-
-
-def _value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
 def _command_of(config: Path, recipe: dict[str, Any]) -> Command:
-    if "trainer" in recipe:
-        return "fit"
-    if "scorer" in recipe:
-        return "evaluate" if isinstance(recipe.get("candidates"), list) or "choose_on" in recipe else "collect"
-    raise InputError(f"{config}: no recipe of fit, collect or evaluate (no trainer, no scorer); give --command")
+    kind = kind_of(recipe)
+    if kind not in get_args(Command):
+        found = f"one of {kind}" if kind else "no trainer, no scorer"
+        raise InputError(f"{config}: no recipe of fit, collect or evaluate ({found}); give --command")
+    return cast(Command, kind)
 
 
 def _log(folder: Path, command: Command) -> Path:

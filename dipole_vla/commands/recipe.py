@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from traceback import walk_tb
@@ -138,9 +139,56 @@ def _kind(recipe: str, command: str) -> str | None:
     except (yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong
         return None
     keys = content if isinstance(content, dict) else {}
-    named = (command for command, marks in _MARKS.items() if any(mark in keys for mark in marks))
-    drives = "evaluate" if isinstance(keys.get("candidates"), list) else "collect"
-    return next(named, drives if "scorer" in keys and command not in ("collect", "evaluate") else None)
+    drives = command in ("collect", "evaluate") and not any(mark in keys for marks in _MARKS.values() for mark in marks)
+    return command if drives else kind_of(keys)
+
+
+def kind_of(recipe: Mapping[str, Any]) -> str | None:
+    """The command whose recipe this is, as far as its keys tell."""
+    named = (command for command, marks in _MARKS.items() if any(mark in recipe for mark in marks))
+    drives = "evaluate" if isinstance(recipe.get("candidates"), list) else "collect"
+    return next(named, drives if "scorer" in recipe else None)
+
+
+def raw_recipe(config: Path) -> dict[str, Any]:
+    """A recipe as plain YAML, before any class in it is looked at."""
+    check_yaml(config)
+    try:
+        recipe = yaml.safe_load(config.read_text())
+    except yaml.YAMLError as problem:
+        raise InputError(f"{config}: cannot be read as a recipe ({' '.join(str(problem).split())[:200]})") from problem
+    if not isinstance(recipe, dict):
+        raise InputError(f"{config}: a recipe is a mapping of keys, got {type(recipe).__name__}")
+    return recipe
+
+
+def overridden(recipe: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """A plain recipe with its command's options (`--data.scenes X`) put in their places, unchecked."""
+    recipe, words = deepcopy(recipe), spelled_out(arguments)
+    for word, following in zip(words, [*words[1:], ""]):
+        if not word.startswith("--"):
+            continue
+        name, equals, value = word[2:].partition("=")
+        part, (*sections, key) = recipe, name.split(".")
+        for section in sections:
+            part = _mapping_in(part, section)
+            if "class_path" in part and "init_args" not in sections:
+                part = _mapping_in(part, "init_args")
+        part[key] = _value(value if equals else following)
+    return recipe
+
+
+def _mapping_in(part: dict[str, Any], key: str) -> dict[str, Any]:
+    if not isinstance(part.get(key), dict):
+        part[key] = {}
+    return part[key]
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def plain(parser: ArgumentParser, namespace: Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dipole_vla.cli import main
-from dipole_vla.commands.launch import overridden
+from dipole_vla.commands.recipe import overridden
 from dipole_vla.demo import shipped_recipes
 
 
@@ -96,7 +96,7 @@ def test_a_signal_that_nobody_heeds_requeues_the_job(
 def test_the_log_is_named_as_sbatch_reads_it(name: str, tmp_path: Path) -> None:
     """sbatch groups by quotes, takes what follows a backslash as it is, and ends a line at a # outside quotes."""
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(yaml.safe_dump({"out": str(tmp_path / name / "dipole"), "trainer": {}}))
+    recipe.write_text(yaml.safe_dump({"out": str(tmp_path / name / "dipole"), "trainer": {}, "model": {}, "data": {}}))
     text = written(["--config", str(recipe)], tmp_path)
     line = next(line for line in text.splitlines() if line.startswith("#SBATCH --output"))
     assert shlex.split(line.removeprefix("#SBATCH"), comments=True) == [f"--output={tmp_path / name / 'dipole-%j.log'}"]
@@ -108,7 +108,7 @@ def test_the_script_is_submitted_as_it_is_written(tmp_path: Path, monkeypatch, c
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("out: runs/mine\ntrainer: {}\n")
+    recipe.write_text("out: runs/mine\ntrainer: {}\nmodel: {}\ndata: {}\n")
     assert main(["launch", "--config", str(recipe)]) == 0
     assert (tmp_path / "submitted").read_text() == (tmp_path / "runs" / "mine.sbatch").read_text()
     assert "Submitted batch job 7" in capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_the_script_is_submitted_as_it_is_written(tmp_path: Path, monkeypatch, c
 def test_the_folder_of_the_log_is_there_wherever_the_script_is(tmp_path: Path, monkeypatch) -> None:
     """Slurm opens --output before the job runs, and makes no folder."""
     monkeypatch.chdir(tmp_path)
-    Path("r.yaml").write_text("out: runs/mine\ntrainer: {}\n")
+    Path("r.yaml").write_text("out: runs/mine\ntrainer: {}\nmodel: {}\ndata: {}\n")
     for passed_on, folder in (([], "runs"), (["--", "--out", "other/mine"], "other")):
         text = written(["--config", "r.yaml", *passed_on], tmp_path / "scripts")
         assert directives(text)["output"] == f"{folder}/mine-%j.log"
@@ -141,11 +141,13 @@ def test_another_program_starts_every_step(tmp_path: Path) -> None:
         (["--time", "soon"], ("--time", "'soon'")),
         (["--nodes", "0"], ("--nodes", "at least 1", "0")),
         (["--gpuss", "3"], ("gpuss", "did you mean 'gpus'")),
+        (["--", "--model.betta", "2"], ("command line", "betta", "did you mean 'beta'")),
+        (["--", "--trainer.max_step", "2"], ("max_step", "did you mean 'max_steps'")),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], words: tuple[str, ...], tmp_path: Path, capsys) -> None:
     recipe = str(shipped_recipes() / "dipole.yaml")
-    assert main(["launch", "--config", recipe, "--out", str(tmp_path / "x"), "--dry_run", *arguments]) == 2
+    assert main(["launch", "--config", recipe, "--dry_run", "--out", str(tmp_path / "x"), *arguments]) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1
     for word in words:
@@ -200,6 +202,14 @@ def test_doctor_names_what_is_missing_and_fails(loop: Path, tmp_path: Path, caps
     assert len(failed) == 1
     for word in words:
         assert word in failed[0]
+
+
+def test_doctor_names_a_key_that_fit_would_refuse(tmp_path: Path, capsys) -> None:
+    recipe = str(shipped_recipes() / "dipole.yaml")
+    assert main(["doctor", "--config", recipe, "--out", str(tmp_path), "--", "--model.rannk", "4"]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL") and "recipe" in line]
+    assert len(failed) == 1
+    assert "did you mean 'rank'" in failed[0]
 
 
 def test_doctor_looks_where_the_commands_own_options_point(loop: Path, tmp_path: Path, capsys) -> None:
