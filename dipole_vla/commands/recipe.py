@@ -51,10 +51,10 @@ def call(function: Callable[..., None], argv: Sequence[str], command: str, posit
     if "config" not in inspect.signature(function).parameters:
         parser.add_argument("--config", action="config", help="recipe YAML; its keys are the options below")
     known = inspect.signature(function).parameters
-    shared = known["run"].annotation if "run" in known and is_dataclass(known["run"].annotation) else None
+    shared: Any = known["run"].annotation if "run" in known and is_dataclass(known["run"].annotation) else None
     if shared:
         parser.add_class_arguments(shared)
-    skipped = {"recipe", "run"} if shared else {"recipe"}
+    skipped: set[str | int] = {"recipe", "run"} if shared else {"recipe"}
     parser.add_function_arguments(function, skip=skipped, as_positional=positional)
     with one_line(recipe_of(argv, command), parser, argv):
         namespace = parser.parse_args(argv)
@@ -115,7 +115,7 @@ def recipe_of(argv: Sequence[str], command: str | None = None) -> str:
             if not Path(name).is_file():
                 raise InputError(f"{name}: no such recipe file; give its path after --config")
             check_yaml(name)
-            kind = _kind(name, command) if command in _MARKS else command
+            kind = _kind(name, command) if command in (*_MARKS, *_UNMARKED) else command
             if kind not in (None, command):
                 raise InputError(f"{name}: is a recipe of `dipole-vla {kind}`, not of {command}; name another one")
             return name
@@ -130,6 +130,7 @@ _MARKS = {
     "init": ("sizes", "family"),
 }
 """Command -> keys that no other of these commands has."""
+_UNMARKED = ("drive", "contexts", "advantage")  # their recipes have no such key, and no scorer
 
 
 def _kind(recipe: str, command: str) -> str | None:

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 
 from dipole_vla.cli import main
 from dipole_vla.commands.early import CLASSES, TRAINER, check
+from dipole_vla.commands.recipe import recipe_of
 from dipole_vla.commands.signatures import deferred, parameters, signature
 from dipole_vla.demo import shipped_recipes
 from dipole_vla.training import DipoleModule
@@ -70,6 +71,13 @@ def test_a_class_is_read_by_its_constructor_wherever_it_is_named() -> None:
 def test_a_name_that_a_module_lacks_is_told_as_such() -> None:
     with pytest.raises(KeyError, match="DipolModule"):
         signature("dipole_vla.training", "DipolModule")
+
+
+@pytest.mark.parametrize("command", ["drive", "contexts", "advantage", "fit", "init"])
+def test_another_command_s_recipe_is_refused_by_that_command_s_name(command: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("policy: a\nscenes: b\nscorer: c\nout: d\ncandidates: [1, 8]\n")
+    with pytest.raises(InputError, match=f"recipe of `dipole-vla evaluate`, not of {command}"):
+        recipe_of(["--config", str(tmp_path / "r.yaml")], command)
 
 
 def test_mistakes_in_a_recipe_are_refused_without_torch(tmp_path: Path) -> None:
