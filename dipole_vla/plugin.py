@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from dipole_vla.backbones.action import Action, Plain
-from dipole_vla.backbones.base import Backbone
+from dipole_vla.backbones.base import Backbone, Context
 from dipole_vla.backbones.own_network import DenoiseOwn, Encode, OwnNetwork
 from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.guidance import SIGNS, Omega, Role
-from dipole_vla.objective import RULES, Routing, dichotomous_loss, rule_named
+from dipole_vla.objective import RULES, DenoiseRouted, Routing, Settle, dichotomous_loss, rule_named
 from dipole_vla.paths import CosineTable, LinearFlow, Prediction, Schedule
 from dipole_vla.policy import AdapterPair, EncodedScenes, Guidance, GuidedPolicy
 from dipole_vla.policy.arguments import whole
@@ -33,6 +35,21 @@ from dipole_vla.solvers import SolverSpec, solve
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 _OF_A_SCHEDULE = ("alpha", "sigma", "velocity", "sample_t", "network_time", "noise_time", "data_time")
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Candidates at their noise levels, scene by scene, `group` rows of each: what one training step looks at.
+
+    x0, noise: (rows, *shape), x0 as the network means it. t, advantage, weight: (rows,).
+    """
+
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    advantage: Tensor
+    weight: Tensor | None
+    group: int
 
 
 class Dipole(nn.Module):
@@ -103,12 +120,10 @@ class Dipole(nn.Module):
             if missing:
                 raise InputError(f"{missing[0]}: is not given; a network of your own needs {', '.join(own)}")
             self.backbone = _own_network(net, {**own, "encode": encode}, _action_of(shape, action), solver, scope)
-        made = make_pair(pair, self.backbone, scope, whole("rank", rank), alpha and _positive("alpha", alpha), seed)
+        alpha = alpha and _positive("alpha", alpha)
+        made = make_pair(pair, self.backbone, scope, whole("rank", rank), alpha, seed, self.trained)
         self.pair = made
         self.copies = None if isinstance(made, AdapterPair) else made.copies  # a module of this one, to move along
-        for role in SIGNS:
-            for parameter in made.parameters(role):
-                parameter.requires_grad_(role in self.trained)
 
     def loss(
         self,
@@ -129,32 +144,70 @@ class Dipole(nn.Module):
         action, advantage = self._candidates(action, advantage)
         weight = None if sample_weight is None else _weights(sample_weight, advantage)
         with float32_by_default():
-            x0 = self.backbone.action.encode(action).repeat_interleave(self.draws, 1).flatten(0, 1)
-            noise = _normal(x0.shape, generator, x0.device)
-            t = self.backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
+            noised = self.noised(action, advantage, weight, generator)
             contexts = self.pair.encode(observation, self._roles)
-            scenes, group = advantage.shape
             found = len(next(iter(contexts.values())))
-            if found != scenes:
-                raise InputError(f"action: is for {scenes} observations, but encode gave {found} rows")
-            loss, scalars = dichotomous_loss(
-                self.pair.denoiser(contexts, group * self.draws),
-                self.backbone.schedule,
-                self.backbone.prediction,
-                x0,
-                self._drawn(advantage),
-                noise,
-                t,
-                beta=self.beta,
-                routing=self.routing,
-                rule=self.rule,
-                generator=generator,
-                sample_weight=None if weight is None else self._drawn(weight),
-                mask=self.backbone.action.mask().to(x0.device),
-            )
+            if found != len(action):
+                raise InputError(f"action: is for {len(action)} observations, but encode gave {found} rows")
+            loss, scalars = self.loss_of(noised, contexts, generator)
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise InputError("denoise: its output does not depend on what trains; compute with the network it is given")
         return loss, scalars
+
+    def noised(
+        self,
+        action: Tensor,
+        advantage: Tensor,
+        sample_weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Noised:
+        """Noise and times for every candidate, `draws` of each: the first half of `loss`, its arguments trusted.
+
+        action: (B, K, *shape) in raw units. advantage, sample_weight: (B, K).
+        """
+        x0 = self.backbone.action.encode(action).repeat_interleave(self.draws, 1).flatten(0, 1)
+        noise = _normal(x0.shape, generator, x0.device)
+        t = self.backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
+        weight = None if sample_weight is None else self._drawn(sample_weight)
+        return Noised(x0, noise, t, self._drawn(advantage), weight, group=action.shape[1] * self.draws)
+
+    def loss_of(
+        self,
+        noised: Noised,
+        contexts: Mapping[Role, Context],
+        generator: torch.Generator | None = None,
+        on_role_loss: Settle = lambda role, loss: loss,
+        in_one_pass: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The second half of `loss`: that of the noised candidates of encoded scenes.
+
+        contexts: of the B scenes under each role that is asked for; a mapping may encode them then.
+        generator: of routes. on_role_loss: see `objective.Settle`.
+        in_one_pass: routed rows of both signs share a pass, where the pair can do that.
+        """
+        return dichotomous_loss(
+            self.pair.denoiser(contexts, noised.group),
+            self.backbone.schedule,
+            self.backbone.prediction,
+            noised.x0,
+            noised.advantage,
+            noised.noise,
+            noised.t,
+            beta=self.beta,
+            routing=self.routing,
+            rule=self.rule,
+            generator=generator,
+            sample_weight=noised.weight,
+            mask=self.backbone.action.mask().to(noised.x0.device),
+            settle=on_role_loss,
+            denoise_routed=self._routed(contexts, noised.group) if in_one_pass else None,
+        )
+
+    def _routed(self, contexts: Mapping[Role, Context], group: int) -> DenoiseRouted | None:
+        pair = self.pair
+        if not isinstance(pair, AdapterPair) or not pair.mixes_rows or group == 2:
+            return None
+        return partial(pair.denoise_routed, contexts, group=group)
 
     def sample(
         self,

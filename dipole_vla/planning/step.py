@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dipole_vla.backbones.weights import read_record
-from dipole_vla.guidance import SIGNS, Role
+from dipole_vla.guidance import Role
 from dipole_vla.objective import Rule, per_sample_loss, rule_named
 from dipole_vla.policy import Backbone, Context
 from dipole_vla.policy.adapters import AdapterPair
@@ -84,11 +84,8 @@ def pair_of(model: dict[str, Any], backbone: Backbone) -> Pair | None:
     """The pair of a dipole recipe, with gradients for what its rule trains; None for imitation."""
     if "rank" not in model:
         return None
-    pair = make_pair(model["pair"], backbone, model["scope"], model["rank"], model["alpha"])
-    for role in SIGNS:
-        for parameter in pair.parameters(role):
-            parameter.requires_grad_(role in _rule(model).trained)
-    return pair
+    options = {name: model[name] for name in ("scope", "rank", "alpha")}
+    return make_pair(model["pair"], backbone, **options, trained=_rule(model).trained)
 
 
 def _rule(model: dict[str, Any]) -> Rule:

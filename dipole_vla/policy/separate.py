@@ -168,14 +168,24 @@ Pair = AdapterPair | SeparatePair
 
 
 def make_pair(
-    kind: PairKind, backbone: Backbone, scope: str = "head", rank: int = 32, alpha: float | None = None, seed: int = 0
+    kind: PairKind,
+    backbone: Backbone,
+    scope: str = "head",
+    rank: int = 32,
+    alpha: float | None = None,
+    seed: int = 0,
+    trained: Sequence[Role] = SIGNS,
 ) -> Pair:
-    """A fresh pair of that kind; rank, alpha and seed are the adapters' only."""
+    """A fresh pair of that kind; rank, alpha and seed are the adapters' only. trained: roles that require gradients."""
     if kind not in get_args(PairKind):
         raise InputError(f"pair: must be one of {', '.join(get_args(PairKind))}, got {kind!r}")
-    if kind == "separate":
-        return SeparatePair(backbone, scope)
-    return AdapterPair(backbone, scope, rank, alpha, seed)
+    made: Pair = (
+        SeparatePair(backbone, scope) if kind == "separate" else AdapterPair(backbone, scope, rank, alpha, seed)
+    )
+    for role in SIGNS:
+        for parameter in made.parameters(role):
+            parameter.requires_grad_(role in trained)
+    return made
 
 
 def load_pair(backbone: Backbone, folder: str | Path) -> Pair:

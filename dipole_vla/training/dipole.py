@@ -17,21 +17,13 @@ from dipole_vla.data.module import DrivingData
 from dipole_vla.data.splits import RL_TOKENS, SeenByRL
 from dipole_vla.data.tables import CandidateTable
 from dipole_vla.guidance import SIGNS, Role
-from dipole_vla.objective import (
-    RULES,
-    Denoise,
-    DenoiseRouted,
-    Routing,
-    base_distance,
-    dichotomous_loss,
-    rule_named,
-    sign_distance,
-)
+from dipole_vla.objective import RULES, Routing, base_distance, rule_named, sign_distance
 from dipole_vla.paths import interpolate
-from dipole_vla.policy import AdapterPair, Context, Guidance, GuidedPolicy
+from dipole_vla.plugin import Dipole, Noised
+from dipole_vla.policy import AdapterPair, Context
 from dipole_vla.policy.critic import fitted_critic, refuse_other_metric
 from dipole_vla.policy.guided import POLICY
-from dipole_vla.policy.separate import PairKind, make_pair
+from dipole_vla.policy.separate import PairKind
 from dipole_vla.training.base import FineTuning, stored_context
 from dipole_vla.training.memory import recompute_blocks, settled, shared_base
 from navsim_adapter.foundation.errors import InputError
@@ -42,9 +34,10 @@ PROBED = 16  # rows on which the signs and the base are compared
 
 
 class DipoleModule(FineTuning):
-    """Fit the positive and the negative policy to scored candidates. Sees only (observation, action, advantage)."""
+    """A `Dipole` on a backbone's folder, fed by `DrivingData`. Sees only (observation, action, advantage)."""
 
     needs_candidates = "a pair"
+    dipole: Dipole
 
     def __init__(
         self,
@@ -93,10 +86,22 @@ class DipoleModule(FineTuning):
         check_range("model.draws", draws, 1)
         if not beta > 0:
             raise InputError(f"model.beta: must be > 0, got {beta}; larger values are closer to a hard split")
-        self.rule, self.trained = rule, rule_named(rule, routing).trained
+        rule_named(rule, routing)  # refused before weights are read
+        dipole = Dipole(
+            load_backbone(backbone),
+            scope=scope,
+            beta=beta,
+            rule=rule,
+            routing=routing,
+            pair=pair,
+            rank=rank,
+            alpha=alpha,
+            draws=draws,
+            seed=seed,
+        )
+        object.__setattr__(self, "dipole", dipole)  # no child: names in checkpoints are backbone.* and copies.*
+        self.backbone, self.pair, self.copies = dipole.backbone, dipole.pair, dipole.copies
         self.backbone_folder, self.critic_folder = Path(backbone), critic
-        self.backbone = load_backbone(backbone)
-        self.pair = make_pair(pair, self.backbone, scope, rank, alpha, seed)
         self.seen_before = SeenByRL()
         self.start_folder, self.started, self.fitted = start, dict[str, Any](), dict[str, Any]()
         if start is not None:
@@ -106,14 +111,9 @@ class DipoleModule(FineTuning):
         if critic is not None:
             _, self.fitted = fitted_critic(critic, backbone, self.pair.base_fingerprint, self.backbone.action.horizon)
             self.seen_before |= _seen_by_critic(Path(critic), self.fitted)
-        self.copies = None if isinstance(self.pair, AdapterPair) else self.pair.copies  # for Lightning to see
-        for role in SIGNS:
-            for parameter in self.pair.parameters(role):
-                parameter.requires_grad_(role in self.trained)
         if checkpointing:
             recompute_blocks(self.pair)
-        self.beta, self.draws, self.scope, self.checkpointing = beta, draws, scope, checkpointing
-        self.routing: Routing = routing
+        self.scope, self.checkpointing = scope, checkpointing
         self.base_drove = True  # whether mu is the frozen backbone; the candidates tell
 
     def setup(self, stage: str) -> None:
@@ -126,9 +126,10 @@ class DipoleModule(FineTuning):
         candidates = data.dataset.candidates
         omega = candidates.about.get("omega")
         self.base_drove = omega is None
-        if RULES[self.rule].negative_role is None and not self.base_drove:
+        rule = self.dipole.rule
+        if RULES[rule].negative_role is None and not self.base_drove:
             raise InputError(
-                f"{data.candidates}: was driven with omega {omega:g}, but model.rule {self.rule} trains no negative: "
+                f"{data.candidates}: was driven with omega {omega:g}, but model.rule {rule} trains no negative: "
                 "the base has its place, and did not drive; collect with omega null, or use the dichotomous rule"
             )
         self.say(candidates.refuse_other_base(self.pair.base_fingerprint))
@@ -151,7 +152,7 @@ class DipoleModule(FineTuning):
     def named_trained(self) -> list[tuple[str, nn.Parameter]]:
         return [
             (f"{role}.{name}", parameter)
-            for role in self.trained
+            for role in self.dipole.trained
             for name, parameter in self.pair.named_parameters(role)
         ]
 
@@ -160,7 +161,7 @@ class DipoleModule(FineTuning):
         return list(self.pair.named_parameters()) if isinstance(self.pair, AdapterPair) else []
 
     def gradients(self) -> Mapping[str, Iterator[nn.Parameter]]:
-        return {f"grad_norm_{role}": self.pair.parameters(role) for role in self.trained}
+        return {f"grad_norm_{role}": self.pair.parameters(role) for role in self.dipole.trained}
 
     def frozen_encoder(self, device: torch.device) -> Encoder | None:
         if not self.pair.shares_context:
@@ -173,47 +174,18 @@ class DipoleModule(FineTuning):
         return Encoder(encode, self.backbone.processor(), self.pair.base_fingerprint, device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        generator, backbone = self.step_generator(), self.backbone
+        generator = self.step_generator()
+        contexts = _Contexts(partial(self._contexts, batch))
         with float32_by_default(), shared_base(self.pair):
-            x0 = backbone.action.encode(batch["poses"]).repeat_interleave(self.draws, 1).flatten(0, 1)
-            advantage = batch["advantage"].repeat_interleave(self.draws, 1).flatten()
-            noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-            t = backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
-            contexts = _Contexts(partial(self._contexts, batch))
-            group = len(x0) // len(batch["token"])
-            denoise = self._denoiser(contexts, group)
-            loss, scalars = dichotomous_loss(
-                denoise,
-                backbone.schedule,
-                backbone.prediction,
-                x0,
-                advantage,
-                noise,
-                t,
-                beta=self.beta,
-                routing=self.routing,
-                rule=self.rule,
-                generator=generator,
-                mask=backbone.action.mask().to(x0.device),
-                settle=self._settle,
-                denoise_routed=self._one_pass(contexts, group),
-            )
+            noised = self.dipole.noised(batch["poses"], batch["advantage"], generator=generator)
+            in_one_pass = not self.checkpointing and not self._has_engine  # both ask for a pass of each sign
+            loss, scalars = self.dipole.loss_of(noised, contexts, generator, self._settle, in_one_pass)
             trainer: Any = self.trainer
             every = trainer.log_every_n_steps
             if every and (trainer.global_step + 1) % every == 0:
-                scalars |= self._agreement(denoise, interpolate(backbone.schedule, x0, noise, t)[:PROBED], t[:PROBED])
+                scalars |= self._agreement(noised, contexts)
         self.log_dict(scalars)
         return self.checked(loss, batch)
-
-    def _denoiser(self, contexts: Mapping[Role, Context], group: int) -> Denoise:
-        return lambda role, x_t, t, rows: self.pair.denoiser({role: contexts[role]}, group)(role, x_t, t, rows)
-
-    def _one_pass(self, contexts: Mapping[Role, Context], group: int) -> DenoiseRouted | None:
-        """Rows of both signs in one pass, where the engine and the recomputation of blocks do not ask for passes."""
-        pair = self.pair
-        if not isinstance(pair, AdapterPair) or self.checkpointing or group == 2 or self._has_engine:
-            return None
-        return partial(pair.denoise_routed, contexts, group=group)
 
     @property
     def _has_engine(self) -> bool:
@@ -234,10 +206,12 @@ class DipoleModule(FineTuning):
         return settled(loss, list(self.pair.parameters(role)))
 
     @torch.no_grad()
-    def _agreement(self, denoise: Denoise, x_t: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def _agreement(self, noised: Noised, contexts: Mapping[Role, Context]) -> dict[str, Tensor]:
         """What the signs and the base say of the same few rows."""
+        x_t, t = interpolate(self.backbone.schedule, noised.x0, noised.noise, noised.t)[:PROBED], noised.t[:PROBED]
         rows = torch.arange(len(x_t), device=x_t.device)
-        outputs = {role: denoise(role, x_t, t, rows) for role in (*self.trained, None)}
+        denoise = self.pair.denoiser(contexts, noised.group)
+        outputs = {role: denoise(role, x_t, t, rows) for role in (*self.dipole.trained, None)}
         if "negative" not in outputs:
             return {"sign_distance": sign_distance(outputs["positive"], outputs[None])}
         signs = outputs["positive"], outputs["negative"]
@@ -260,14 +234,14 @@ class DipoleModule(FineTuning):
             "advantage": scored.about["advantage"],
             "metric": scored.metric,
             "start_metric": self._metrics_before(),
-            "beta": self.beta,
-            "routing": self.routing,
-            "rule": self.rule,
+            "beta": self.dipole.beta,
+            "routing": self.dipole.routing,
+            "rule": self.dipole.rule,
             "scope": self.scope,
             "candidates": str(data.candidates),
             "backbone": str(self.backbone_folder),
         }
-        policy = GuidedPolicy(self.backbone, self.pair, guidance=Guidance(rule=self.rule))
+        policy = self.dipole.policy
         with self.averaged():
             policy.save_pretrained(folder, self.backbone_folder, self.critic_folder, sorted(seen.tokens), made)
 
