@@ -231,7 +231,7 @@ def test_a_failure_in_our_code_or_the_users_keeps_its_traceback(fit, monkeypatch
     words = ["--allow-import", "tests", *callbacks({"class_path": f"{OWN}.Scaled", "init_args": {"factor": 0}})]
     with pytest.raises(Exception, match="a mistake in a class of the user's"):
         main(fit(*words))
-    monkeypatch.setattr("dipole_vla.training.dipole.make_pair", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr("dipole_vla.plugin.make_pair", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(ValueError, match="size"):  # the parser's, from the RuntimeError
         main(fit())
 

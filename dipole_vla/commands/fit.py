@@ -44,7 +44,6 @@ NO_NUMBER = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing"
 # (the root of the pictures: what lies under it may not, see `_pictures`)
 TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 CHECKPOINTS, LOGS = "checkpoints", "logs"
-LOOK = "look"  # the stage of `setup` before a folder is opened
 
 
 class AlreadyComplete(Exception):
@@ -136,19 +135,16 @@ class FitCLI(LightningCLI):
         return ranks.processes(trainer.accelerator, trainer.devices, trainer.num_nodes)
 
     def _look(self) -> None:
-        """Open the data and let the module look at it, as the trainer will, who finds it open then.
+        """Let the module open its data and look at it, as it will again when the trainer asks.
 
         Contexts that ranks make together, or in this very folder, have to wait.
         """
         trainer, module, data = cast(Any, self.trainer), self.model, self.datamodule
         trainer.strategy.connect(module)
-        trainer.datamodule, module.trainer = data, trainer
-        if isinstance(data, DrivingData):
-            data.trainer = trainer
-            is_early = data.contexts and data.contexts.resolve().is_relative_to(self.out.resolve())
-            if not is_early and not (data.contexts and trainer.world_size > 1):
-                data.setup(LOOK)
-        module.setup(LOOK)
+        module.trainer = trainer
+        contexts = data.contexts if isinstance(data, DrivingData) else None
+        waits = contexts and (trainer.world_size > 1 or contexts.resolve().is_relative_to(self.out.resolve()))
+        module.meet(data, may_open=not waits)
 
 
 def fit(argv: Sequence[str], checkpoint: Path | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from dipole_vla.backbones.base import Backbone
 from dipole_vla.data.contexts import ContextDtype, ContextStore, Encoder, Ranks, make_contexts
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable, refuse_horizon
@@ -61,37 +62,43 @@ class DrivingData(L.LightningDataModule):
         self.batch_size, self.workers, self.keep_in_memory, self.seed = batch_size, workers, keep_in_memory, seed
         self.dataset: DrivingDataset | None = None
 
-    def setup(self, stage: str) -> None:
+    def open(
+        self,
+        backbone: Backbone,
+        with_observation: bool = True,
+        frozen_encoder: Callable[[], Encoder | None] = lambda: None,
+        ranks: Ranks | None = None,
+    ) -> DrivingDataset:
+        """Read the tables, once, for who is to learn from them. Our trainings call this; in a loop of your own, you do.
+
+        backbone: its processor makes observations of scenes, and its plans are as long as the actions.
+        with_observation: whether items hold the scene itself. frozen_encoder: called where `contexts` are wanted.
+        ranks: who share the making of contexts.
+        """
         if self.dataset is None:
-            assert self.trainer is not None
-            module: Any = self.trainer.lightning_module
-            processor = module.backbone.processor()
             scenes = SceneTable(self.scenes, self.sensors)
             candidates = CandidateTable(self.candidates) if self.candidates else None
-            if candidates is not None:
-                module.say(candidates.remark_on_pictures(scenes))
-            contexts = self._contexts(scenes) if self.contexts else None
-            self.dataset = DrivingDataset(
-                scenes, processor, candidates, self.keep_in_memory, module.needs_observation, contexts
+            contexts = self._contexts(scenes, frozen_encoder(), ranks) if self.contexts else None
+            dataset = DrivingDataset(
+                scenes, backbone.processor(), candidates, self.keep_in_memory, with_observation, contexts
             )
-            self.dataset.refuse_other_horizon(module.backbone.action.horizon)
+            dataset.refuse_other_horizon(backbone.action.horizon)
+            self.dataset = dataset
+        return self.dataset
 
-    def _contexts(self, scenes: SceneTable) -> ContextStore:
+    def _contexts(self, scenes: SceneTable, encoder: Encoder | None, ranks: Ranks | None) -> ContextStore:
         assert self.contexts is not None
-        assert self.trainer is not None
-        trainer, module = self.trainer, self.trainer.lightning_module
-        encoder: Encoder | None = module.frozen_encoder(trainer.strategy.root_device)  # type: ignore[operator]
         if encoder is None:
             raise InputError(
                 f"data.contexts: {self.contexts}: this training changes the encoding or does not read it; "
                 "drop the key, or train a pair with model.scope head"
             )
-        ranks = Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
         return make_contexts(self.contexts, encoder, scenes, self.contexts_dtype, self.batch_size, ranks)
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        assert self.dataset is not None
+        if self.dataset is None:
+            raise InputError("data: the scenes are not open; call DrivingData.open(backbone) before the trainer's fit")
         stream = StepStream(
             len(self.dataset),
             self.batch_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +14,9 @@ import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
 from torch import Tensor, nn
 
-from dipole_vla.data.contexts import Encoder
-from dipole_vla.data.module import DrivingData
+from dipole_vla.data.contexts import Encoder, Ranks
+from dipole_vla.data.module import DrivingData, DrivingDataset
+from dipole_vla.data.tables import CandidateTable
 from dipole_vla.policy import Backbone, Context
 from dipole_vla.progress import console
 from dipole_vla.training.ema import WeightMean
@@ -33,6 +35,8 @@ class FineTuning(L.LightningModule):
 
     needs_observation = True
     needs_candidates = ""
+    backbone: Backbone
+    dataset: DrivingDataset | None = None  # what it was fed
 
     def __init__(self, lr: float, warmup_steps: int, weight_decay: float, seed: int, ema_decay: float = 0.0):
         super().__init__()
@@ -54,18 +58,47 @@ class FineTuning(L.LightningModule):
             console.print(remark, markup=False, soft_wrap=True)
 
     def setup(self, stage: str) -> None:
+        """Lightning's hook: here alone a training and its data meet through the trainer."""
+        self.meet(getattr(self.trainer, "datamodule", None))
+
+    def meet(self, data: Any, may_open: bool = True) -> None:
         """Refuse what would be missed only after the last step, or never. Cheap: `fit` asks before it opens its folder,
         and the trainer again.
 
-        stage: Lightning's, or "look" for a look alone.
+        may_open: whether the scenes may be read now, if they are not yet.
         """
-        trainer: Any = self.trainer
-        data: Any = getattr(trainer, "datamodule", None)
         check_candidates(type(self), type(data), getattr(data, "candidates", None))
-        if self.needs_candidates and data.dataset is not None:
-            absent = [key for key in EXPORTED if key not in data.dataset.candidates.about]
-            if absent:
-                raise InputError(f"{data.candidates}: candidates.json does not say {absent[0]!r}; collect them again")
+        self._check_precision()
+        if isinstance(data, DrivingData):
+            self.dataset = self._opened(data) if may_open else data.dataset
+            if self.dataset is not None:
+                self.look_at(self.dataset)
+
+    def _opened(self, data: DrivingData) -> DrivingDataset:
+        trainer: Any = self.trainer
+        encoder = partial(self.frozen_encoder, trainer.strategy.root_device)
+        ranks = Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
+        return data.open(self.backbone, self.needs_observation, encoder, ranks)
+
+    def look_at(self, dataset: DrivingDataset) -> None:
+        """Refuse, or remark on, what this training is to learn from."""
+        candidates = dataset.candidates
+        if candidates is None:
+            return
+        self.say(candidates.remark_on_pictures(dataset.scenes))
+        absent = [key for key in EXPORTED if key not in candidates.about]
+        if self.needs_candidates and absent:
+            raise InputError(f"{candidates.folder}: candidates.json does not say {absent[0]!r}; collect them again")
+
+    @property
+    def candidates(self) -> CandidateTable:
+        """What this training learns from, where it needs scored candidates."""
+        assert self.dataset is not None
+        assert self.dataset.candidates is not None
+        return self.dataset.candidates
+
+    def _check_precision(self) -> None:
+        trainer: Any = self.trainer
         exact = {id(tensor) for _, tensor in self.named_exact()}
         rounded = [name for name, parameter in self.named_trained() if id(parameter) not in exact]
         if rounded and isinstance(trainer.precision_plugin, HalfPrecision):

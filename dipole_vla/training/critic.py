@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 from dipole_vla.backbones import load_backbone
 from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.data.contexts import Encoder
+from dipole_vla.data.module import DrivingDataset
 from dipole_vla.data.splits import RL_TOKENS
 from dipole_vla.policy.critic import CriticConfig, OneStepCritic
 from dipole_vla.progress import bar
@@ -71,13 +72,15 @@ class CriticModule(FineTuning):
         self.critic: OneStepCritic | None = None
         self.features: dict[str, Tensor] = {}
 
+    def look_at(self, dataset: DrivingDataset) -> None:
+        super().look_at(dataset)
+        self.say(self.candidates.refuse_other_base(self.fingerprint))
+
     def setup(self, stage: str) -> None:
         """Read every scene's features once (the backbone is frozen), size the critic by them, fit its statistics."""
         super().setup(stage)
-        dataset, device = self.trainer.datamodule.dataset, self.trainer.strategy.root_device  # type: ignore[attr-defined]
-        if dataset is not None:
-            self.say(dataset.candidates.refuse_other_base(self.fingerprint))
-        if self.critic is not None or stage != "fit":
+        dataset, device = self.dataset, self.trainer.strategy.root_device
+        if self.critic is not None or dataset is None or stage != "fit":
             return
         self.backbone.to(device)  # the trainer moves the module only after this hook
         with bar("critic features", len(dataset)) as progress:
@@ -88,7 +91,7 @@ class CriticModule(FineTuning):
                 self.features.update(zip([dataset.scenes.tokens[scene] for scene in scenes], features))
                 progress.advance(len(scenes))
         table = torch.stack(list(self.features.values()))
-        poses = torch.from_numpy(np.asarray(dataset.candidates.poses))
+        poses = torch.from_numpy(np.asarray(self.candidates.poses))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.noise_seed)
             self.critic = OneStepCritic(CriticConfig(table.shape[1], poses.shape[2], **self.sizes))
@@ -121,14 +124,13 @@ class CriticModule(FineTuning):
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the critic's folder: the networks, whose features they read, and what reinforcement learning saw."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert self.critic is not None
         self.critic.save_pretrained(folder)
-        seen = data.dataset.candidates.seen
+        seen = self.candidates.seen
         write_json(folder / RL_TOKENS, sorted(seen.tokens))
         made = {
             "backbone": str(self.backbone_folder),
             "backbone_fingerprint": self.fingerprint,
-            "metric": data.dataset.candidates.metric,
+            "metric": self.candidates.metric,
         }
         write_json(folder / "provenance.json", {**provenance, **made, **seen.provenance()})

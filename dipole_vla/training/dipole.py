@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dipole_vla.backbones import load_backbone
 from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.data.contexts import Encoder
-from dipole_vla.data.module import DrivingData
+from dipole_vla.data.module import DrivingDataset
 from dipole_vla.data.splits import RL_TOKENS, SeenByRL
 from dipole_vla.data.tables import CandidateTable
 from dipole_vla.guidance import SIGNS, Role
@@ -116,20 +116,17 @@ class DipoleModule(FineTuning):
         self.scope, self.checkpointing = scope, checkpointing
         self.base_drove = True  # whether mu is the frozen backbone; the candidates tell
 
-    def setup(self, stage: str) -> None:
+    def look_at(self, dataset: DrivingDataset) -> None:
         """Refuse candidates of another base, those that the base did not drive to a rule that tilts the base, and a
         critic of another metric."""
-        super().setup(stage)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, DrivingData) or data.dataset is None or data.dataset.candidates is None:
-            return
-        candidates = data.dataset.candidates
+        super().look_at(dataset)
+        candidates = self.candidates
         omega = candidates.about.get("omega")
         self.base_drove = omega is None
         rule = self.dipole.rule
         if RULES[rule].negative_role is None and not self.base_drove:
             raise InputError(
-                f"{data.candidates}: was driven with omega {omega:g}, but model.rule {rule} trains no negative: "
+                f"{candidates.folder}: was driven with omega {omega:g}, but model.rule {rule} trains no negative: "
                 "the base has its place, and did not drive; collect with omega null, or use the dichotomous rule"
             )
         self.say(candidates.refuse_other_base(self.pair.base_fingerprint))
@@ -222,11 +219,7 @@ class DipoleModule(FineTuning):
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the policy folder: adapters in plain PEFT layout, critic, and what reinforcement learning saw."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, DrivingData)
-        assert data.dataset is not None
-        assert data.dataset.candidates is not None
-        scored = data.dataset.candidates
+        scored = self.candidates
         seen = self.seen_before | scored.seen
         made = {
             **provenance,
@@ -238,7 +231,7 @@ class DipoleModule(FineTuning):
             "routing": self.dipole.routing,
             "rule": self.dipole.rule,
             "scope": self.scope,
-            "candidates": str(data.candidates),
+            "candidates": str(scored.folder),
             "backbone": str(self.backbone_folder),
         }
         policy = self.dipole.policy

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dipole_vla.backbones import load_backbone
 from dipole_vla.backbones.weights import float32_by_default
-from dipole_vla.data.module import DrivingData
+from dipole_vla.data.module import DrivingData, DrivingDataset
 from dipole_vla.objective import per_sample_loss
 from dipole_vla.paths import interpolate, target
 from dipole_vla.training.base import FineTuning, split_decay
@@ -56,24 +56,25 @@ class ImitationModule(FineTuning):
             if encoder_lr_scale == 0 and name.startswith(self.backbone.encoder_names):
                 parameter.requires_grad_(False)
 
-    def setup(self, stage: str) -> None:
+    def meet(self, data: Any, may_open: bool = True) -> None:
+        super().meet(data, may_open)
+        if self.fit_action and not isinstance(data, DrivingData):
+            raise InputError("model.fit_action: only the futures of dipole_vla.data.module.DrivingData can be fitted")
+
+    def look_at(self, dataset: DrivingDataset) -> None:
         """Set the action normaliser, where it is to be fitted."""
-        super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
+        super().look_at(dataset)
         if not self.fit_action:
             return
-        if not isinstance(data, DrivingData):
-            raise InputError("model.fit_action: only the futures of dipole_vla.data.module.DrivingData can be fitted")
-        if data.dataset is not None:
-            scenes = data.dataset.scenes
-            futures = torch.from_numpy(scenes.futures())
-            bad = (~futures.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-            if bad:
-                raise InputError(
-                    f"{data.scenes}: future of scene {scenes.tokens[bad[0]]} (and {len(bad) - 1} more) is not finite; "
-                    "convert the log again, or leave the scene out"
-                )
-            self.backbone.action = self.backbone.action.fitted(futures)
+        scenes = dataset.scenes
+        futures = torch.from_numpy(scenes.futures())
+        bad = (~futures.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise InputError(
+                f"{scenes.folder}: future of scene {scenes.tokens[bad[0]]} (and {len(bad) - 1} more) is not finite; "
+                "convert the log again, or leave the scene out"
+            )
+        self.backbone.action = self.backbone.action.fitted(futures)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         named = list(self.backbone.named_parameters())

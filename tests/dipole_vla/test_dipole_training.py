@@ -14,13 +14,16 @@ import torch
 from checkpoints import same
 from safetensors.torch import load_file
 from small_backbone import make_backbone, make_observation
-from small_data import Kept, adapters, train, write_inputs, write_manifest
+from small_data import Kept, adapters, data_of, train, write_inputs, write_manifest
 
+from dipole_vla.backbones import load_backbone
+from dipole_vla.data.module import collate
 from dipole_vla.data.splits import refuse_evaluation
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.guidance import SIGNS
 from dipole_vla.objective import RULES, dichotomous_loss
+from dipole_vla.plugin import Dipole
 from dipole_vla.policy import GuidedPolicy
 from dipole_vla.policy.critic import CriticConfig, OneStepCritic
 from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
@@ -88,6 +91,31 @@ def test_one_step_of_the_run_is_the_step_of_the_formula(inputs):
         pair.denoiser(pair.encode(observation), 8), module.backbone.schedule, "noise", x0, advantage, noise, t
     )
     assert rows[0]["loss"] == pytest.approx(loss.item(), rel=2**-FORWARD)
+
+
+@pytest.mark.parametrize("options", [{}, {"pair": "separate"}, {"rule": "implicit"}, {"draws": 2}])
+def test_the_module_is_the_plugin_fed_by_driving_data(inputs, options):
+    """The step of somebody who holds a `Dipole`, opens the data for it and has no trainer at all."""
+    _, rows = train(inputs, steps=1, **options)
+    dipole, data = Dipole(load_backbone(inputs / "backbone"), rank=4, **options), data_of(inputs)
+    dataset = data.open(dipole.backbone)
+    batch = data.on_before_batch_transfer(collate([dataset[i] for i in _first_batch(data)]), 0)
+    actions, generator = (batch["poses"], batch["advantage"]), torch.Generator().manual_seed(0)
+    loss, scalars = dipole.loss(batch["observation"], *actions, generator=generator)
+    assert rows[0]["loss"] == loss.item()
+    assert rows[0]["ess_positive"] == scalars["ess_positive"].item()
+
+
+def test_data_that_nobody_opened_says_so(inputs):
+    class Foreign(L.LightningModule):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError
+
+        def configure_optimizers(self):
+            return None
+
+    with pytest.raises(InputError, match="open"):
+        train(inputs, 1, module=Foreign())
 
 
 def _first_batch(data) -> list[int]:
