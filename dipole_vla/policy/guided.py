@@ -10,10 +10,8 @@ The backbone is referred to, not copied. Scoring candidates with a simulator is 
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +23,6 @@ from torch import Tensor
 from dipole_vla import backbones
 from dipole_vla.backbones import weights  # backbones as a module: it imports this package in turn
 from dipole_vla.backbones.base import Backbone, Context, Observation, Processor
-from dipole_vla.backbones.example import example_observation
 from dipole_vla.data.splits import RL_TOKENS, SeenByRL
 from dipole_vla.guidance import LIMIT, SIGNS, Omega, PredictGuided, Role, as_omega, guide, guided_denoiser, roles_for
 from dipole_vla.objective import RULES
@@ -35,14 +32,13 @@ from dipole_vla.policy.arguments import (
     check_generator,
     check_noise,
     check_plans,
-    misfit,
     per_row,
-    scenes_in,
     whole,
 )
 from dipole_vla.policy.critic import OneStepCritic
 from dipole_vla.policy.distilled import FOLDER as DISTILLED
-from dipole_vla.policy.distilled import AtOmega, DistilledPair
+from dipole_vla.policy.distilled import DistilledPair
+from dipole_vla.policy.scenes import EncodedScenes, distilled_prediction
 from dipole_vla.policy.separate import Pair, load_pair
 from dipole_vla.progress import console
 from dipole_vla.solvers import solve
@@ -84,86 +80,6 @@ class Guidance:
         if self.clamp and not ordered:
             raise InputError(f"guidance.clamp: must be empty or (low, high) with low < high, got {self.clamp!r}")
         whole("guidance.candidates", self.candidates)
-
-
-class EncodedScenes:
-    """A batch of scenes, encoded once per role at most, when first needed; shared by all omegas and candidates.
-
-    What is kept is never changed, and made the same way whatever was asked before, so threads may share it: at worst
-    two of them make the same thing at the same time.
-    """
-
-    def __init__(self, policy: GuidedPolicy, observation: Observation, count: int | None = None) -> None:
-        self._policy, self._observation = policy, observation
-        self._encoded: dict[Role, Context] = {}
-        self._prepared: dict[Role, Context] = {}
-        self._both: dict[tuple[Role, Role], Context] = {}
-        self._distilled: tuple[float, Context] | None = None
-        self._count = self._counted() if count is None else count
-
-    @torch.no_grad()
-    def _counted(self) -> int:
-        """Scenes in the observation, which for somebody else's network may be anything: there its context tells."""
-        if self._policy.backbone.network_name:
-            return len(self.encoded("positive"))
-        return scenes_in(self._observation)
-
-    def encoded(self, role: Role) -> Context:
-        """What `Backbone.encode` gave under `role`."""
-        pair = self._policy.pair
-        key = None if pair is None or pair.shares_context else role
-        if key not in self._encoded:
-            if pair is None:
-                self._encoded[key] = self._policy.backbone.encode(self._observation)
-            else:
-                self._encoded.update(pair.encode(self._observation, (key,)))
-        return self._encoded[key]
-
-    def prepared(self, role: Role) -> Context:
-        """The same with the head's work on it done under `role`."""
-        if role not in self._prepared:
-            pair, context = self._policy.pair, self.encoded(role)
-            self._prepared[role] = (
-                self._policy.backbone.prepare(context) if pair is None else pair.prepare(context, role)
-            )
-        return self._prepared[role]
-
-    def prepared_both(self, roles: tuple[Role, Role]) -> Context:
-        """Rows prepared under the first role, then under the second."""
-        if roles not in self._both:
-            pair = self._policy.pair
-            assert isinstance(pair, AdapterPair)
-            self._both[roles] = pair.prepare_both({role: self.encoded(role) for role in roles}, roles)
-        return self._both[roles]
-
-    def prepared_at(self, omega: float, network: AtOmega) -> Context:
-        """Prepared by the distilled network at one omega; the latest is kept."""
-        latest = self._distilled
-        if latest is None or latest[0] != omega:
-            self._distilled = latest = (omega, network.prepare(self.encoded(None)))
-        return latest[1]
-
-    def __len__(self) -> int:
-        return self._count
-
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """What fails within the block, on tensors unlike those of the policy's processor, is an InputError about them.
-
-        Told apart only then: a family may well take more than its processor makes.
-        """
-        try:
-            yield
-        except (InputError, torch.OutOfMemoryError):
-            raise
-        except (LookupError, RuntimeError, TypeError, ValueError) as problem:
-            backbone = self._policy.backbone
-            if backbone.network_name or not self._observation:  # somebody else's, or already encoded
-                raise
-            told = misfit(self._observation, example_observation(copy.copy(backbone), 1))
-            if told is None:
-                raise
-            raise InputError(f"observation: {told}") from problem
 
 
 @dataclass
@@ -335,7 +251,7 @@ class GuidedPolicy:
         if omega is None or not isinstance(self.pair, AdapterPair):
             return None
         if self.distilled is not None:
-            return _distilled(self.distilled, scenes, omega, count)
+            return distilled_prediction(self.distilled, scenes, omega, count)
         pair = self.pair
         roles: tuple[Role, Role] = ("positive", RULES[self.guidance.rule].negative_role)
 
@@ -463,20 +379,6 @@ def _same_together(together: Callable[[], tuple[Tensor, Tensor]], apart: tuple[T
     except (RuntimeError, ValueError, IndexError, TypeError):  # shapes that only rows of one role have
         return False
     return bool((torch.stack(found) - torch.stack(apart)).abs().max() < 0.05 * between)
-
-
-def _distilled(distilled: DistilledPair, scenes: EncodedScenes, omega: float | Tensor, count: int) -> PredictGuided:
-    if not isinstance(omega, Tensor):
-        value, network = float(omega), distilled.at(float(omega))
-        return lambda x_t, t: network.denoise(scenes.prepared_at(value, network), x_t, t)
-    table, context = omega.reshape(-1, count), scenes.encoded(None)
-    if (table == table[:, :1]).all():
-        network = distilled.at(table[:, 0])
-    else:  # keys and values depend on omega: one context row for each plan
-        context = context.rows(torch.arange(len(table), device=omega.device).repeat_interleave(count))
-        network = distilled.at(omega)
-    prepared = network.prepare(context)
-    return lambda x_t, t: network.denoise(prepared, x_t, t)
 
 
 def _read_distilled(pair: Pair, folder: Path) -> DistilledPair:
