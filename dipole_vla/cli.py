@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from dipole_vla.preemption import EXIT_CODE, Preempted, listen
 from navsim_adapter.foundation.errors import InputError, did_you_mean
-from navsim_adapter.foundation.exits import Unwell, nobody_reads, one_line
+from navsim_adapter.foundation.exits import Unwell, one_line, stdout_closed
 
 USAGE = """usage: dipole-vla COMMAND [options]      (dipole-vla COMMAND --help shows the options)
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(words[0], words[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        return nobody_reads()
+        return stdout_closed()
     except (InputError, OSError) as problem:
         if debug:
             raise

@@ -28,7 +28,7 @@ rows: indices (int64) of x_t's rows in the batch, or None when x_t is the whole 
 DenoiseRouted = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t, t, is_positive) -> native prediction of each row under the sign it is routed to."""
 
-Settle = Callable[[Role, Tensor], Tensor]
+OnRoleLoss = Callable[[Role, Tensor], Tensor]
 """Hook called with each role and its loss as soon as that is known; returns the term to sum.
 
 Used to run backward early, which frees one policy's activations before the next one runs.
@@ -140,7 +140,7 @@ def dichotomous_loss(
     generator: torch.Generator | None = None,
     sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
-    settle: Settle = lambda role, loss: loss,
+    on_role_loss: OnRoleLoss = lambda role, loss: loss,
     denoise_routed: DenoiseRouted | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted denoising loss of both policies on one batch (Eq. 9) and scalars to log (detached).
@@ -152,7 +152,7 @@ def dichotomous_loss(
     routing: "both" shows every sample to both adapters; "bernoulli" sends it to one, the positive with probability
         sigma(beta G): the same gradient in expectation for half the work.
     sample_weight: (rows,), e.g. 0 for scenes whose candidates all score alike; the loss is the mean by this weight.
-    settle: see `Settle`; not called where the two parts share one pass: mirrored rules, `denoise_routed`.
+    on_role_loss: see `OnRoleLoss`; not called where the two parts share one pass: mirrored rules, `denoise_routed`.
     denoise_routed: for "bernoulli", both parts of the batch in one pass instead of one pass each.
     """
     x_t, wanted = interpolate(schedule, x0, noise, t), target(prediction, schedule, x0, noise, t)
@@ -165,7 +165,7 @@ def dichotomous_loss(
     elif routing == "both":
         outputs: dict[Role, Tensor] = {}
         for role, weight in weights.items():
-            terms[role], outputs[role] = _settled(settle, denoise, role, share * weight, x_t, wanted, t, mask)
+            terms[role], outputs[role] = _role_loss(on_role_loss, denoise, role, share * weight, x_t, wanted, t, mask)
         scalars = _distance(outputs)
     else:
         is_positive = _routes(weights["positive"], generator)
@@ -176,7 +176,7 @@ def dichotomous_loss(
             terms = {role: (loss_of_rows * rows).sum() for role, rows in parts.items()}
         else:
             for role, rows in parts.items():
-                terms[role] = settle(role, (share * _part_loss(denoise, role, rows, x_t, wanted, t, mask)).sum())
+                terms[role] = on_role_loss(role, (share * _part_loss(denoise, role, rows, x_t, wanted, t, mask)).sum())
     loss = torch.stack(list(terms.values())).sum()
     for role, weight in weights.items():
         scalars[f"loss_{role}"] = terms[role].detach()
@@ -204,8 +204,8 @@ def sign_distance(positive: Tensor, negative: Tensor) -> Tensor:
     return _rms(positive - negative)
 
 
-def _settled(
-    settle: Settle,
+def _role_loss(
+    on_role_loss: OnRoleLoss,
     denoise: Denoise,
     role: Role,
     weight: Tensor,
@@ -214,9 +214,9 @@ def _settled(
     t: Tensor,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """One policy's part of the loss on the whole batch, and its prediction; nothing here outlives `settle`."""
+    """One policy's part of the loss on the whole batch, and its prediction; nothing here outlives `on_role_loss`."""
     output = denoise(role, x_t, t, None)
-    return settle(role, (weight * per_sample_loss(output, wanted, mask)).sum()), output.detach()
+    return on_role_loss(role, (weight * per_sample_loss(output, wanted, mask)).sum()), output.detach()
 
 
 def _mirrored_losses(

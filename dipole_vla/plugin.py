@@ -26,7 +26,7 @@ from dipole_vla.backbones.base import Backbone, Context
 from dipole_vla.backbones.own_network import DenoiseOwn, Encode, OwnNetwork
 from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.guidance import SIGNS, Omega, Role
-from dipole_vla.objective import RULES, DenoiseRouted, Routing, Settle, dichotomous_loss, rule_named
+from dipole_vla.objective import RULES, DenoiseRouted, OnRoleLoss, Routing, dichotomous_loss, rule_named
 from dipole_vla.paths import CosineTable, LinearFlow, Prediction, Schedule
 from dipole_vla.policy import AdapterPair, EncodedScenes, Guidance, GuidedPolicy
 from dipole_vla.policy.arguments import whole
@@ -176,13 +176,13 @@ class Dipole(nn.Module):
         noised: Noised,
         contexts: Mapping[Role, Context],
         generator: torch.Generator | None = None,
-        on_role_loss: Settle = lambda role, loss: loss,
+        on_role_loss: OnRoleLoss = lambda role, loss: loss,
         in_one_pass: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The second half of `loss`: that of the noised candidates of encoded scenes.
 
         contexts: of the B scenes under each role that is asked for; a mapping may encode them then.
-        generator: of routes. on_role_loss: see `objective.Settle`.
+        generator: of routes. on_role_loss: see `objective.OnRoleLoss`.
         in_one_pass: routed rows of both signs share a pass, where the pair can do that.
         """
         return dichotomous_loss(
@@ -199,7 +199,7 @@ class Dipole(nn.Module):
             generator=generator,
             sample_weight=noised.weight,
             mask=self.backbone.action.mask().to(noised.x0.device),
-            settle=on_role_loss,
+            on_role_loss=on_role_loss,
             denoise_routed=self._routed(contexts, noised.group) if in_one_pass else None,
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from navsim_adapter import __version__
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.foundation.exits import nobody_reads, one_line
+from navsim_adapter.foundation.exits import one_line, stdout_closed
 from navsim_adapter.foundation.option_checks import local_path
 
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[options.command].run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        return nobody_reads()
+        return stdout_closed()
     except (InputError, OSError) as problem:
         if options.debug:
             traceback.print_exc()

@@ -21,7 +21,7 @@ from dipole_vla.commands.parts import read_parts, run_parts
 from dipole_vla.commands.scene_run import SceneRun
 from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.pictures import began
-from dipole_vla.data.splits import refuse_evaluation
+from dipole_vla.data.splits import check_not_trained_on
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
@@ -53,7 +53,7 @@ def drive(
     actor = load_policy(run.policy, run.backbone, run.device)
     greed, count = _setting(run.policy, actor, omega, candidates)
     name = name or f"{run.policy.resolve().name}-{'reference' if greed is None else f'omega{greed:g}'}-n{count}"
-    leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
+    leaks = check_not_trained_on(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
     unfinished = run.out.with_name(f"{run.out.name}.parts")
     before = _about(run.out) if run.out.exists() else began(unfinished)
     asked = {"omega": greed, "candidates": count, "seed": seed, "name": name}

@@ -19,7 +19,7 @@ from dipole_vla.commands.driving import inputs, is_finished, make_folder, requir
 from dipole_vla.commands.scene_run import SceneRun
 from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.pictures import began
-from dipole_vla.data.splits import refuse_evaluation
+from dipole_vla.data.splits import check_not_trained_on
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.choice import choice_of
 from dipole_vla.evaluation.summary import headline, summarise
@@ -65,7 +65,7 @@ def evaluate(
     actor = _policy(run, max(counts))
     table.futures(range(1))  # the human is scored, too, and rendered scenes have none
     require_scenes(scorer, table.tokens)
-    leaks = refuse_evaluation(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
+    leaks = check_not_trained_on(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
     chosen = None
     if choose_on:
         chosen = choice_of(choose_on, table.tokens, actor.fingerprint, made_by["scorer"], omegas, counts)

@@ -40,8 +40,8 @@ from navsim_adapter.foundation.files import RECIPE, finish, is_complete, making,
 from navsim_adapter.foundation.option_checks import local_path
 
 INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
-NO_NUMBER = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing")  # beyond rounding; may change midway
-# (the root of the pictures: what lies under it may not, see `_pictures`)
+# Beyond rounding; these may change midway (the root of the pictures: what lies under it may not, see `_pictures`).
+NO_EFFECT_ON_RESULT = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing")
 TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 
@@ -177,7 +177,7 @@ def _train(cli: FitCLI, checkpoint: Path | None) -> None:
     try:
         trainer.fit(module, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except Exception as problem:
-        told = _told(problem, cli.out)
+        told = as_input_error(problem, cli.out)
         if told is None:
             raise
         raise told from problem
@@ -212,7 +212,7 @@ def _step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.stem.partition("=")[2]) if checkpoint else 0
 
 
-def _told(problem: Exception, out: Path) -> InputError | None:
+def as_input_error(problem: Exception, out: Path) -> InputError | None:
     """What the user should read of a failure that is not the program's; None for all others."""
     text = str(problem)
     worker = re.search(r"DataLoader worker \(pid(?:\(s\))? ?([\d, ]+)\)(.*)", text)
@@ -287,7 +287,7 @@ def _made_by(recipe: dict[str, Any]) -> dict[str, Any]:
         for key in INPUTS:
             if arguments.get(key):
                 arguments[key] = stamp(arguments[key])
-        for key in NO_NUMBER:
+        for key in NO_EFFECT_ON_RESULT:
             arguments.pop(key, None)
         if arguments.get("start") is None:  # as in a run from before there was a choice
             arguments.pop("start", None)

@@ -23,12 +23,12 @@ def plan(argv: Sequence[str]) -> None:
         return
     options, rest = _options(argv)
     early.check(rest)
-    from dipole_vla.planning.needs import Gpus, planned, say, told
+    from dipole_vla.planning.needs import Gpus, planned, report_lines, say
 
     say("reading the recipe")
     recipe = resolved_recipe(rest)
     found = planned(recipe, Gpus.parse(options["gpus"]), measure=options["measure"])
-    print(json.dumps(found, indent=2) if options["json"] else told(found))
+    print(json.dumps(found, indent=2) if options["json"] else report_lines(found))
 
 
 def _options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

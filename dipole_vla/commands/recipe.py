@@ -223,7 +223,7 @@ def one_line(
         text = _shorten(str(problem), known, elsewhere or {}, within)
         raise InputError(f"{_origin(recipe, argv, text)}: {text}") from problem
     except Exception as problem:
-        told = _told(problem) or _innermost(problem)  # the parser wraps what a constructor raised
+        told = as_input_error(problem) or _innermost(problem)  # the parser wraps what a constructor raised
         if not isinstance(told, InputError) and not said_by_a_library(problem):
             raise
         text = " ".join((_of_union(problem) or str(told)).split())[:400] or type(told).__name__
@@ -254,7 +254,7 @@ def _module_of(frame: FrameType) -> str:
 
 def _of_union(problem: BaseException) -> str | None:
     """What a constructor said, where the parser tried other types of a Union after it and blames the last of them."""
-    if isinstance(_told(problem), InputError) or "against any of the Union" not in str(problem):
+    if isinstance(as_input_error(problem), InputError) or "against any of the Union" not in str(problem):
         return None
     errors = str(problem).partition("Errors:")[2].partition("Given value type:")[0]
     said = [text for text in re.split(r"\n\s+- ", errors) if text.strip() and not text.startswith("Expected a")]
@@ -329,7 +329,7 @@ def _in_words(text: str) -> str:
     return re.sub(r"\. Got value: ", ", got ", text)
 
 
-def _told(problem: BaseException) -> InputError | None:
+def as_input_error(problem: BaseException) -> InputError | None:
     """The InputError a constructor raised, however deeply the parser has wrapped it."""
     while problem is not None and not isinstance(problem, InputError):
         problem = problem.__cause__ or problem.__context__  # type: ignore[assignment]

@@ -68,7 +68,7 @@ def refuse_collection(split: str, allow_eval_split: bool) -> None:
         )
 
 
-def refuse_evaluation(
+def check_not_trained_on(
     split: str, tokens: Sequence[str], logs: Sequence[str], seen: SeenByRL, allow_eval_split: bool
 ) -> bool:
     """True if RL saw these scenes or others of their logs and that was allowed, False if not; else InputError.

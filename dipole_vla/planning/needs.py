@@ -139,7 +139,7 @@ def _cost(
     """The counted step, or why it could not be counted: only the count is lost then, not the plan."""
     try:
         observation = example_observation(backbone, scenes)
-        step = training_step(backbone, pair, model, scenes, group, numbers.settles)
+        step = training_step(backbone, pair, model, scenes, group, numbers.frees_early)
         cost = step_cost(backbone, step, observation, numbers.activations)
         if pair and model.get("checkpointing"):  # block inputs, and one block's activations at a time
             whole, blocks = cost.saved, recompute_blocks(pair)
@@ -173,7 +173,7 @@ def _memory(
     return {**parts, "total": sum(size or 0 for size in parts.values())}
 
 
-def told(found: dict[str, Any]) -> str:
+def report_lines(found: dict[str, Any]) -> str:
     """The plan as lines for people."""
     sizes, memory, run = found["parameters"], found["memory"], found["run"]
     lines = [f"{found['model']['family']} from {found['model']['backbone']}", "", "parameters"]

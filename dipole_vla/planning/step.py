@@ -36,7 +36,7 @@ class Numbers:
     stage: int  # ZeRO stage; 0 without DeepSpeed
 
     @property
-    def settles(self) -> bool:
+    def frees_early(self) -> bool:
         """Whether one sign's backward pass comes before the other's forward pass (`training.memory`)."""
         return not self.stage and self.activations != torch.float16
 
@@ -93,17 +93,17 @@ def _rule(model: dict[str, Any]) -> Rule:
 
 
 def training_step(
-    backbone: Backbone, pair: Pair | None, model: dict[str, Any], scenes: int, group: int, settles: bool = True
+    backbone: Backbone, pair: Pair | None, model: dict[str, Any], scenes: int, group: int, frees_early: bool = True
 ) -> Callable[..., None]:
     """observation -> the forward and backward passes that the recipe trains with, on random actions.
 
-    settles: see `Numbers.settles`. The step also takes the scenes' contexts by role, where they are read from disk.
+    frees_early: see `Numbers`. The step also takes the scenes' contexts by role, where they are read from disk.
     """
     per_scene = group * model.get("draws", 1)
     if model.get("routing") == "bernoulli":  # by chance about half of the rows go to each sign
         per_scene = math.ceil(per_scene / 2)
         # one pass for rows of both signs holds what two passes of half the rows hold together
-        settles = settles and (not isinstance(pair, AdapterPair) or model.get("checkpointing", False))
+        frees_early = frees_early and (not isinstance(pair, AdapterPair) or model.get("checkpointing", False))
     rows = scenes * per_scene
 
     def step(observation: dict[str, Tensor], stored: Mapping[Role, Context] | None = None) -> None:
@@ -121,7 +121,7 @@ def training_step(
                     pair.denoise(contexts[None], x0, t, None)
             for role in rule.trained:
                 losses.append(per_sample_loss(pair.denoise(contexts[role], x0, t, role), x0).mean())
-                if settles:
+                if frees_early:
                     losses.pop().backward()
         if losses:
             torch.stack(losses).sum().backward()

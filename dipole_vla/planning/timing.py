@@ -39,7 +39,7 @@ def seconds_per_pass(
     observation = {name: value.to(device) for name, value in example_observation(backbone, scenes).items()}
     with torch.no_grad():
         contexts = pair.encode(observation, (*SIGNS, None)) if pair and stored else None
-    step = training_step(backbone, pair, model, scenes, group, numbers.settles)
+    step = training_step(backbone, pair, model, scenes, group, numbers.frees_early)
     is_mixed = numbers.weights == 4 and numbers.activations != torch.float32
     optimiser = torch.optim.AdamW(trained, lr=1e-9)
     times = []

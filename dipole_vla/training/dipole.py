@@ -25,7 +25,7 @@ from dipole_vla.policy.critic import fitted_critic, refuse_other_metric
 from dipole_vla.policy.guided import POLICY
 from dipole_vla.policy.separate import PairKind
 from dipole_vla.training.base import FineTuning, stored_context
-from dipole_vla.training.memory import recompute_blocks, settled, shared_base
+from dipole_vla.training.memory import backward_early, recompute_blocks, shared_base
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json
 from navsim_adapter.foundation.option_checks import check_range
@@ -176,7 +176,7 @@ class DipoleModule(FineTuning):
         with float32_by_default(), shared_base(self.pair):
             noised = self.dipole.noised(batch["poses"], batch["advantage"], generator=generator)
             in_one_pass = not self.checkpointing and not self._has_engine  # both ask for a pass of each sign
-            loss, scalars = self.dipole.loss_of(noised, contexts, generator, self._settle, in_one_pass)
+            loss, scalars = self.dipole.loss_of(noised, contexts, generator, self._on_role_loss, in_one_pass)
             trainer: Any = self.trainer
             every = trainer.log_every_n_steps
             if every and (trainer.global_step + 1) % every == 0:
@@ -195,12 +195,12 @@ class DipoleModule(FineTuning):
             return dict.fromkeys(everyone, stored_context(self.backbone, batch))
         return self.pair.encode(batch["observation"], everyone if self.pair.shares_context else (role,))
 
-    def _settle(self, role: Role, loss: Tensor) -> Tensor:
+    def _on_role_loss(self, role: Role, loss: Tensor) -> Tensor:
         """One sign's backward pass before the other's forward pass, where gradients can be taken early."""
         plugin = self.trainer.precision_plugin
         if getattr(plugin, "scaler", None) is not None or self._has_engine:
             return loss  # fp16 must scale first
-        return settled(loss, list(self.pair.parameters(role)))
+        return backward_early(loss, list(self.pair.parameters(role)))
 
     @torch.no_grad()
     def _agreement(self, noised: Noised, contexts: Mapping[Role, Context]) -> dict[str, Tensor]:

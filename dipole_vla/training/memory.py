@@ -50,15 +50,15 @@ class _Remembered:
         return last[1]
 
 
-def settled(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+def backward_early(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """Run the backward pass of `loss` now, which frees its activations; the value returned hands the gradients on.
 
     For a backward pass over a sum of such values nothing changes: the gradients arrive at the parameters then,
     through autograd, so accumulation, scaling and the reducers of distributed training work as before.
     """
     gradients = torch.autograd.grad(loss, parameters)
-    settled_loss: Tensor = _HandOn.apply(loss.detach(), gradients, *parameters)
-    return settled_loss
+    handed_on: Tensor = _HandOn.apply(loss.detach(), gradients, *parameters)
+    return handed_on
 
 
 class _HandOn(torch.autograd.Function):

@@ -24,7 +24,7 @@ def one_line(problem: InputError | OSError) -> str:
     return " ".join(text.split())
 
 
-def nobody_reads() -> int:
+def stdout_closed() -> int:
     """The exit code once the reader of standard output is gone, as after `| head`; what is still unwritten is dropped,
     or Python would complain of it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -48,6 +48,6 @@ def epdms(
     return no_collision * drivable * direction * lights * (weighted / weight)
 
 
-def spared(own: float, human: float) -> float:
+def human_filtered(own: float, human: float) -> float:
     """The human filter: the candidate's value, or 1 where the human's is 0 (metric 6.13)."""
     return 1.0 if human == 0.0 else own

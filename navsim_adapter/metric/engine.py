@@ -131,7 +131,7 @@ def product_of(row, is_epdms):
 _product_of = inner(product_of)
 _pdms, _pdms_progress = inner(aggregate.pdms), inner(aggregate.pdms_progress)
 _epdms, _epdms_progress = inner(aggregate.epdms), inner(aggregate.epdms_progress)
-_spared = inner(aggregate.spared)
+_human_filtered = inner(aggregate.human_filtered)
 
 
 @inner
@@ -148,7 +148,7 @@ def combine(row, is_epdms, best_other, human, two_frame):
     if is_epdms:
         row[RAW + EP] = _epdms_progress(raw, best)
         for column in range(TWO_FRAME):
-            row[column] = _spared(row[RAW + column], human[RAW + column])
+            row[column] = _human_filtered(row[RAW + column], human[RAW + column])
         row[UNFILTERED_SCORE] = _epdms(
             row[RAW + NC], row[RAW + DAC], row[RAW + DDC], row[RAW + TLC], row[RAW + EP], row[RAW + TTC],
             row[RAW + LK], row[RAW + COMFORT], np.nan,

@@ -111,7 +111,7 @@ def check_replacing(
     for path in (Path(out).with_name(name) for name in recorded.get("files", ())):
         if path.exists() and found != wanted:
             raise InputError(
-                f"{path}: {_told(recorded, facts.source, found, wanted)}; remove it or choose another --out"
+                f"{path}: {_difference(recorded, facts.source, found, wanted)}; remove it or choose another --out"
             )
     for path in _outputs(out, layout, names, facts):
         if path.exists() and path.name not in recorded.get("files", ()) and not is_resumed():
@@ -130,7 +130,7 @@ def _recorded(out: str | Path) -> dict[str, Any]:
     return content
 
 
-def _told(
+def _difference(
     recorded: Mapping[str, Any], wanted_at: Mapping[str, Any], found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> str:
     """What differs; the hash of all inputs only where nothing that has a name does."""

@@ -18,7 +18,7 @@ from small_data import Kept, adapters, data_of, train, write_inputs, write_manif
 
 from dipole_vla.backbones import load_backbone
 from dipole_vla.data.module import collate
-from dipole_vla.data.splits import refuse_evaluation
+from dipole_vla.data.splits import check_not_trained_on
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.guidance import SIGNS
@@ -72,7 +72,7 @@ def test_gradient_norms_are_those_before_clipping(inputs):
 
 
 def test_one_step_of_the_run_is_the_step_of_the_formula(inputs):
-    """The same loss from the objective alone: whole batch, both signs in one graph, nothing shared or settled."""
+    """The same loss from the objective alone: whole batch, both signs in one graph, nothing shared or taken early."""
     module, rows = train(inputs, steps=1, lr=0.0, draws=2)
     data = module.trainer.datamodule
     batch = data.on_before_batch_transfer(next(iter(data.train_dataloader())), 0)
@@ -270,13 +270,13 @@ class _SaveAt(L.Callback):
 
 
 def test_gradients_taken_sign_by_sign_survive_accumulation(inputs):
-    settled, whole = (DipoleModule(inputs / "backbone", rank=4, lr=1e-2, warmup_steps=1) for _ in range(2))
-    whole._settle = lambda role, loss: loss
-    for module in (settled, whole):
+    early, whole = (DipoleModule(inputs / "backbone", rank=4, lr=1e-2, warmup_steps=1) for _ in range(2))
+    whole._on_role_loss = lambda role, loss: loss
+    for module in (early, whole):
         train(inputs, 2, module=module, data={"batch_size": 2}, trainer={"accumulate_grad_batches": 2})
         assert module.trainer.global_step == 2
     for name, tensor in adapters(whole).items():
-        assert_same_numbers(adapters(settled)[name], tensor, SAMPLED)
+        assert_same_numbers(adapters(early)[name], tensor, SAMPLED)
 
 
 def test_a_loss_that_is_not_finite_names_the_scene_and_takes_no_step(inputs):
@@ -368,8 +368,8 @@ def test_a_further_round_remembers_what_the_rounds_before_and_the_critic_saw(inp
     assert sorted(policy.rl_tokens) == ["of the critic", "of the policy", *candidates]
     for split in ("trainval", "split of the policy", "split of the critic"):
         with pytest.raises(InputError, match="were used for RL"):
-            refuse_evaluation(split, ["new"], ["new log"], policy.seen, allow_eval_split=False)
-    assert not refuse_evaluation("test", ["new"], ["new log"], policy.seen, allow_eval_split=False)
+            check_not_trained_on(split, ["new"], ["new log"], policy.seen, allow_eval_split=False)
+    assert not check_not_trained_on("test", ["new"], ["new log"], policy.seen, allow_eval_split=False)
 
 
 def test_a_critic_that_reads_other_features_is_refused_before_the_first_step(inputs, tmp_path):

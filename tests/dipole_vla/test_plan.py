@@ -15,7 +15,7 @@ from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
 from dipole_vla.backbones.example import example_observation
 from dipole_vla.planning import timing
 from dipole_vla.planning.activations import step_cost
-from dipole_vla.planning.needs import Gpus, planned, told
+from dipole_vla.planning.needs import Gpus, planned, report_lines
 from dipole_vla.planning.step import Numbers, meta_backbone, training_step
 from dipole_vla.policy import AdapterPair
 from dipole_vla.training import DipoleModule
@@ -68,13 +68,13 @@ def test_the_plan_of_a_folder_needs_no_weights(folder):
     assert found["hours"] is None
     assert found["run"]["scenes_per_step"] == 16
     json.dumps(found)
-    assert "not measured" in told(found)
+    assert "not measured" in report_lines(found)
 
 
 def test_a_gpu_that_is_too_small_is_said_to_be(folder):
     found = planned(recipe(folder), Gpus.parse("1x1"))
     assert not found["memory"]["fits"]
-    assert "does NOT fit" in told(found)
+    assert "does NOT fit" in report_lines(found)
 
 
 @pytest.mark.parametrize("routing", ["both", "bernoulli"])

@@ -15,7 +15,7 @@ from dipole_vla.objective import dichotomous_loss
 from dipole_vla.policy.mixed_rows import current_route
 from dipole_vla.policy.separate import make_pair
 from dipole_vla.training import memory
-from dipole_vla.training.memory import recompute_blocks, settled, shared_base
+from dipole_vla.training.memory import backward_early, recompute_blocks, shared_base
 from tests.same_numbers import GRADIENT, assert_same_numbers
 
 GROUP = 3
@@ -28,7 +28,7 @@ def make(kind="lora", scope="head"):
     return pair
 
 
-def gradients(pair, routing="both", settle=None, sharing=False, group=GROUP, backward=Tensor.backward):
+def gradients(pair, routing="both", on_role_loss=None, sharing=False, group=GROUP, backward=Tensor.backward):
     """Gradients of one step of the whole objective, by parameter name."""
     generator = torch.Generator().manual_seed(9)
     noise, x0 = torch.randn(2, 3 * group, 8, 4, generator=generator)
@@ -43,7 +43,7 @@ def gradients(pair, routing="both", settle=None, sharing=False, group=GROUP, bac
             torch.linspace(0.1, 0.9, len(x0)),
             routing=routing,
             generator=generator,
-            **({"settle": settle(pair)} if settle else {}),
+            **({"on_role_loss": on_role_loss(pair)} if on_role_loss else {}),
         )
         backward(2 * loss)  # a factor, as gradient accumulation and loss scaling have one
     found = {name: parameter.grad for name, parameter in pair.named_parameters()}
@@ -51,8 +51,8 @@ def gradients(pair, routing="both", settle=None, sharing=False, group=GROUP, bac
     return found
 
 
-def settle_of(pair):
-    return lambda role, loss: settled(loss, list(pair.parameters(role)))
+def early(pair):
+    return lambda role, loss: backward_early(loss, list(pair.parameters(role)))
 
 
 def assert_same(found, wanted, exactly=True):
@@ -68,7 +68,7 @@ def assert_same(found, wanted, exactly=True):
 @pytest.mark.parametrize("scope", ["head", "all"])
 @pytest.mark.parametrize("routing", ["both", "bernoulli"])
 def test_gradients_taken_sign_by_sign_are_those_of_the_sum(kind, scope, routing):
-    assert_same(gradients(make(kind, scope), routing, settle_of), gradients(make(kind, scope), routing))
+    assert_same(gradients(make(kind, scope), routing, early), gradients(make(kind, scope), routing))
 
 
 def test_the_first_signs_activations_are_gone_before_the_second_sign_runs():
@@ -98,7 +98,7 @@ def test_the_first_signs_activations_are_gone_before_the_second_sign_runs():
     assert counts == [0, 1]
     alive.clear()
     counts.clear()
-    gradients(pair, settle=settle_of)
+    gradients(pair, on_role_loss=early)
     assert counts == [0, 0]
 
 
@@ -109,8 +109,8 @@ def test_sharing_the_frozen_part_is_exact_and_runs_keys_and_values_once(routing,
     keys, queries = (getattr(block.cross_attn, name).get_base_layer() for name in ("proj_k", "proj_q"))
     runs, forward = [], torch.nn.Linear.forward
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: runs.append(self) or forward(self, x))
-    found = gradients(sharing, routing, settle_of, sharing=True, group=12)
-    assert_same(found, gradients(plain, routing, settle_of, group=12))
+    found = gradients(sharing, routing, early, sharing=True, group=12)
+    assert_same(found, gradients(plain, routing, early, group=12))
     assert runs.count(keys) == 1
     assert runs.count(queries) == 2
     assert "forward" not in vars(keys)  # put back
