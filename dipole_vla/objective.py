@@ -35,27 +35,35 @@ Used to run backward early, which frees one policy's activations before the next
 """
 
 
-def positive_weight(advantage: Tensor, beta: float) -> Tensor:
-    """sigma(beta G), in (0, 1): weight of a sample in the positive policy's loss (Eq. 7)."""
-    return torch.sigmoid(beta * advantage)
+def positive_weight(advantage: Tensor, beta: float, shift: float = 0.0) -> Tensor:
+    """sigma(beta G + k), in (0, 1): weight of a sample in the positive policy's loss (Eq. 7, where k is 0)."""
+    return torch.sigmoid(beta * advantage + shift)
 
 
-def negative_weight(advantage: Tensor, beta: float) -> Tensor:
-    """1 - sigma(beta G): weight in the negative policy's loss (Eq. 8), without cancellation at large G."""
-    return torch.sigmoid(-beta * advantage)
+def negative_weight(advantage: Tensor, beta: float, shift: float = 0.0) -> Tensor:
+    """1 - sigma(beta G + k): weight in the negative policy's loss (Eq. 8), without cancellation at large G."""
+    return torch.sigmoid(-beta * advantage - shift)
+
+
+def _exponential(advantage: Tensor, beta: float, shift: float = 0.0) -> Tensor:
+    return (beta * advantage + shift).exp().clamp(max=MAX_EXPONENTIAL_WEIGHT)
+
+
+def _indicator(advantage: Tensor, beta: float, shift: float = 0.0) -> Tensor:
+    return (beta * advantage + shift >= 0).to(advantage.dtype)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How an advantage weighs a sample for each policy: functions of (advantage, beta).
+    """How an advantage weighs a sample for each policy: functions of (advantage, beta, shift), of beta G + shift.
 
     negative None: no negative policy is trained, and the base model takes its place in guidance.
     is_mirrored: the negative policy is no network of its own but the mirror image of the positive one in the base,
         2 base - positive. Its coefficients sum to one, so this holds for every prediction.
     """
 
-    positive: Callable[[Tensor, float], Tensor]
-    negative: Callable[[Tensor, float], Tensor] | None = None
+    positive: Callable[..., Tensor]
+    negative: Callable[..., Tensor] | None = None
     is_mirrored: bool = False
 
     @property
@@ -76,10 +84,21 @@ class Rule:
         """
         return 2.0 if self.is_mirrored else 1.0
 
-    def weights(self, advantage: Tensor, beta: float) -> dict[Role, Tensor]:
-        """Weight of each sample in the loss of each policy that has one."""
-        found: dict[Role, Tensor] = {"positive": self.positive(advantage, beta)}
-        return found if self.negative is None else {**found, "negative": self.negative(advantage, beta)}
+    def weights(
+        self, advantage: Tensor, beta: float, shift: float = 0.0, sign: Tensor | None = None
+    ) -> dict[Role, Tensor]:
+        """Weight of each sample in the loss of each policy that has one.
+
+        sign: shape of `advantage`; where it is 1 or -1 the sample is the positive or the negative policy's alone, at
+        weight 1 there and 0 on the other side, whatever its advantage.
+        """
+        found: dict[Role, Tensor] = {"positive": self.positive(advantage, beta, shift)}
+        if self.negative is not None:
+            found["negative"] = self.negative(advantage, beta, shift)
+        if sign is None:
+            return found
+        own: dict[Role, Tensor] = {"positive": sign > 0, "negative": sign < 0}
+        return {role: torch.where(sign == 0, weight, own[role].to(weight)) for role, weight in found.items()}
 
 
 MAX_EXPONENTIAL_WEIGHT = 100.0  # the clip of the AWR/IQL code line
@@ -88,9 +107,9 @@ RULES: dict[str, Rule] = {
     # DIPOLE
     "dichotomous": Rule(positive_weight, negative_weight),
     # advantage-weighted regression, the unstable ancestor (Eq. 4)
-    "exponential": Rule(lambda advantage, beta: (beta * advantage).exp().clamp(max=MAX_EXPONENTIAL_WEIGHT)),
+    "exponential": Rule(_exponential),
     # CFGRL: imitate what is at least average, guide away from the base
-    "indicator": Rule(lambda advantage, beta: (advantage >= 0).to(advantage.dtype)),
+    "indicator": Rule(_indicator),
     # is the negative policy needed? the sigmoid half alone
     "positive_only": Rule(positive_weight),
     # DiffusionNFT at strength one: both of our losses, one network; what is bad pushes it to the other side of the base
@@ -137,6 +156,8 @@ def dichotomous_loss(
     routing: Routing = "both",
     *,
     rule: str = "dichotomous",
+    shift: float = 0.0,
+    sign: Tensor | None = None,
     generator: torch.Generator | None = None,
     sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
@@ -151,13 +172,15 @@ def dichotomous_loss(
     x0, noise: (rows, horizon, dim); advantage, t: (rows,); `generator` draws the routes of "bernoulli".
     routing: "both" shows every sample to both adapters; "bernoulli" sends it to one, the positive with probability
         sigma(beta G): the same gradient in expectation for half the work.
+    shift: k in sigma(beta G + k): the larger, the more of the batch counts as good.
+    sign: (rows,), 1 or -1 where a row is one policy's alone, 0 where G weighs it; see `Rule.weights`.
     sample_weight: (rows,), e.g. 0 for scenes whose candidates all score alike; the loss is the mean by this weight.
     on_role_loss: see `OnRoleLoss`; not called where the two parts share one pass: mirrored rules, `denoise_routed`.
     denoise_routed: for "bernoulli", both parts of the batch in one pass instead of one pass each.
     """
     x_t, wanted = interpolate(schedule, x0, noise, t), target(prediction, schedule, x0, noise, t)
     chosen = rule_named(rule, routing)
-    weights = chosen.weights(advantage.detach().to(x0.dtype), beta)
+    weights = chosen.weights(advantage.detach().to(x0.dtype), beta, shift, sign)
     share = _shares(sample_weight, x0)
     terms: dict[Role, Tensor] = {}
     if chosen.is_mirrored:

@@ -41,7 +41,7 @@ _OF_A_SCHEDULE = ("alpha", "sigma", "velocity", "sample_t", "network_time", "noi
 class Noised:
     """Candidates at their noise levels, scene by scene, `group` rows of each: what one training step looks at.
 
-    x0, noise: (rows, *shape), x0 as the network means it. t, advantage, weight: (rows,).
+    x0, noise: (rows, *shape), x0 as the network means it. t, advantage, weight, sign: (rows,).
     """
 
     x0: Tensor
@@ -50,6 +50,7 @@ class Noised:
     advantage: Tensor
     weight: Tensor | None
     group: int
+    sign: Tensor | None = None
 
 
 class Dipole(nn.Module):
@@ -74,6 +75,7 @@ class Dipole(nn.Module):
         scope: Literal["head", "all"] = "head",
         beta: float = 1.0,
         rule: str = "dichotomous",
+        shift: float = 0.0,
         routing: Routing = "both",
         pair: PairKind = "lora",
         rank: int = 32,
@@ -97,6 +99,7 @@ class Dipole(nn.Module):
                 runs once for each.
             beta: inverse temperature of the weight sigma(beta * advantage); larger is closer to a hard split.
             rule: weighting rule, a name of `objective.RULES`.
+            shift: k in the weight sigma(beta * advantage + k); above 0 more samples count as good.
             routing: both = every sample to both adapters; bernoulli = to one, drawn by its weight, at half the cost.
             pair: lora = two adapters; separate = two copies of the outermost modules that `adapt` matches.
             rank, alpha: of the adapters; alpha None is the rank.
@@ -107,6 +110,7 @@ class Dipole(nn.Module):
         """
         super().__init__()
         self.beta, self.draws = _positive("beta", beta), whole("draws", draws)
+        self.shift = _finite("shift", shift)
         self.trained = rule_named(rule, routing).trained
         self.rule, self.routing = rule, _one_of("routing", routing, get_args(Routing))
         own = {"denoise": denoise, "schedule": schedule, "prediction": prediction, "adapt": adapt}
@@ -131,6 +135,7 @@ class Dipole(nn.Module):
         action: Tensor,
         advantage: Tensor,
         *,
+        sign: Tensor | None = None,
         sample_weight: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -138,13 +143,16 @@ class Dipole(nn.Module):
 
         action: (B, *shape), or (B, K, *shape) with K candidates per observation, in raw units.
         advantage: (B,) or (B, K), e.g. `group_relative(returns)`; a constant to the loss.
+        sign: as advantage; 1 = this sample trains the positive policy alone, -1 = the negative alone, 0 = as the
+            advantage says. A human's plan at a take-over is 1, the policy's plan there -1.
         sample_weight: as advantage, 0 or more; 0 leaves a sample out.
         generator: of noise, times and routes; None is torch's global one.
         """
         action, advantage = self._candidates(action, advantage)
         weight = None if sample_weight is None else _weights(sample_weight, advantage)
+        fixed = None if sign is None else _signs(sign, advantage)
         with float32_by_default():
-            noised = self.noised(action, advantage, weight, generator)
+            noised = self.noised(action, advantage, weight, generator, fixed)
             contexts = self.pair.encode(observation, self._roles)
             found = len(next(iter(contexts.values())))
             if found != len(action):
@@ -160,16 +168,17 @@ class Dipole(nn.Module):
         advantage: Tensor,
         sample_weight: Tensor | None = None,
         generator: torch.Generator | None = None,
+        sign: Tensor | None = None,
     ) -> Noised:
         """Noise and times for every candidate, `draws` of each: the first half of `loss`, its arguments trusted.
 
-        action: (B, K, *shape) in raw units. advantage, sample_weight: (B, K).
+        action: (B, K, *shape) in raw units. advantage, sample_weight, sign: (B, K).
         """
         x0 = self.backbone.action.encode(action).repeat_interleave(self.draws, 1).flatten(0, 1)
         noise = _normal(x0.shape, generator, x0.device)
         t = self.backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
-        weight = None if sample_weight is None else self._drawn(sample_weight)
-        return Noised(x0, noise, t, self._drawn(advantage), weight, group=action.shape[1] * self.draws)
+        weight, fixed = (None if rows is None else self._drawn(rows) for rows in (sample_weight, sign))
+        return Noised(x0, noise, t, self._drawn(advantage), weight, action.shape[1] * self.draws, fixed)
 
     def loss_of(
         self,
@@ -196,6 +205,8 @@ class Dipole(nn.Module):
             beta=self.beta,
             routing=self.routing,
             rule=self.rule,
+            shift=self.shift,
+            sign=noised.sign,
             generator=generator,
             sample_weight=noised.weight,
             mask=self.backbone.action.mask().to(noised.x0.device),
@@ -374,6 +385,12 @@ def _positive(name: str, value: Any) -> float:
     return value
 
 
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name}: must be a finite number, got {value!r}")
+    return value
+
+
 def _check_real(name: str, value: Any) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         found = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -389,6 +406,17 @@ def _weights(weight: Tensor, advantage: Tensor) -> Tensor:
         wanted, found = tuple(advantage.shape), tuple(weight.shape)
         raise InputError(f"sample_weight: must be {wanted} numbers >= 0, as the advantage, got shape {found}")
     return weight.float().to(advantage.device).reshape(len(advantage), -1).expand(advantage.shape)
+
+
+def _signs(sign: Tensor, advantage: Tensor) -> Tensor:
+    """(B, K), checked; whole numbers do as well as real ones."""
+    if not isinstance(sign, Tensor) or sign.shape not in (advantage.shape, advantage.shape[:1]):
+        found = tuple(sign.shape) if isinstance(sign, Tensor) else type(sign).__name__
+        raise InputError(f"sign: must have the shape of the advantage, {tuple(advantage.shape)}, got {found}")
+    neither = sign[(sign != 1) & (sign != -1) & (sign != 0)]
+    if len(neither):
+        raise InputError(f"sign: must be 1 (positive only), -1 (negative only) or 0, found {neither[0].item():g}")
+    return sign.float().to(advantage.device).reshape(len(advantage), -1).expand(advantage.shape)
 
 
 def _normal(shape: torch.Size, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from dipole_vla.commands.recipe import frames_of, one_line, plain, recipe_of, sa
 from dipole_vla.data.module import DrivingData
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
+from dipole_vla.forming import AS_RECORDED
 from dipole_vla.preemption import Preempted, requeue
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
@@ -42,6 +44,7 @@ from navsim_adapter.foundation.option_checks import local_path
 INPUTS = ("backbone", "scenes", "candidates", "critic", "start")  # keys that name folders of earlier stages
 # Beyond rounding; these may change midway (the root of the pictures: what lies under it may not, see `_pictures`).
 NO_EFFECT_ON_RESULT = ("sensors", "contexts", "workers", "keep_in_memory", "checkpointing")
+SINCE = {"start": None, "shift": 0.0, "advantage": asdict(AS_RECORDED)}  # what was done before there was a choice
 TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 
@@ -289,8 +292,9 @@ def _made_by(recipe: dict[str, Any]) -> dict[str, Any]:
                 arguments[key] = stamp(arguments[key])
         for key in NO_EFFECT_ON_RESULT:
             arguments.pop(key, None)
-        if arguments.get("start") is None:  # as in a run from before there was a choice
-            arguments.pop("start", None)
+        for key, value in SINCE.items():
+            if arguments.get(key) == value:
+                arguments.pop(key, None)
         sections[section] = {"class": recipe[section]["class_path"], **arguments}
     sections["trainer"] = {key: recipe["trainer"].get(key) for key in TRAINER}
     callbacks = recorded_callbacks(recipe["trainer"].get("callbacks"))

@@ -75,7 +75,7 @@ def _checked_shape(
         if level.null_count:
             row = first + int(level.is_null().to_numpy(zero_copy_only=False).argmax()) // per_row
             raise names.wrong(row, f"column {name} is null or holds a null")
-        if not _is_list(level.type):
+        if not is_list(level.type):
             if not (pa.types.is_floating(level.type) or pa.types.is_integer(level.type)):
                 raise InputError(f"{names.folder}: column {name} holds {level.type}, not numbers; {names.remedy}")
             break
@@ -94,7 +94,7 @@ def _levels(array: pa.Array) -> Iterator[pa.Array]:
     while True:
         array = array.storage if isinstance(array, pa.ExtensionArray) else array
         yield array
-        if not _is_list(array.type):
+        if not is_list(array.type):
             return
         array = array.flatten()
 
@@ -103,5 +103,5 @@ def _flat(array: pa.Array) -> pa.Array:
     return list(_levels(array))[-1]
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from dipole_vla.backbones.base import Backbone
 from dipole_vla.data.contexts import ContextDtype, ContextStore, Encoder, Ranks, make_contexts
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable, refuse_horizon
+from dipole_vla.forming import AS_RECORDED, Advantage
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range, local_path
 
-EXACT = ("poses", "score", "advantage")  # float32 whatever the network's precision
+EXACT = ("poses", "score", "advantage", "sign", "weight")  # float32 whatever the network's precision
 
 
 class DrivingData(L.LightningDataModule):
     """Batches {token, observation, poses (B, K, horizon, 3), score (B, K), advantage (B, K)}.
 
-    With `contexts`, `context` (the frozen encoder's tensors) takes the place of `observation`.
+    `sign` and `weight` (B, K) are there where a row has a fixed sign, or counts otherwise than others. With `contexts`,
+    `context` (the frozen encoder's tensors) takes the place of `observation`.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class DrivingData(L.LightningDataModule):
         keep_in_memory: bool = False,
         contexts: Path | None = None,
         contexts_dtype: ContextDtype = "model",
+        advantage: Advantage = AS_RECORDED,
         seed: int = 0,
     ):
         """
@@ -51,13 +55,14 @@ class DrivingData(L.LightningDataModule):
             contexts: folder for what the frozen encoder says of each scene, computed once; made when it is not there
                 (its size is said first). For adapters with scope head.
             contexts_dtype: of the numbers in that folder: model = the backbone's, float32, bfloat16.
+            advantage: how G is formed of what the candidates record.
             seed: order of the data.
         """
         super().__init__()
         check_range("data.batch_size", batch_size, 1)
         check_range("data.workers", workers, 0)
         self.contexts = None if contexts is None else local_path("data.contexts", contexts)
-        self.contexts_dtype = contexts_dtype
+        self.contexts_dtype, self.advantage = contexts_dtype, advantage
         self.scenes, self.candidates, self.sensors = scenes, candidates, sensors
         self.batch_size, self.workers, self.keep_in_memory, self.seed = batch_size, workers, keep_in_memory, seed
         self.dataset: DrivingDataset | None = None
@@ -80,7 +85,13 @@ class DrivingData(L.LightningDataModule):
             candidates = CandidateTable(self.candidates) if self.candidates else None
             contexts = self._contexts(scenes, frozen_encoder(), ranks) if self.contexts else None
             dataset = DrivingDataset(
-                scenes, backbone.processor(), candidates, self.keep_in_memory, with_observation, contexts
+                scenes,
+                backbone.processor(),
+                candidates,
+                self.keep_in_memory,
+                with_observation,
+                contexts,
+                self.advantage,
             )
             dataset.refuse_other_horizon(backbone.action.horizon)
             self.dataset = dataset
@@ -130,11 +141,14 @@ def collate(items: Sequence[dict[str, Any] | InputError]) -> dict[str, Any] | In
             return item
     rows = [item for item in items if not isinstance(item, InputError)]
     batch = default_collate([{name: value for name, value in row.items() if name not in EXACT} for row in rows])
-    return {**batch, **{name: np.stack([row[name] for row in rows]) for name in EXACT}}
+    return {**batch, **{name: np.stack([row[name] for row in rows]) for name in EXACT if name in rows[0]}}
 
 
 class DrivingDataset(Dataset):
-    """One item per scene; scenes whose candidates all scored the same are left out (they carry no preference)."""
+    """One item per scene; scenes whose candidates all scored the same are left out (they carry no preference).
+
+    formed: of the candidates, by `advantage`.
+    """
 
     def __init__(
         self,
@@ -144,7 +158,9 @@ class DrivingDataset(Dataset):
         keep_in_memory: bool = False,
         with_observation: bool = True,
         contexts: ContextStore | None = None,
+        advantage: Advantage = AS_RECORDED,
     ):
+        self.how = advantage
         self.with_observation, self.contexts = with_observation, contexts
         self.scenes, self.processor, self.candidates = scenes, processor, candidates
         self.memory: dict[int, dict[str, Tensor]] | None = {} if keep_in_memory else None
@@ -158,12 +174,37 @@ class DrivingDataset(Dataset):
                     f"{candidates.folder}: token {unknown[0]} (and {len(unknown) - 1} more) is not in {scenes.folder}; "
                     "use the scenes the candidates were collected on"
                 )
-            kept = candidates.informative.nonzero()[0].tolist()
+            self.formed = candidates.formed(advantage)
+            kept = self.formed.kept.nonzero()[0].tolist()
             self.items = [(scenes.position[candidates.tokens[j]], j) for j in kept]
             if not self.items:
                 raise InputError(
                     f"{candidates.folder}: every scene's candidates scored alike; collect with more spread"
                 )
+
+    @cached_property
+    def numbers(self) -> dict[str, np.ndarray]:
+        """(scenes, K) by the name in a batch."""
+        assert self.candidates is not None
+        score = self.formed.returns if self.how.reward.names else self.candidates.score
+        found = {"score": score, "advantage": self.formed.advantage}
+        fixed = {"sign": self.formed.sign, "weight": self.formed.weight}
+        return found | {name: rows for name, rows in fixed.items() if rows is not None}
+
+    @property
+    def advantage_told(self) -> str:
+        """How G was formed, for the record."""
+        assert self.candidates is not None
+        signs = self.formed.sign
+        fixed = "" if signs is None else f"; {int((signs[self.formed.kept] != 0).sum())} rows of a fixed sign"
+        return self.how.told(self.candidates.about["advantage"]) + fixed
+
+    @property
+    def formed_otherwise(self) -> str | None:
+        """A remark where G is not simply what the table records."""
+        if self.candidates is None or not (self.how.asked or self.formed.sign is not None):
+            return None
+        return f"G: {self.advantage_told}; {len(self.items)} of {len(self.candidates)} scenes"
 
     def refuse_other_horizon(self, horizon: int) -> None:
         """InputError where the actions are not as long as the backbone's plans."""
@@ -191,8 +232,7 @@ class DrivingDataset(Dataset):
             item["score"] = item["advantage"] = np.zeros(1, np.float32)
         else:
             item["poses"] = self.candidates.poses[group]
-            item["score"] = self.candidates.score[group].astype(np.float32)
-            item["advantage"] = self.candidates.advantage[group].astype(np.float32)
+            item.update({name: rows[group].astype(np.float32) for name, rows in self.numbers.items()})
         return item
 
     def view(self, scene: int) -> dict[str, dict[str, Tensor]]:

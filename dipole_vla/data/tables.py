@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dipole_vla.advantage import informative
-from dipole_vla.data.columns import Names, column, column_of_text, numbers, views
+from dipole_vla.advantage import Formed, formed
+from dipole_vla.data.columns import Names, column, column_of_text, is_list, numbers, views
 from dipole_vla.data.pictures import checksums, read_picture
 from dipole_vla.data.splits import SeenByRL
+from dipole_vla.forming import Advantage
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, read_json, stamp, verify_listed
 
@@ -134,10 +135,8 @@ class CandidateTable:
         row = numbers(table, "poses", names)[0].shape[1:]
         _refuse_shape(row, self.folder, "poses")
         self.poses = ScenePoses(table.select_columns(["poses"]), (len(self.tokens), group, *row))
-        self.score, self.returns, self.advantage = (
-            np.concatenate(numbers(table, name, names)).astype(np.float64).reshape(-1, group)
-            for name in ("score", "return", "advantage")
-        )
+        self.columns = CandidateColumns(table, names)
+        self.score, self.returns, self.advantage = (self.columns[name] for name in ("score", "return", "advantage"))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tokens)
@@ -157,10 +156,9 @@ class CandidateTable:
         """By which they were scored, with its version."""
         return self.about.get("metric")
 
-    @property
-    def informative(self) -> np.ndarray:
-        """(scenes,) bool: the groups that training sees. The others would only teach imitation of own samples."""
-        return informative(self.advantage)
+    def formed(self, how: Advantage) -> Formed:
+        """G, and which rows count how much, as a training weighs them."""
+        return formed(how, self.columns, self.folder, is_critics="critic" in self.about)
 
     def refuse_other_base(self, base: str) -> str | None:
         """InputError where another base than this one drove as the reference; a remark where the base did not drive,
@@ -190,6 +188,35 @@ class CandidateTable:
         if not others or made_by.get("scenes") != stamp(scenes.folder):
             return None
         return f"{self.folder}: who drove saw other pictures of {', '.join(others)} than {scenes.sensors} holds"
+
+
+class CandidateColumns(Mapping[str, np.ndarray]):
+    """Columns of a candidates table that have one value a row, as arrays (scenes, K) of text or float64, read and
+    checked when they are first asked for."""
+
+    def __init__(self, table: Any, names: Names):
+        self._table, self._names = table, names
+        self._read: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._read:
+            self._read[name] = self._column(name).reshape(-1, self._names.group)
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        kinds = self._table.data.schema
+        return (name for name in kinds.names if not is_list(kinds.field(name).type))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(iter(self))
+
+    def _column(self, name: str) -> np.ndarray:
+        if name in ("token", "source"):
+            return np.array(column_of_text(self._table, name, self._names.folder), dtype=object)
+        return np.concatenate(numbers(self._table, name, self._names)).astype(np.float64)
 
 
 class ScenePoses:

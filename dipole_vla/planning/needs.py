@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from dipole_vla.backbones.example import example_observation
+from dipole_vla.forming import Advantage
 from dipole_vla.planning.activations import StepCost, step_cost
 from dipole_vla.planning.step import Numbers, meta_backbone, pair_of, training_step
 from dipole_vla.policy import Backbone
@@ -81,6 +82,7 @@ def planned(recipe: dict[str, Any], gpus: Gpus, measure: bool = False) -> dict[s
             "scenes_per_step": per_step,
             "dataset_scenes": dataset["scenes"],
             "candidates_per_scene": dataset["candidates"] if pair else 1,
+            "advantage": dataset["advantage"] if pair else None,
             "passes_over_data": seen / dataset["scenes"] if dataset["scenes"] else None,
             "flops_per_step_and_gpu": cost.flops * passes if cost else None,
         },
@@ -120,17 +122,19 @@ def _dataset(data: dict[str, Any]) -> dict[str, Any]:
     """Sizes of the tables that are there already."""
     from dipole_vla.data.tables import CandidateTable, SceneTable
 
-    scenes, group, notes = None, GROUP, []
+    scenes, group, told, notes = None, GROUP, None, []
     if data.get("candidates") and is_complete(data["candidates"]):
         table = CandidateTable(data["candidates"])
-        scenes, group = int(table.informative.sum()), table.poses.shape[1]
+        how = Advantage.of(data.get("advantage"))
+        scenes, group = int(table.formed(how).kept.sum()), table.poses.shape[1]
+        told = how.told(str(table.about.get("advantage")))
     elif data.get("scenes") and is_complete(data["scenes"]):
         scenes = len(SceneTable(data["scenes"]))
     if scenes is None:
         notes.append("the tables are not there yet: passes over the data are not known")
     if data.get("candidates") and not is_complete(data["candidates"]):
         notes.append(f"no candidates table yet: {GROUP} candidates per scene assumed")
-    return {"scenes": scenes, "candidates": group if data.get("candidates") else 1, "notes": notes}
+    return {"scenes": scenes, "candidates": group if data.get("candidates") else 1, "advantage": told, "notes": notes}
 
 
 def _cost(
@@ -194,6 +198,8 @@ def report_lines(found: dict[str, Any]) -> str:
     lines.append(
         f"  {run['steps']} steps of {run['scenes_per_step']} scenes x {run['candidates_per_scene']} candidates"
     )
+    if run["advantage"]:
+        lines.append(f"  G: {run['advantage']}")
     if run["passes_over_data"]:
         lines.append(f"  {run['dataset_scenes']} scenes: {run['passes_over_data']:.1f} passes over the data")
     if run["flops_per_step_and_gpu"]:

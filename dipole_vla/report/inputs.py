@@ -101,6 +101,11 @@ class Evaluation:
         """The weighting rule the pair was trained with."""
         return str(self.provenance.get("rule", "dichotomous"))
 
+    @property
+    def shift(self) -> float:
+        """k in the weight sigma(beta G + k) of the training."""
+        return float(self.provenance.get("shift", 0.0))
+
     def summary_row(self, key: Key) -> dict[str, Any]:
         """The means and intervals of one key; raises InputError when the summary has none."""
         for row in self.summary["rows"]:

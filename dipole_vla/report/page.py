@@ -26,7 +26,7 @@ from navsim_adapter.foundation.files import finish, is_made, making, stamp, writ
 from navsim_adapter.foundation.option_checks import check_range
 
 PAGE = "index.html"
-FACTS = ("policy", "policy_fingerprint", "backbone", "beta", "routing", "commit")
+FACTS = ("policy", "policy_fingerprint", "backbone", "beta", "shift", "routing", "commit")
 
 
 def write_report(evaluation: Path, out: Path, scenes: int = 4) -> Path:
@@ -134,7 +134,7 @@ def _signature_sentence(verdicts: list[str]) -> str:
 def _made(evaluation: Evaluation) -> list[tuple[str, str]]:
     """Facts for the closing table, in reading order; what was not recorded says so."""
     summary, facts = evaluation.summary, evaluation.provenance
-    how = evaluation.candidates_meta.get("advantage") or facts.get("advantage")
+    how = facts.get("advantage") or evaluation.candidates_meta.get("advantage")
     made = [
         ("metric", metric_title(summary["metric"])),
         ("metric of the training", tables.training_metric(evaluation)),

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
-from dipole_vla.advantage import TOLERANCE, informative
+from dipole_vla.advantage import TOLERANCE, formed
 from dipole_vla.data.tables import rows_per_scene
 from dipole_vla.evaluation.statistics import TOO_FEW, Interval, certain_sign
+from dipole_vla.forming import Advantage
 from dipole_vla.objective import RULES, effective_fraction, positive_weight, rule_named
 from dipole_vla.report.inputs import Evaluation, Key, policy_rows
 
@@ -49,18 +51,21 @@ class Signature:
 class Weights:
     """What training weighed: the n candidates of scenes whose candidates differ, by the rule it used.
 
-    advantage: (n,) G. left_out: scenes whose candidates all score alike.
+    advantage: (n,) G. left_out: scenes whose candidates all score alike. sign: (n,) fixed signs, None without any.
     """
 
     advantage: np.ndarray
     beta: float
     rule: str = "dichotomous"
     left_out: int = 0
+    shift: float = 0.0
+    sign: np.ndarray | None = None
 
     @cached_property
     def by_role(self) -> dict[str, torch.Tensor]:
         """(n,) weights in the loss of each policy that has one."""
-        found = rule_named(self.rule).weights(torch.from_numpy(self.advantage), self.beta)
+        sign = None if self.sign is None else torch.from_numpy(self.sign)
+        found = rule_named(self.rule).weights(torch.from_numpy(self.advantage), self.beta, self.shift, sign)
         return {str(role): weight for role, weight in found.items()}
 
     @property
@@ -70,7 +75,7 @@ class Weights:
     @property
     def neutral(self) -> float:
         """The positive weight of a candidate no better and no worse than its scene's others."""
-        return float(RULES[self.rule].positive(torch.zeros(()), self.beta))
+        return float(RULES[self.rule].positive(torch.zeros(()), self.beta, self.shift))
 
     @property
     def is_sigmoid(self) -> bool:
@@ -88,10 +93,18 @@ def read_weights(evaluation: Evaluation) -> Weights | None:
     table = evaluation.candidates
     if table is None or evaluation.beta is None:
         return None
-    group = rows_per_scene(table["token"].to_numpy(), evaluation.summary["inputs"]["candidates"])
-    advantage = table["advantage"].to_numpy(dtype=np.float64).reshape(-1, group)
-    kept = informative(advantage)
-    return Weights(advantage[kept].ravel(), evaluation.beta, evaluation.rule, int((~kept).sum()))
+    folder = evaluation.summary["inputs"]["candidates"]
+    group = rows_per_scene(table["token"].to_numpy(), folder)
+    columns = {name: table[name].to_numpy().reshape(-1, group) for name in table.columns}
+    found = formed(Advantage.of(evaluation.provenance.get("formed")), columns, Path(folder))
+    return Weights(
+        found.advantage[found.kept].ravel().astype(np.float64),
+        evaluation.beta,
+        evaluation.rule,
+        int((~found.kept).sum()),
+        evaluation.shift,
+        None if found.sign is None else found.sign[found.kept].ravel(),
+    )
 
 
 def check_all(evaluation: Evaluation) -> list[Signature]:

@@ -15,6 +15,7 @@ from lightning.pytorch import strategies as S
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from dipole_vla.forming import Advantage
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range
 
@@ -70,6 +71,7 @@ def check_keys(config: Any) -> None:
     _check_seeds(config)
     for section in ("model", "data"):
         _check_nulls(section, config[section])
+    Advantage.of(as_plain(config.get("data.init_args.advantage")))
     for key, (meaningless, instead) in KEYS.items():
         if trainer[key] not in meaningless:
             raise InputError(f"trainer.{key}: {trainer[key]} is not supported, {instead}")
@@ -179,6 +181,11 @@ def _check_seeds(config: Any) -> None:
         if isinstance(seed, bool):
             raise InputError(f"{key}: {seed} is no number; a run that can be resumed and repeated needs one, as in 0")
         check_range(key, seed, 0, 2**32 - 1)
+
+
+def as_plain(named: Any) -> Any:
+    """Sections within a parsed value as plain data."""
+    return named.as_dict() if hasattr(named, "as_dict") else named
 
 
 def listed(named: Any) -> list[Any]:

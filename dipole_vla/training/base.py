@@ -31,10 +31,12 @@ class FineTuning(L.LightningModule):
 
     needs_observation: whether training steps look at the scene itself (pictures, prompt, history).
     needs_candidates: who of this training needs scored candidates, for the message; empty if nobody does.
+    reads_of_advantage: keys of `data.advantage` that this training obeys; others are refused.
     """
 
     needs_observation = True
     needs_candidates = ""
+    reads_of_advantage: tuple[str, ...] = ()
     backbone: Backbone
     dataset: DrivingDataset | None = None  # what it was fed
 
@@ -70,6 +72,7 @@ class FineTuning(L.LightningModule):
         check_candidates(type(self), type(data), getattr(data, "candidates", None))
         self._check_precision()
         if isinstance(data, DrivingData):
+            data.advantage.refuse_unread(self.reads_of_advantage, type(self).__name__)
             self.dataset = self._opened(data) if may_open else data.dataset
             if self.dataset is not None:
                 self.look_at(self.dataset)
@@ -86,6 +89,7 @@ class FineTuning(L.LightningModule):
         if candidates is None:
             return
         self.say(candidates.remark_on_pictures(dataset.scenes))
+        self.say(dataset.formed_otherwise)
         absent = [key for key in EXPORTED if key not in candidates.about]
         if self.needs_candidates and absent:
             raise InputError(f"{candidates.folder}: candidates.json does not say {absent[0]!r}; collect them again")

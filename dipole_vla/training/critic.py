@@ -30,6 +30,7 @@ class CriticModule(FineTuning):
 
     needs_observation = False  # features are read once, before the first step
     needs_candidates = "the critic"
+    reads_of_advantage = ("reference_below", "reward")
 
     def __init__(
         self,

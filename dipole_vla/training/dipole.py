@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingDataset
 from dipole_vla.data.splits import RL_TOKENS, SeenByRL
 from dipole_vla.data.tables import CandidateTable
+from dipole_vla.forming import Advantage
 from dipole_vla.guidance import SIGNS, Role
 from dipole_vla.objective import RULES, Routing, base_distance, rule_named, sign_distance
 from dipole_vla.paths import interpolate
@@ -37,6 +39,7 @@ class DipoleModule(FineTuning):
     """A `Dipole` on a backbone's folder, fed by `DrivingData`. Sees only (observation, action, advantage)."""
 
     needs_candidates = "a pair"
+    reads_of_advantage = tuple(field.name for field in fields(Advantage))
     dipole: Dipole
 
     def __init__(
@@ -47,6 +50,7 @@ class DipoleModule(FineTuning):
         beta: float = 1.0,
         routing: Routing = "both",
         rule: str = "dichotomous",
+        shift: float = 0.0,
         pair: PairKind = "lora",
         scope: Literal["head", "all"] = "head",
         rank: int = 32,
@@ -68,6 +72,7 @@ class DipoleModule(FineTuning):
             beta: inverse temperature of the sigmoid weight on the advantage; larger is closer to a hard split.
             routing: both = every sample to both adapters; bernoulli = to one, drawn by its weight, at half the cost.
             rule: weighting rule, a name of dipole_vla.objective.RULES.
+            shift: k in the weight sigma(beta G + k); above 0 more candidates count as good.
             pair: lora = two adapters; separate = two full copies of the head (scope all: of the backbone), for small
                 models.
             scope: head = the encoder stays as it is and runs once for both policies; all = adapters there too.
@@ -86,12 +91,14 @@ class DipoleModule(FineTuning):
         check_range("model.draws", draws, 1)
         if not beta > 0:
             raise InputError(f"model.beta: must be > 0, got {beta}; larger values are closer to a hard split")
+        check_range("model.shift", shift)
         rule_named(rule, routing)  # refused before weights are read
         dipole = Dipole(
             load_backbone(backbone),
             scope=scope,
             beta=beta,
             rule=rule,
+            shift=shift,
             routing=routing,
             pair=pair,
             rank=rank,
@@ -174,7 +181,9 @@ class DipoleModule(FineTuning):
         generator = self.step_generator()
         contexts = _Contexts(partial(self._contexts, batch))
         with float32_by_default(), shared_base(self.pair):
-            noised = self.dipole.noised(batch["poses"], batch["advantage"], generator=generator)
+            noised = self.dipole.noised(
+                batch["poses"], batch["advantage"], batch.get("weight"), generator, batch.get("sign")
+            )
             in_one_pass = not self.checkpointing and not self._has_engine  # both ask for a pass of each sign
             loss, scalars = self.dipole.loss_of(noised, contexts, generator, self._on_role_loss, in_one_pass)
             trainer: Any = self.trainer
@@ -219,17 +228,20 @@ class DipoleModule(FineTuning):
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the policy folder: adapters in plain PEFT layout, critic, and what reinforcement learning saw."""
+        assert self.dataset is not None
         scored = self.candidates
         seen = self.seen_before | scored.seen
         made = {
             **provenance,
             **seen.provenance(),
-            "advantage": scored.about["advantage"],
+            "advantage": self.dataset.advantage_told,
+            "formed": asdict(self.dataset.how),
             "metric": scored.metric,
             "start_metric": self._metrics_before(),
             "beta": self.dipole.beta,
             "routing": self.dipole.routing,
             "rule": self.dipole.rule,
+            "shift": self.dipole.shift,
             "scope": self.scope,
             "candidates": str(scored.folder),
             "backbone": str(self.backbone_folder),
