@@ -376,3 +376,13 @@ def test_a_wrong_row_is_named_and_nothing_is_written(inputs, tmp_path, change, w
     with pytest.raises(InputError, match=words):
         write_candidates(tmp_path / "own", inputs / "scenes", columns)
     assert not (tmp_path / "own").exists()
+
+
+def test_the_example_of_the_page_runs_as_it_stands(inputs, tmp_path, monkeypatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    code = re.search(r"```python own-table\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "scenes").symlink_to(inputs / "scenes")
+    monkeypatch.chdir(tmp_path)
+    plans = dict(zip(("human_2", "policy_2", "human_5", "policy_5"), np.zeros((4, 8, 3))))
+    exec(code[1], {**plans})
+    assert CandidateTable(tmp_path / "takeovers").columns["sign"].tolist() == [[1, -1], [1, -1]]
