@@ -152,6 +152,21 @@ def test_one_candidate_needs_no_axis_and_a_weight_of_zero_leaves_a_sample_out() 
     assert torch.equal(weighed, other)
 
 
+def test_a_sample_of_a_fixed_sign_weighs_on_its_own_side_alone() -> None:
+    plain, shifted = Dipole(arm(), **own()), Dipole(arm(), **own(shift=0.7))
+
+    def scalars(dipole: Dipole, **options: Any) -> dict[str, Tensor]:
+        return dipole.loss(GOAL, ACTION, ADVANTAGE, generator=torch.Generator().manual_seed(0), **options)[1]
+
+    assert scalars(plain, sign=torch.ones(3))["loss_negative"] == 0
+    assert scalars(plain, sign=-torch.ones(3, dtype=torch.int64))["loss_positive"] == 0
+    assert torch.equal(scalars(plain, sign=torch.zeros(3))["loss"], scalars(plain)["loss"])
+    wanted = torch.sigmoid(2.0 * ADVANTAGE + 0.7).mean()
+    torch.testing.assert_close(scalars(shifted)["weight_positive"], wanted)
+    with pytest.raises(InputError, match="shift"):
+        Dipole(arm(), **own(shift=float("nan")))
+
+
 class Turned(nn.Module):
     """Its layer sees time first and rows second, as transformers of torch do by default."""
 
@@ -318,6 +333,9 @@ def test_a_flow_has_its_noise_at_one_end(noise_at: Any) -> None:
         ("sample_weight", ACTION, ADVANTAGE, {"sample_weight": ADVANTAGE[:, :3]}),
         ("sample_weight", ACTION, ADVANTAGE, {"sample_weight": -torch.ones(3)}),
         ("sample_weight", ACTION, ADVANTAGE, {"sample_weight": NAN}),
+        ("sign", ACTION, ADVANTAGE, {"sign": 2 * torch.ones(3)}),
+        ("sign", ACTION, ADVANTAGE, {"sign": NAN}),
+        ("sign", ACTION, ADVANTAGE, {"sign": torch.ones(2)}),
     ],
 )
 def test_a_loss_of_what_does_not_fit_is_refused(word: str, action: Any, advantage: Any, options: Any) -> None:
