@@ -71,6 +71,8 @@ def guide(positive: Tensor, negative: Tensor, omega: float | Tensor) -> Tensor:
     The coefficients sum to one, so noise, clean actions and velocities all give the same combination; clamp
     afterwards, never before.
 
+    Returns (1 + omega) positive - omega negative, (rows, ...).
+
     positive, negative: (rows, ...), in the backbone's own parameterisation.
     omega: greed, a number or (rows,); 0 is the positive policy alone, -1 the negative one.
     """

@@ -33,6 +33,8 @@ def convert(
 ) -> dict[str, Any]:
     """Write the scenes of a split as a `datasets` folder; returns the content of its `scenes.json`.
 
+    chosen: which scenes; `SceneFilter()` takes all that have history and future.
+    progress: called with the number of scenes written.
     A finished folder of the same inputs is left alone. Raises InputError for a folder of another split or filter,
     unreadable logs, an empty split and tokens that occur twice.
     """

@@ -81,8 +81,11 @@ def picture(
     dpi: int = 130,
     legend: bool = True,
 ) -> bytes:
-    """One scene as PNG.
+    """One scene from above as PNG, the ego vehicle heading up.
 
+    cache: the scene, of `open_cache`.
+    plans: drawn in this order, with their labels; `Plan` holds (T, 3) x, y (m), heading (rad) at 0.5 s steps.
+    moments: ego boxes drawn at one instant, such as that of a collision.
     candidates: (N, T, 3) drawn thin; candidate_scores: (N,) in [0, 1] colour them (dark = low, light = high).
     size: width and height in inches; text and lines keep their size in points.
     """

@@ -60,7 +60,9 @@ def write_submission(
 ) -> None:
     """Write a v1 submission, or with `second` (plans of the second-stage scenes) a two-stage v2 one.
 
-    expected: what each stage must have.
+    team: who submits; every field must be filled.
+    first, second: token -> `Plan`, its poses (T, 3) x, y (m), heading (rad) in the ego frame.
+    expected: the tokens that each stage must have; None does not check.
     Raises InputError for the first thing that is wrong with it, and for another file in its place; then nothing is
     written.
     """

@@ -45,8 +45,10 @@ class Trajectories:
 
 
 def read_trajectories(path: str | Path, *, any_numbers: bool = False) -> Trajectories:
-    """Read and check a table: `token`, `name`, `poses` (M, T, 3); mixed samplings as `poses` (sum T, 3) beside `size`
-    and `interval`. Raises InputError for missing arrays, wrong shapes, NaN or infinity, and repeated rows.
+    """Read and check a table: `token`, `name`, `poses` (M, T, 3) as ego-frame x, y (m), heading (rad).
+
+    Mixed samplings: `poses` (sum T, 3) beside `size` and `interval`. Raises InputError for missing arrays, wrong
+    shapes, NaN or infinity, and repeated rows.
 
     any_numbers: leave it to `check_poses` whether poses are finite, as rows of scenes without cache need not be.
     """
@@ -161,7 +163,8 @@ def write_trajectories(
 ) -> None:
     """A table as `navsim-adapter score --trajectories` reads it: token, name, poses (M, T, 3) at `interval` seconds.
 
-    about: what made it, JSON; `read_about` reads it. A table that does not say so replaces no other one.
+    name: of the planner.  plans: token -> poses (T, 3) x, y (m), heading (rad) in the ego frame, without t = 0.
+    about: what made it, JSON; `read_about` reads it. A table that does not say so replaces no other one: InputError.
     """
     if not plans:
         raise InputError(f"{path}: no scene has a {name} trajectory; check the cache")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 OFFERED = {
     "dipole_vla": (
         "Backbone", "CosineTable", "Dipole", "DipoleModule", "DrivingData", "GuidedPolicy", "LinearFlow", "SolverSpec",
@@ -49,3 +51,13 @@ def test_a_type_checker_is_told_what_is_offered(package: str) -> None:
 def test_a_name_that_is_not_offered_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="Dipol"):
         import_module("dipole_vla").Dipol  # noqa: B018
+
+
+@pytest.mark.parametrize(("package", "page"), [("dipole_vla", "api.md"), ("navsim_adapter", "api-navsim.md")])
+def test_the_api_page_describes_what_is_offered_and_nothing_else(package: str, page: str) -> None:
+    described = re.findall(r"^::: ([\w.]+)\.(\w+)$", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+    shown = {getattr(import_module(module), name) for module, name in described}
+    offered = import_module(package)
+    assert len(described) == len(shown)
+    assert shown == {getattr(offered, name) for name in OFFERED[package]}
+    assert all(entry.__doc__ for entry in shown)

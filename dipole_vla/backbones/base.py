@@ -2,7 +2,7 @@
 
 A backbone owns what it encodes once per scene, its native prediction, its schedule and its units. It does not
 own losses, solvers, guidance or adapters (`dipole_vla.objective`, `.solvers`, `.guidance`, `.policy.adapters`).
-A new family is one file in `dipole_vla/backbones/` that fills in this class.
+A new family is one class derived from `Backbone`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class ActionSpec:
 
     @classmethod
     def from_record(cls, raw: Any, where: str) -> ActionSpec:
-        """As `checkpoint.record_from`; folders written before padding was asked for by name have all it takes."""
+        """The action of a config.json; folders written before `is_padded` existed get True."""
         values = weights.checked_fields(cls, raw, where)
         return cls(**{"is_padded": True, **values})
 
@@ -243,9 +243,12 @@ class JoinedSizes:
 
 
 class Backbone(nn.Module, ABC):
-    """A pretrained model that denoises actions. See the module docstring for who owns what.
+    """A pretrained model that denoises actions: its encoding of a scene, its prediction, its schedule and its units.
 
-    config: the family's frozen dataclass of sizes; action, solver: how its numbers are meant and sampled.
+    Losses, solvers, guidance and adapters are not its own. Shapes: B scenes, G noisy actions for each.
+
+    config: the family's frozen dataclass of sizes.
+    action, solver: what its numbers mean, and how it is sampled.
     """
 
     family: ClassVar[str]

@@ -62,9 +62,12 @@ def build_cache(
 ) -> dict[str, Any]:
     """Cache every scene of a split into a folder; returns the content of its `scenes.json`.
 
+    chosen: which scenes; `SceneFilter()` takes all that have history and future.
+    workers: processes, one log each at a time.
+    progress: called after each log with the number done, the number of all, and what was built.
     A finished folder of the same inputs is left alone, finished logs of an interrupted run are kept, changed logs are
-    done again. Raises InputError for a folder of another split or filter, an unreadable log or map, repeated tokens and
-    an empty split; scenes without cache are listed.
+    cached again; scenes without cache are listed. Raises InputError for a folder of another split or filter, an
+    unreadable log or map, repeated tokens and an empty split.
     """
     out = Path(out)
     map_index(root.maps)

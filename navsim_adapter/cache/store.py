@@ -84,7 +84,10 @@ def read_scenes(folder: str | Path) -> dict[str, Any]:
 
 
 def open_cache(folder: str | Path) -> CacheFolder:
-    """A finished cache folder as a mapping token -> SceneCache; scenes are read when asked for."""
+    """A finished cache folder as a mapping token -> SceneCache; scenes are read when asked for.
+
+    Raises InputError for a folder that `navsim-adapter cache` did not finish and for a damaged file.
+    """
     return CacheFolder(folder)
 
 

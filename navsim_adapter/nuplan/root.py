@@ -15,7 +15,11 @@ MAPS_VARIABLE = "NUPLAN_MAPS_ROOT"
 
 @dataclass(frozen=True)
 class DataRoot:
-    """`logs`/<split>/<log>.pkl, `sensors`/<split>/<relative camera paths>, `maps`/nuplan-maps-v1.0.json."""
+    """Where NAVSIM's files lie: `logs`/<split>/<log>.pkl, `sensors`/<split>/<camera path>, and `maps`.
+
+    path: holds navsim_logs and sensor_blobs.
+    maps: holds nuplan-maps-v1.0.json and a folder per city.
+    """
 
     path: Path
     maps: Path

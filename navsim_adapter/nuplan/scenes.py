@@ -22,7 +22,14 @@ from navsim_adapter.nuplan.root import DataRoot
 
 @dataclass(frozen=True)
 class SceneFilter:
-    """The devkit's filter of original scenes; `frame_interval` None means one scene after the other, no overlap."""
+    """The devkit's filter of original scenes: which frames of which logs are scenes. InputError for impossible counts.
+
+    num_history_frames, num_future_frames: frames at 0.5 s that a scene must have, the present one in the history.
+    frame_interval: frames from one scene's start to the next; None is a scene's length, so that none overlap.
+    has_route: leave out scenes whose present frame has no route.
+    max_scenes: keep the first so many; None keeps all.
+    log_names, tokens: keep these alone; None keeps all.
+    """
 
     num_history_frames: int = 4
     num_future_frames: int = 10

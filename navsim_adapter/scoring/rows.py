@@ -93,6 +93,9 @@ def score_rows(
 ) -> RowScores:
     """Score every row; rows of one name are one planner, whose plans of neighbouring frames are compared (metric 6.12).
 
+    scenes: token -> its cache, as `open_cache` gives it.
+    trajectories: as `read_trajectories` gives them.
+    metric: "pdms" or "epdms".  traffic: how other road users move; anything but "log-replay" is for EPDMS.
     threads: scenes at a time.  missing: token -> why the scene has no cache; its rows have no figures.
     Raises InputError for a token that is in neither `scenes` nor `missing`, and for poses that are no numbers.
     """

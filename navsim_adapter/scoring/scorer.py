@@ -94,6 +94,7 @@ class Scorer:
     """Scores under one metric; keeps the indexes of the scenes it met last.
 
     cache: a folder written by `navsim-adapter cache`, or a mapping token -> SceneCache.
+    metric: "pdms" (PDMS v1.1) or "epdms" (EPDMS v2.2).
     threads: scenes scored at a time; the kernels run without Python's lock. The figures do not depend on it.
     May be pickled and used in worker processes, forked ones too.
     """
@@ -123,10 +124,11 @@ class Scorer:
     ) -> Scores:
         """Score N unrelated trajectories for each of S scenes; figures come as (S, N).
 
-        tokens: S.  trajectories: (S, N, T, 3) ego-frame x, y, heading every `interval` seconds, without t = 0.
+        tokens: S of them.
+        trajectories: (S, N, T, 3) ego-frame x, y (m), heading (rad) every `interval` seconds, without t = 0.
         thorough: also count the steps in each kind of area.
-        None has a plan of half a second before: under EPDMS two-frame comfort is NaN and out of the score, whatever
-        scenes come together. `score_rows` knows planners, and compares their plans.
+        Plans of neighbouring scenes are not compared: under EPDMS two-frame comfort is NaN and out of the score.
+        `score_rows` knows which planner a plan is of, and compares.
         Raises InputError for a wrong shape, NaN or infinite poses, or a token that the cache lacks.
         """
         poses = _checked(tokens, trajectories, interval)
@@ -155,7 +157,10 @@ class Scorer:
         """Score M rows of any samplings; figures come as (M,) in the order of the rows.
 
         names: rows of one name are one planner's, whose plans of neighbouring scenes two-frame comfort compares.
-        poses: M arrays (T_i, 3).  interval: seconds between them, one for all or one per row.
+        poses: M arrays (T_i, 3): ego-frame x, y (m), heading (rad), without t = 0.
+        interval: seconds between poses, one for all or one per row.
+        thorough: also count the steps in each kind of area.
+        Raises InputError as `score` does, and for unequal numbers of tokens, names and poses.
         """
         intervals = np.broadcast_to(np.asarray(interval, np.float64), (len(tokens),))
         if not len(tokens) == len(names) == len(poses):
@@ -170,7 +175,7 @@ class Scorer:
         return Scores(VERSIONS[self.metric], table)
 
     def simulate(self, token: str, trajectories: np.ndarray, interval: float = 0.5) -> np.ndarray:
-        """What the ego does with trajectories (N, T, 3) of a scene: (N, 41, 11) states at 0.1 s, columns as in 5.2."""
+        """What the ego does with trajectories (N, T, 3) of a scene: (N, 41, 11) states at 0.1 s (metric 5.2)."""
         poses = _checked((token,), np.asarray(trajectories)[None], interval)[0]
         states = np.empty((len(poses), STATES, 11))
         run(self.index(token), poses, interval, states=states)
