@@ -14,9 +14,13 @@ def markdown(text: str, names: set[str]) -> str:
     """The Markdown of a docstring; lines that say what some of `names` mean become items."""
     item = re.compile(rf"({_NAMES}): +(.*)")
     text = re.sub(r"(?<!^)(?<!\n)(?:\n|(?<=\.) )(?=(?:Raises )?InputError )", "\n\n", text)  # a paragraph of its own
+
+    def broken(gap: re.Match[str]) -> str:
+        return "\n" if names.issuperset(gap[1].split(", ")) else gap[0]
+
     shown: list[str] = []
     is_listing = False
-    for line in re.sub(rf"(?<=[.)])  +(?={_NAMES}: )", "\n", text).splitlines():
+    for line in re.sub(rf"(?<=[.)]) +(?=({_NAMES}): )", broken, text).splitlines():
         found = item.match(line.strip())
         if line.strip() == "Args:":
             continue
