@@ -174,7 +174,7 @@ def dichotomous_loss(
         sigma(beta G): the same gradient in expectation for half the work.
     shift: k in sigma(beta G + k): the larger, the more of the batch counts as good.
     sign: (rows,), 1 or -1 where a row is one policy's alone, 0 where G weighs it; see `Rule.weights`.
-    sample_weight: (rows,), e.g. 0 for scenes whose candidates all score alike; the loss is the mean by this weight.
+    sample_weight: (rows,), e.g. 0 for scenes whose candidates have equal scores; the loss is the mean by this weight.
     on_role_loss: see `OnRoleLoss`; not called where the two parts share one pass: mirrored rules, `denoise_routed`.
     denoise_routed: for "bernoulli", both parts of the batch in one pass instead of one pass each.
     """

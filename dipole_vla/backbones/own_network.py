@@ -79,7 +79,7 @@ class OwnNetwork(Backbone):
         return output.float()
 
     def _steady(self) -> nn.Module:
-        """The network in evaluation mode: whoever holds it beside us may have switched it with his own module."""
+        """The network in evaluation mode, which its owner may have left."""
         if self.is_frozen and self.net.training:
             self.net.eval()
         return self.net

@@ -37,7 +37,7 @@ def weights_path(folder: Path, applied: Collection[str] = ()) -> Path | None:
 
 
 def refuse_adapters(place: Path, applied: Collection[str] = ()) -> None:
-    """InputError if files of an adapter (PEFT's names and alike) lie in a folder or below it, or beside a file.
+    """InputError if files of an adapter (PEFT's names and similar ones) lie in a folder or below it, or beside a file.
 
     applied: folders below it whose adapters the caller reads himself.
     """

@@ -74,7 +74,7 @@ def distil(
     sensors: Path | None = None,
     scorer: Scorer | None = None,
 ) -> dict[str, Any]:
-    """Give `policy` its distilled network; returns the report's numbers. Goes on where an interrupted run stopped."""
+    """Give `policy` its distilled network; returns the report's numbers. Resumes an interrupted run."""
     negative = RULES[policy.guidance.rule].negative_role
     distilled = DistilledPair(pair, _acting(policy, training.highest), training.rank, negative)
     table = SceneTable(scenes, sensors)

@@ -51,7 +51,7 @@ class Signature:
 class Weights:
     """What training weighed: the n candidates of scenes whose candidates differ, by the rule it used.
 
-    advantage: (n,) G. left_out: scenes whose candidates all score alike. sign: (n,) fixed signs, None without any.
+    advantage: (n,) G. left_out: scenes whose candidates have equal scores. sign: (n,) fixed signs, None without any.
     """
 
     advantage: np.ndarray

@@ -18,7 +18,7 @@ from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 @dataclass(frozen=True)
 class Head:
-    """One flow policy. rule None: every sample counts alike (BC). scale: multiplies beta for this head."""
+    """One flow policy. rule None: every sample counts the same (BC). scale: multiplies beta for this head."""
 
     rule: Rule | None = None
     sign: Literal["positive", "negative"] = "positive"

@@ -1,4 +1,4 @@
-"""Memory that an update frees is kept for the next one: the pages of large arrays are slow to get anew."""
+"""Memory that an update frees is kept for the next one: fresh pages for large arrays are slow."""
 
 from __future__ import annotations
 

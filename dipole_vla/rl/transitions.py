@@ -60,7 +60,7 @@ def n_step_transitions(
     """Transitions from consecutive steps: returns stop at a terminal state and at the end of an episode.
 
     reward, mask, is_last: (n,); mask 0 where the episode's value ends (success, failure), is_last True on the last
-    step of an episode, whether it ended or was cut off (then the bootstrap goes on from its next observation).
+    step of an episode, whether it ended or was cut off (then the bootstrap continues from its next observation).
     """
     size = len(reward)
     total, discount = reward.astype(np.float64), gamma * mask.astype(np.float64)

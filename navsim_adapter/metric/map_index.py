@@ -29,7 +29,7 @@ from navsim_adapter.metric.jit import inlined, inner
 from navsim_adapter.metric.packed import POLYGONS, VERTICES, Packed, pack_polygons, polygon_contains, real, whole
 from navsim_adapter.scene_cache import AreaType, SceneCache
 
-# Categories of an area, as bits. (Numpy integers: numba compiles a function anew for every literal it is called with.)
+# Categories of an area, as bits. (Numpy integers: numba compiles a function again for every literal it is called with.)
 DRIVABLE, ON_ROUTE, INTERSECTION = np.int64(1), np.int64(2), np.int64(4)  # and LANE, 8
 LANE_DEVIATION = 0.5  # m from the centerline (metric 6.11)
 
