@@ -7,6 +7,7 @@ one policy's. Coefficients are float64 whatever the state's dtype.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,7 +28,7 @@ class SolverSpec:
     """How a backbone is sampled: data, stored with its checkpoint.
 
     steps: solver steps; "dpm++2m" makes one more evaluation at the clean end (denoise to zero).
-    start_scale: standard deviation of the start noise.
+    start_scale: standard deviation of the start noise; 0 starts at its mean, which gives one plan.
     clamp: empty, or (low, high) in normalised action units, applied to the combined clean action.
     clamp_at: "estimate" clamps every clean estimate and the answer, "end" the answer alone.
     eta, std_floor, noise_clip: DDIM's fresh noise; 0, 0, 0 is the deterministic sampler.
@@ -47,15 +48,28 @@ class SolverSpec:
             raise InputError(f"solver.name: must be one of {', '.join(SOLVERS)}, got {self.name!r}")
         if self.steps < 1:
             raise InputError(f"solver.steps: must be >= 1, got {self.steps}")
-        if not self.start_scale > 0:
-            raise InputError(f"solver.start_scale: must be > 0, got {self.start_scale}; 1 is the textbook start")
+        if not 0 <= self.start_scale < math.inf:
+            raise InputError(f"solver.start_scale: must be >= 0, got {self.start_scale}; 1 is the textbook start")
         if self.clamp and not (len(self.clamp) == 2 and self.clamp[0] < self.clamp[1]):
             raise InputError(f"solver.clamp: must be empty or (low, high) with low < high, got {self.clamp}")
         if self.clamp_at not in ("estimate", "end"):
             raise InputError(f"solver.clamp_at: must be estimate or end, got {self.clamp_at!r}")
 
+    @property
+    def is_random(self) -> bool:
+        """Whether two draws of the start noise can give two actions."""
+        return bool(self.start_scale or self.eta or self.std_floor)
+
     def with_steps(self, steps: int | None) -> SolverSpec:
         return self if steps is None else replace(self, steps=steps)
+
+    def with_start(self, scale: float) -> SolverSpec:
+        """Other start noise; InputError below 0."""
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
+            raise InputError(
+                f"start_scale: must be a number >= 0, got {scale!r}; 0 gives one plan, 1 is standard normal"
+            )
+        return replace(self, start_scale=float(scale))
 
 
 def solve(

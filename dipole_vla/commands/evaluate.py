@@ -1,4 +1,4 @@
-"""Evaluation: every omega, every N, the same start noise; one row per (token, policy, omega, N).
+"""Evaluation: every omega, N, start noise and way of guidance from the same noise; one row per token and setting.
 
 The critic chooses among candidates, because the car has no simulator. Only the row named `oracle` lets the
 simulator choose, as an upper bound.
@@ -22,14 +22,15 @@ from dipole_vla.data.pictures import began
 from dipole_vla.data.splits import check_not_trained_on
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.choice import choice_of
-from dipole_vla.evaluation.summary import headline, summarise
+from dipole_vla.evaluation.settings import Setting, mean_plan
+from dipole_vla.evaluation.summary import HUMAN, headline, summarise
+from dipole_vla.evaluation.sweep import Sweep
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, columns, identity, require_scenes
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import atomic_path, read_json, stamp, write_json
-from navsim_adapter.foundation.option_checks import check_range
 
 
 def evaluate(
@@ -37,6 +38,9 @@ def evaluate(
     scorer: Scorer,
     omega: Sequence[float] = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0),
     candidates: Sequence[int] = (1, 8),
+    start_scale: Sequence[float] | None = None,
+    samples: int | None = None,
+    guidance: Sequence[dict[str, Any]] | None = None,
     choose_on: Path | None = None,
     seed: int = 1,
     recipe: dict[str, Any] | None = None,
@@ -47,37 +51,44 @@ def evaluate(
         scorer: class_path of a scorer and its init_args.
         omega: greed values to try.
         candidates: numbers of candidates N; the critic keeps the best.
-        choose_on: an evaluation of other scenes whose best (omega, N) is the one to report; without it the best of
-            this very evaluation is marked, and is then optimistic.
+        start_scale: standard deviations of the start noise to try, for the reference, too; 0 gives one plan a scene,
+            null is the backbone's own.
+        samples: plans drawn per scene and setting, from which every N is estimated; null is the greatest N.
+        guidance: ways of guidance to try, mappings of low, high, clamp, distance, power, early, decay; {} is the
+            policy's own, which null means alone.
+        choose_on: an evaluation of other scenes, whose chosen setting is the one to report and whose best reference
+            the one to compare it with; without it these very scenes choose both, and both are then optimistic.
         seed: start noise, shared by all policies.
         recipe: filled by the command line with the resolved recipe.
     """
-    omegas, counts = _grid(omega, candidates)
+    actor = _policy(run)
+    sweep = Sweep.of(omega, candidates, start_scale, guidance, samples, actor.backbone.solver)
+    _require(actor, run, sweep)
     table = SceneTable(run.scenes, run.sensors)
     made_by = {
         **inputs("evaluate", run, table, began(run.out)),
         "scorer": identity(scorer),
-        "omega": omegas,
-        "candidates": counts,
+        "omega": sweep.omegas,
+        "candidates": sweep.counts,
+        "start_scale": sweep.starts,
+        "samples": sweep.samples,
+        "guidance": sweep.ways,
         "choose_on": stamp(choose_on) if choose_on else None,
         "seed": seed,
     }
-    actor = _policy(run, max(counts))
     table.futures(range(1))  # the human is scored, too, and rendered scenes have none
     require_scenes(scorer, table.tokens)
     leaks = check_not_trained_on(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
-    chosen = None
-    if choose_on:
-        chosen = choice_of(choose_on, table.tokens, actor.fingerprint, made_by["scorer"], omegas, counts)
+    chosen = choose_on and choice_of(choose_on, table.tokens, actor.fingerprint, made_by["scorer"], sweep.settings)
     if is_finished(run, made_by):
         return
 
     def plan(positions: range) -> pa.Table:
-        return _evaluate_part(actor, table, positions, scorer, omegas, max(counts), run.batch_size, seed)
+        return _evaluate_part(actor, table, positions, scorer, sweep, run.batch_size, seed)
 
     def assemble(plans: pa.Table) -> None:
         facts = {"rl_on_eval_split": leaks, **_facts(plans, run, actor, table, recipe or {})}
-        rows, summary = summarise(plans, omegas, counts, facts, chosen, scorer)
+        rows, summary = summarise(plans, sweep.settings, facts, chosen, scorer)
         _write(run.out, plans, rows, {**summary, "rl_metric": actor.provenance.get("metric")})
 
     if make_folder(run, made_by, table, plan, assemble):
@@ -85,14 +96,20 @@ def evaluate(
         wrote("evaluate", run.out / "summary.json")
 
 
-def _policy(run: SceneRun, most: int) -> GuidedPolicy:
+def _policy(run: SceneRun) -> GuidedPolicy:
     actor = load_policy(run.policy, run.backbone, run.device)
     if actor.pair is None:
         raise InputError(
             f"{run.policy}: a backbone without adapters; evaluate needs a policy folder from `dipole-vla fit`"
         )
-    require_critic(actor, run.policy, most)
     return actor
+
+
+def _require(actor: GuidedPolicy, run: SceneRun, sweep: Sweep) -> None:
+    """What the sweep asks of the policy, before the first scene: a critic, and guidance it can follow."""
+    require_critic(actor, run.policy, max(sweep.counts))
+    for way in sweep.ways:
+        actor.combination(way)
 
 
 def _write(out: Path, plans: pa.Table, rows: pa.Table, summary: dict[str, Any]) -> None:
@@ -112,16 +129,6 @@ def _say(summary: dict[str, Any]) -> None:
         console.print(f"trained on {summary['rl_metric']}, evaluated by {metric}", markup=False)
 
 
-def _grid(omega: Sequence[float], candidates: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Omegas and Ns in order, each once."""
-    omegas, counts = sorted({float(w) for w in omega}), sorted({int(n) for n in candidates})
-    if not omegas or not counts or counts[0] < 1:
-        raise InputError(f"omega, candidates: need values and N >= 1, got {list(omega)} and {list(candidates)}")
-    for value in omegas:
-        check_range("--omega", value)
-    return omegas, counts
-
-
 def _facts(
     plans: pa.Table, run: SceneRun, actor: GuidedPolicy, table: SceneTable, recipe: dict[str, Any]
 ) -> dict[str, Any]:
@@ -130,6 +137,7 @@ def _facts(
         "metric": plans.schema.metadata[b"metric"].decode(),
         "split": table.split,
         "rl_split": actor.rl_split,
+        "start_scale": actor.backbone.solver.start_scale,
         "provenance": {
             **provenance(recipe),
             **actor.provenance,
@@ -146,37 +154,53 @@ def _facts(
 
 
 def _evaluate_part(
-    actor, table: SceneTable, positions: range, scorer: Scorer, omegas, most: int, batch_size: int, seed: int
+    actor: GuidedPolicy, table: SceneTable, positions: range, scorer: Scorer, sweep: Sweep, batch_size: int, seed: int
 ) -> pa.Table:
-    """Plans of one part: human (index 0), reference and each omega (`most` candidates each), scored one by one."""
-    settings: list[float | None] = [None, *omegas]
+    """Plans of one part, scored one by one: the human's, each draw's, and the means of the reference's."""
     tokens: list[str] = []
     logs: list[str] = []
     drawn, values = [], []
     for batch in batches(table, positions, actor.processor, batch_size, actor.device):
-        noise = start_noise(batch.tokens, most, actor.noise_shape, seed).to(actor.device)
+        noise = start_noise(batch.tokens, sweep.samples, actor.noise_shape, seed).to(actor.device)
         with torch.inference_mode():
             context = actor.encode(batch.observation)
-            plans = [actor.sample(context, omega=w, candidates=most, noise=noise) for w in settings]
+            plans = [
+                actor.sample(
+                    context, d.omega, d.count, noise[:, : d.count], start_scale=d.start_scale, guidance=d.guidance
+                )
+                for d in sweep.draws
+            ]
             drawn.append(torch.cat(plans, dim=1).cpu().double().numpy())
-            values.append(torch.cat([actor.value(context, plan) for plan in plans], dim=1).cpu().double().numpy())
+            if actor.critic is not None:
+                values.append(torch.cat([actor.value(context, plan) for plan in plans], dim=1).cpu().double().numpy())
         tokens += batch.tokens
         logs += batch.log_names
-    poses, q = np.concatenate(drawn), np.concatenate(values)
-    human = table.futures(positions, poses.shape[2])
-    poses = np.concatenate([human[:, None], poses], axis=1)
-    scores = scorer.score(tokens, poses)
-    per_scene = poses.shape[1]
-    names = ["human"] + ["reference"] * most + ["dipole"] * (most * len(omegas))
-    greed = [None] * (1 + most) + [w for w in omegas for _ in range(most)]
-    index = [0] + list(range(most)) * len(settings)
+    poses = np.concatenate(drawn)
+    q = np.concatenate(values) if values else np.zeros(poses.shape[:2])
+    counts = [draw.count for draw in sweep.draws]
+    parts = np.split(poses, np.cumsum(counts)[:-1], axis=1)
+    means = [(d.setting.mean, mean_plan(p)) for d, p in zip(sweep.draws, parts) if d.omega is None and d.count > 1]
+    human = table.futures(positions, poses.shape[2])[:, None]
+    poses = np.concatenate([human, poses, *(plan for _, plan in means)], axis=1)
+    q = np.pad(q, ((0, 0), (1, len(means))), constant_values=np.nan)
+    drawn_as = [(HUMAN, 0), *((d.setting, index) for d in sweep.draws for index in range(d.count))]
+    return _table(tokens, logs, [*drawn_as, *((mean, 0) for mean, _ in means)], poses, q, scorer.score(tokens, poses))
+
+
+def _table(
+    tokens: list[str], logs: list[str], columns_of: list[tuple[Setting, int]], poses: np.ndarray, q: np.ndarray, scores
+) -> pa.Table:
+    """Rows of `plans.parquet`. columns_of: what the plans of a scene are, in order; poses (S, K, T, 3), q (S, K)."""
+    per_scene = len(columns_of)
     flat = {
         "token": np.repeat(tokens, per_scene),
         "log_name": np.repeat(logs, per_scene),
-        "policy": names * len(tokens),
-        "omega": pa.array(greed * len(tokens), pa.float64()),
-        "index": np.tile(np.asarray(index, dtype=np.int32), len(tokens)),
-        "q": np.concatenate([np.full((len(tokens), 1), np.nan), q], axis=1).reshape(-1),
+        "policy": [setting.policy for setting, _ in columns_of] * len(tokens),
+        "omega": pa.array([setting.omega for setting, _ in columns_of] * len(tokens), pa.float64()),
+        "start_scale": pa.array([setting.start_scale for setting, _ in columns_of] * len(tokens), pa.float64()),
+        "guidance": [setting.guidance for setting, _ in columns_of] * len(tokens),
+        "index": np.tile(np.asarray([index for _, index in columns_of], dtype=np.int32), len(tokens)),
+        "q": q.reshape(-1),
         "poses": [p.tolist() for p in poses.reshape(-1, *poses.shape[2:])],
         **{name: value.reshape(-1) for name, value in columns(scores).items()},
     }
@@ -186,11 +210,8 @@ def _evaluate_part(
 
 def _write_csv(path: Path, rows: pa.Table, summary: dict) -> None:
     """The chosen policy's scores in NAVSIM's own column order, with its closing `average` row."""
-    chosen = summary["chosen"]
     frame = rows.to_pandas()
-    frame = frame[
-        (frame.policy == "dipole") & (frame.omega == chosen["omega"]) & (frame.candidates == chosen["candidates"])
-    ]
+    frame = frame[Setting.of({"policy": "dipole", **summary["chosen"]}).of_rows(frame)]
     names = [*summary["sub_scores"], "score"]
     frame = frame[["token", *names]].assign(valid=True)[["token", "valid", *names]]
     frame.loc[len(frame) + 1] = ["average", True, *frame[names].mean().tolist()]

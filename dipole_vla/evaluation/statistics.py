@@ -33,16 +33,22 @@ class LogIntervals:
 
     def interval(self, values: np.ndarray, level: float = 0.95) -> Interval | None:
         """Interval of the mean over scenes; None where the logs are too few to tell. values: (scenes,)."""
-        if self.logs < FEWEST_LOGS:
+        error = self.error(values)
+        if error is None:
             return None
-        values = np.asarray(values, dtype=np.float64)
-        mean = float(values.mean())
-        sums = np.bincount(self._log, weights=values - mean, minlength=self.logs) / len(values)
-        error = float(np.sqrt(self._correction @ sums**2))
+        mean = float(np.mean(values, dtype=np.float64))
         if error <= 1e-12 * max(1.0, abs(mean)):  # rounding: the logs are alike
             return (mean, mean) if self.logs >= FEWEST_ALIKE or abs(mean) <= 1e-12 else None
         reach = t_quantile(self._freedom, level) * error
         return mean - reach, mean + reach
+
+    def error(self, values: np.ndarray) -> float | None:
+        """Standard error of the mean over scenes; None where the logs are too few to tell. values: (scenes,)."""
+        if self.logs < FEWEST_LOGS:
+            return None
+        values = np.asarray(values, dtype=np.float64)
+        sums = np.bincount(self._log, weights=values - float(values.mean()), minlength=self.logs) / len(values)
+        return float(np.sqrt(self._correction @ sums**2))
 
 
 def certain_sign(interval: Sequence[float] | None) -> int:

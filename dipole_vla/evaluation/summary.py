@@ -1,8 +1,9 @@
-"""From plans to rows and a summary: which candidate the critic kept, means, intervals, the chosen (omega, N).
+"""From plans to rows and a summary: which candidate the critic kept, means, intervals, the chosen setting.
 
-Every drawn candidate counts: with 8 drawn, N = 1 is averaged over 8 single drives and N = 8 is one choice among 8.
-`rows.parquet` keeps the first group only, the plan that would have been driven. Each group of a setting is a planner of
-its own that drives the whole split: under EPDMS its plans of neighbouring scenes are compared with each other.
+Every drawn plan counts for every N: N = 1 is the mean over all that were drawn, a larger N the mean over all subsets of N
+(`subsets`). `rows.parquet` keeps the first N only, the plan that would have been driven. Under a metric that compares
+a plan with that of the frame before (EPDMS), subsets are no drives: there the drawn plans fall into groups of N, each
+a planner of its own that drives the whole split.
 """
 
 from __future__ import annotations
@@ -14,48 +15,57 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from dipole_vla.evaluation.choice import choice_here
+from dipole_vla.evaluation.settings import REFERENCE, Setting, several_starts
 from dipole_vla.evaluation.statistics import TOO_FEW, LogIntervals, verdict
+from dipole_vla.evaluation.subsets import best_of
 from dipole_vla.scoring import Scorer, drive_columns, pairs_frames
 
-PLAN_COLUMNS = ("token", "log_name", "policy", "omega", "index", "q", "poses")
-
-Setting = tuple[str, float | None, int, str]
-"""(policy, omega, N, column by which the best of N is kept)."""
+PLAN_COLUMNS = ("token", "log_name", "policy", "omega", "start_scale", "guidance", "index", "q", "poses")
+HUMAN = Setting("human", start_scale=None)
 
 
 def summarise(
     plans: pa.Table,
-    omegas: Sequence[float],
-    counts: Sequence[int],
+    settings: Sequence[Setting],
     facts: Mapping[str, Any],
     chosen: dict[str, Any] | None,
     scorer: Scorer | None = None,
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Rows (one per token, policy, omega, N) and the summary.
+    """Rows (one per token and setting) and the summary.
 
-    plans: scored one by one; the oracle picks by that score.
-    chosen: the (omega, N) to report, as `choice.choice_of` gives it; None marks the best mean of these very scenes.
+    plans: scored one by one; the oracle picks by that score. settings: of the table, as `Sweep.settings`.
+    chosen: what to report, as `choice.choice_of` gives it; None lets these very scenes choose.
     scorer: scores the kept plans as drives, where that makes a difference.
     """
     frame = plans.to_pandas()
-    sub_scores = [name for name in frame.columns if name not in PLAN_COLUMNS and name != "score"]
-    settings: list[Setting] = [("human", None, 1, "q")]
-    settings += [("reference", None, n, "q") for n in counts]
-    settings += [("dipole", omega, n, "q") for omega in omegas for n in counts]
-    kept = _drives(frame, settings, scorer)
-    chosen = chosen or _best(kept, facts["split"])
-    kept |= _drives(frame, [("oracle", chosen["omega"], max(counts), "score")], scorer)
-
-    scenes = {setting: _per_scene(table, sub_scores) for setting, table in kept.items()}
+    names = [name for name in frame.columns if name not in PLAN_COLUMNS]
+    pairs = scorer is not None and pairs_frames(scorer)
+    scenes, first = _measured(frame, [HUMAN, *settings], names, scorer if pairs else None)
     logs = frame.drop_duplicates("token").set_index("token").log_name
-    intervals = LogIntervals(logs.loc[scenes[settings[0]].index].tolist())
-    rows = [_row(setting, scenes, counts[0], sub_scores, intervals) for setting in scenes]
-    first = [_first_group(setting, table) for setting, table in kept.items()]
+    intervals = LogIntervals(logs.loc[scenes[HUMAN].index].tolist())
+    here = choice_here(
+        {setting: float(table.score.mean()) for setting, table in scenes.items()},
+        {setting: intervals.error(table.score.to_numpy()) for setting, table in scenes.items()},
+        sorted({setting.candidates for setting in [HUMAN, *settings]}),
+        facts["split"],
+    )
+    chosen = {**{name: here[name] for name in ("start_scale", "guidance", "references")}, **chosen} if chosen else here
+    own = Setting.of({"policy": "dipole", **chosen})
+    oracle = Setting("oracle", own.omega, max(s.candidates for s in settings if _alike(s, own)), *_start(own))
+    more, best = _measured(frame, [oracle], names, scorer if pairs else None)
+    scenes, first = scenes | more, first + best
+
+    base = _base(settings, facts.get("start_scale"))
+    rows = [_row(setting, scenes, base, chosen["references"], names, intervals) for setting in scenes]
     summary = {
         **{key: facts[key] for key in ("metric", "split", "rl_split", "rl_on_eval_split")},
         "scenes": len(logs),
         "logs": intervals.logs,
-        "sub_scores": sub_scores,
+        "sub_scores": [name for name in names if name != "score"],
+        "start_scale": base.start_scale,
+        "samples": int(frame["index"].max()) + 1,
+        "best_of": "groups" if pairs else "subsets",
         "rows": rows,
         "chosen": chosen,
         "provenance": facts["provenance"],
@@ -65,39 +75,113 @@ def summarise(
 
 
 def headline(summary: Mapping[str, Any]) -> list[str]:
-    """What the chosen setting gains, for the terminal: the adapters' part first, then the critic's."""
-    chosen, rows = summary["chosen"], summary["rows"]
-    count = chosen["candidates"]
-    own = next(
-        row
-        for row in rows
-        if row["policy"] == "dipole" and row["omega"] == chosen["omega"] and row["candidates"] == count
-    )
-    same = next(row for row in rows if row["policy"] == "reference" and row["candidates"] == count)
-    name = f"omega {chosen['omega']:g}, N {count} (chosen on {chosen['on']})"
-    gain, said = difference_words(own, "equal_n_gain"), verdict(own["equal_n_gain_ci95"])
-    lines = [f"{name}: {100 * own['score']:.1f}, {gain} against the reference at N {count}: {said}"]
-    if same["gain"] is not None:
-        fewest = min(row["candidates"] for row in rows if row["policy"] == "reference")
+    """What the chosen setting gains, for the terminal: over the fairest reference, by the critic, beside the human."""
+    rows = {Setting.of(row): row for row in summary["rows"]}
+    chosen, many = summary["chosen"], several_starts(summary["rows"])
+    own = Setting.of({"policy": "dipole", **chosen})
+    reference = Setting.of(chosen["references"][str(own.candidates)])
+    start = f", start noise {own.start_scale:g}" if many else ""
+    way = f", {own.guidance}" if own.guidance else ""
+    name = f"omega {own.omega:g}{way}{start}, N {own.candidates} (chosen on {chosen['on']})"
+    gain, said = difference_words(rows[own], "fairest_gain"), verdict(rows[own]["fairest_gain_ci95"])
+    against = f"the {_plain(reference.words(many))}" + (f", the fairest on {chosen['on']}" if many else "")
+    lines = [f"{name}: {100 * rows[own]['score']:.1f}, {gain} against {against}: {said}"]
+    if chosen["on_these_scenes"]:
+        lines.append("chosen on these very scenes, and so was the reference: both are optimistic")
+    same, base = Setting(REFERENCE, None, own.candidates, own.start_scale), _base(list(rows), summary["start_scale"])
+    if same != base and same in rows and rows[same]["gain"] is not None:
+        what = f"the critic's choice among {own.candidates}" if own.candidates > 1 else "that start noise alone"
         lines.append(
-            f"the critic's choice among {count} gains {difference_words(same, 'gain')} for the reference; "
-            f"in all {difference_words(own, 'gain')} over the reference at N {fewest}"
+            f"{what} gains {difference_words(rows[same], 'gain')} for the reference; in all "
+            f"{difference_words(rows[own], 'gain')} over the {_plain(base.words(many))}"
+        )
+    lines.append(
+        f"human {100 * rows[HUMAN]['score']:.1f}: chosen minus human {difference_words(rows[own], 'human_gain')}"
+    )
+    if chosen.get("standard_error") is not None:
+        lines.append(
+            f"on {chosen['on']} the best mean had a standard error of {100 * chosen['standard_error']:.1f}; "
+            f"{len(chosen['within_one_error'])} of {chosen['settings']} settings were within it"
         )
     return lines
 
 
+def _plain(words: str) -> str:
+    """Without signs that a terminal may lack: "reference at start noise 0, N 1"."""
+    first, *rest = words.replace("ω = ", "omega ").replace("N = ", "N ").split(", ")
+    return " at ".join([first, ", ".join(rest)]) if rest else first
+
+
 def difference_words(row: Mapping[str, Any], name: str) -> str:
-    """A gain of a row and its interval, x 100: "+1.3 [-0.1, +2.6]"."""
+    """A gain of a row and its interval, x 100: "+1.3 [-0.1, +2.6]"; of none, 0."""
+    if row[name] is None:
+        return "+0.0"
     interval = row[f"{name}_ci95"]
     inside = TOO_FEW if interval is None else f"{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}"
     return f"{100 * row[name]:+.1f} [{inside}]"
 
 
-def _drives(plans: pd.DataFrame, settings: Sequence[Setting], scorer: Scorer | None) -> dict[Setting, pd.DataFrame]:
-    """The kept plans of each setting, with the figures they have in the drive of their group."""
-    kept = {setting: _chosen_of_groups(plans, setting) for setting in settings}
-    if scorer is None or not pairs_frames(scorer):
-        return kept
+def _alike(setting: Setting, own: Setting) -> bool:
+    return (setting.policy, setting.omega, _start(setting)) == ("dipole", own.omega, _start(own))
+
+
+def _start(setting: Setting) -> tuple[float | None, str]:
+    return setting.start_scale, setting.guidance
+
+
+def _base(settings: Sequence[Setting], start: float | None) -> Setting:
+    """The reference as it is: its own start noise (else the most that was swept), the fewest candidates."""
+    own = [setting for setting in settings if setting.policy == REFERENCE]
+    starts = [setting.start_scale or 0.0 for setting in own]
+    start = start if start in starts else max(starts)
+    return min((setting for setting in own if setting.start_scale == start), key=lambda found: found.candidates)
+
+
+def _measured(
+    plans: pd.DataFrame, settings: Sequence[Setting], names: Sequence[str], scorer: Scorer | None
+) -> tuple[dict[Setting, pd.DataFrame], list[pd.DataFrame]]:
+    """Expected figures by token of each setting, and the rows of the plans that would have been driven.
+
+    scorer: only of a metric that compares neighbouring plans.
+    """
+    pools = {setting: plans[setting.of_plans(plans)].reset_index(drop=True) for setting in settings}
+    if scorer is None:
+        kept = {setting: _groups(pool[pool["index"] < setting.candidates], setting) for setting, pool in pools.items()}
+        scenes = {setting: _expected(pool, setting, names) for setting, pool in pools.items()}
+    else:
+        kept = _driven({setting: _groups(pool, setting) for setting, pool in pools.items()}, scorer)
+        scenes = {setting: table.groupby("token")[list(names)].mean() for setting, table in kept.items()}
+    return scenes, [_first_group(setting, table) for setting, table in kept.items()]
+
+
+def _by(setting: Setting) -> str:
+    """The column by which the best of N is kept."""
+    return "score" if setting.policy == "oracle" else "q"
+
+
+def _expected(pool: pd.DataFrame, setting: Setting, names: Sequence[str]) -> pd.DataFrame:
+    """Figures by token of the best of N, over all subsets of N of the drawn plans; N = 1 is their mean."""
+    if setting.candidates == 1:
+        return pool.groupby("token")[list(names)].mean()
+    pool = pool.sort_values(["token", "index"], kind="stable")
+    tokens = pool["token"].unique()
+    values = pool[list(names)].to_numpy(dtype=np.float64).reshape(len(tokens), -1, len(names))
+    found = best_of(values, pool[_by(setting)].to_numpy().reshape(len(tokens), -1), setting.candidates)
+    return pd.DataFrame(found, index=pd.Index(tokens, name="token"), columns=list(names))
+
+
+def _groups(pool: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """The drawn plans fall into groups of N; of each group the one with the greatest `_by` is kept."""
+    groups = (pool["index"].max() + 1) // setting.candidates
+    pool = pool[pool["index"] < groups * setting.candidates]
+    pool = pool.assign(group=pool["index"] // setting.candidates).reset_index(drop=True)
+    if setting.candidates == 1:
+        return pool
+    return pool.loc[pool.groupby(["token", "group"], sort=False)[_by(setting)].idxmax()].reset_index(drop=True)
+
+
+def _driven(kept: dict[Setting, pd.DataFrame], scorer: Scorer) -> dict[Setting, pd.DataFrame]:
+    """The kept plans with the figures they have in the drive of their group."""
     together = pd.concat(list(kept.values()), keys=range(len(kept)))
     planners = [f"{setting} {group}" for setting, group in zip(together.index.get_level_values(0), together.group)]
     poses = [np.stack(list(plan)) for plan in together.poses]
@@ -106,73 +190,47 @@ def _drives(plans: pd.DataFrame, settings: Sequence[Setting], scorer: Scorer | N
     return {setting: together.loc[place] for place, setting in enumerate(kept)}
 
 
-def _pool(plans: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    policy, omega, _, _ = setting
-    policy = "dipole" if policy == "oracle" else policy
-    return plans[(plans.policy == policy) & (True if omega is None else plans.omega == omega)]
-
-
-def _chosen_of_groups(plans: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """The drawn candidates fall into groups of N; of each group the one with the greatest `by` is kept."""
-    _, _, candidates, by = setting
-    pool = _pool(plans, setting)
-    groups = (pool["index"].max() + 1) // candidates
-    pool = pool[pool["index"] < groups * candidates].assign(group=lambda frame: frame["index"] // candidates)
-    pool = pool.reset_index(drop=True)
-    if candidates == 1:
-        return pool
-    return pool.loc[pool.groupby(["token", "group"], sort=False)[by].idxmax()].reset_index(drop=True)
-
-
-def _per_scene(kept: pd.DataFrame, sub_scores: Sequence[str]) -> pd.DataFrame:
-    """Score and sub-scores by token, averaged over the groups: N = 1 of 8 drawn candidates averages 8 drives."""
-    return kept.groupby("token")[[*sub_scores, "score"]].mean()
-
-
 def _first_group(setting: Setting, kept: pd.DataFrame) -> pd.DataFrame:
     """One plan per scene, the one that would have been driven first; rows of `rows.parquet`."""
-    policy, omega, candidates, _ = setting
-    first = kept.query("group == 0").drop(columns="group")
-    first = first.assign(policy=policy, candidates=candidates, omega=np.nan if omega is None else omega)
+    facts = {name: np.nan if value is None else value for name, value in setting.facts().items()}
+    first = kept.query("group == 0").drop(columns="group").assign(**facts)
     return first.sort_values("token", ignore_index=True)
 
 
 def _row(
     setting: Setting,
     scenes: Mapping[Setting, pd.DataFrame],
-    fewest: int,
-    sub_scores: Sequence[str],
+    base: Setting,
+    references: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str],
     intervals: LogIntervals,
 ) -> dict[str, Any]:
-    """Means of a setting, and its differences to the reference with the fewest candidates and with as many."""
-    policy, omega, candidates, _ = setting
-    own = scenes[setting]
+    """Means of a setting, and its differences to the references and to the human.
 
-    def against(count: int, name: str) -> dict[str, Any]:
-        reference = scenes.get(("reference", None, count, "q"))
-        if reference is None or reference is own:
+    gain: to `base`. equal_n_gain: to the reference with as many candidates and the same start noise. fairest_gain: to
+    the fairest reference for that N.
+    """
+    own, fair = scenes[setting], references.get(str(setting.candidates))
+    start = base.start_scale if setting == HUMAN else setting.start_scale
+
+    def against(name: str, baseline: Setting | None) -> dict[str, Any]:
+        if baseline == setting or baseline not in scenes:
             return {name: None, f"{name}_ci95": None}
-        difference = (own.score - reference.score).to_numpy()
+        difference = (own.score - scenes[baseline].score).to_numpy()
         return {name: float(difference.mean()), f"{name}_ci95": _listed(intervals.interval(difference))}
 
     return {
-        "policy": policy,
-        "omega": omega,
-        "candidates": candidates,
+        **setting.facts(),
         "score": float(own.score.mean()),
         "ci95": _listed(intervals.interval(own.score.to_numpy())),
-        **against(fewest, "gain"),
-        **against(candidates, "equal_n_gain"),
-        **{name: None if own[name].isna().all() else float(own[name].mean()) for name in sub_scores},
+        "standard_error": intervals.error(own.score.to_numpy()),
+        **against("gain", base),
+        **against("equal_n_gain", Setting(REFERENCE, None, setting.candidates, start)),
+        **against("fairest_gain", Setting.of(fair) if fair else None),
+        **against("human_gain", HUMAN),
+        **{name: None if own[name].isna().all() else float(own[name].mean()) for name in names if name != "score"},
     }
 
 
 def _listed(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
-
-
-def _best(kept: Mapping[Setting, pd.DataFrame], split: str) -> dict[str, Any]:
-    """The setting with the best mean; of equal ones the smaller omega, then the smaller N."""
-    dipole = [setting for setting in kept if setting[0] == "dipole"]
-    _, omega, candidates, _ = max(dipole, key=lambda setting: kept[setting].groupby("token").score.mean().mean())
-    return {"omega": omega, "candidates": candidates, "on": split, "on_these_scenes": True}

@@ -75,6 +75,11 @@ def distil(
     scorer: Scorer | None = None,
 ) -> dict[str, Any]:
     """Give `policy` its distilled network; returns the report's numbers. Resumes an interrupted run."""
+    if policy.guidance.shaped:
+        raise InputError(
+            f"distil: guidance.{policy.guidance.shaped[0]}: makes omega change from step to step, which one network "
+            "for each omega cannot follow; distil a policy without it"
+        )
     negative = RULES[policy.guidance.rule].negative_role
     distilled = DistilledPair(pair, _acting(policy, training.highest), training.rank, negative)
     table = SceneTable(scenes, sensors)
@@ -130,9 +135,9 @@ def guided_states(
             backbone.schedule,
             backbone.prediction,
             omega,
-            (policy.guidance.low, policy.guidance.high),
+            policy.guidance,
             roles[1],
-            predict_guided,
+            predict_guided=predict_guided,
         )
         spec = backbone.solver
         spec = replace(spec, clamp=policy.guidance.clamp, clamp_at="estimate") if policy.guidance.clamp else spec

@@ -27,11 +27,6 @@ def whole(name: str, value: Any) -> int:
     return found
 
 
-def are_numbers(*values: Any) -> bool:
-    """Whether all are Python's own numbers, as a file of settings holds them."""
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
 def per_row(omega: Tensor, batch: int, count: int) -> Tensor:
     """(B,) or (B, N) -> (B*N,)."""
     if omega.shape not in ((batch,), (batch, count)):

@@ -24,11 +24,23 @@ from dipole_vla import backbones
 from dipole_vla.backbones import weights  # backbones as a module: it imports this package in turn
 from dipole_vla.backbones.base import Backbone, Context, Observation, Processor
 from dipole_vla.data.splits import RL_TOKENS, SeenByRL
-from dipole_vla.guidance import LIMIT, SIGNS, Omega, PredictGuided, Role, as_omega, guide, guided_denoiser, roles_for
+from dipole_vla.guidance import (
+    LIMIT,
+    SIGNS,
+    Combination,
+    Omega,
+    PredictBoth,
+    PredictGuided,
+    Role,
+    adjusted,
+    are_numbers,
+    as_omega,
+    guided_denoiser,
+    roles_for,
+)
 from dipole_vla.objective import RULES
 from dipole_vla.policy.adapters import AdapterPair, pass_the_base
 from dipole_vla.policy.arguments import (
-    are_numbers,
     check_generator,
     check_noise,
     check_plans,
@@ -41,7 +53,7 @@ from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.policy.scenes import EncodedScenes, distilled_prediction
 from dipole_vla.policy.separate import Pair, load_pair
 from dipole_vla.progress import console
-from dipole_vla.solvers import solve
+from dipole_vla.solvers import SolverSpec, solve
 from navsim_adapter.foundation.errors import InputError
 
 POLICY = "policy.json"
@@ -51,34 +63,24 @@ _KEYS = ("format", "family", "backbone", "backbone_fingerprint", "guidance", "ac
 Default = Literal["default"]
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """How the pair is sampled when the caller does not say.
+@dataclass(frozen=True, kw_only=True)
+class Guidance(Combination):
+    """How the pair is sampled when the caller does not say, and how its predictions are combined (`Combination`).
 
     omega: greed; 0 = positive policy alone. candidates: plans drawn per scene, of which the critic picks one.
     rule: the weighting rule the pair was trained with (`objective.RULES`); says who takes the negative place.
-    low, high: noise levels between which to guide; elsewhere the positive policy acts alone. (0.5, 1) is the
-        noisier half.
-    clamp: empty, or (low, high) in normalised action units for the combined clean action, instead of the solver's.
     """
 
     omega: float = 1.0
     candidates: int = 1
     rule: str = "dichotomous"
-    low: float = 0.0
-    high: float = 1.0
-    clamp: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.rule, str) or self.rule not in RULES:
             raise InputError(f"guidance.rule: must be one of {', '.join(RULES)}, got {self.rule!r}")
         if not are_numbers(self.omega) or not abs(self.omega) < LIMIT:
             raise InputError(f"guidance.omega: must be a finite number below {LIMIT:.3g} in size, got {self.omega!r}")
-        if not are_numbers(self.low, self.high) or not 0 <= self.low < self.high <= 1:
-            raise InputError(f"guidance.low, high: must be 0 <= low < high <= 1, got {self.low!r}, {self.high!r}")
-        ordered = len(self.clamp) == 2 and are_numbers(*self.clamp) and self.clamp[0] < self.clamp[1]
-        if self.clamp and not ordered:
-            raise InputError(f"guidance.clamp: must be empty or (low, high) with low < high, got {self.clamp!r}")
         whole("guidance.candidates", self.candidates)
 
 
@@ -155,6 +157,8 @@ class GuidedPolicy:
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         steps: int | None = None,
+        start_scale: float | None = None,
+        guidance: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """Plans (B, N, horizon, 3): x, y, heading in the ego frame, metres and radians, float32.
 
@@ -162,10 +166,13 @@ class GuidedPolicy:
         candidates: N. noise: (B, N, horizon, dim) standard normal, so that policies can be compared on the same
             numbers; else drawn from `generator`, else from torch's global one, which all threads share.
         steps: of the solver, default the backbone's own.
+        start_scale: standard deviation of the start noise, default the backbone's own; 0 gives one plan N times.
+        guidance: keys of `guidance.Combination` that differ from the policy's own.
         InputError names the argument that cannot be meant.
         """
         scenes = self._scenes(observation)
-        steps = None if steps is None else whole("steps", steps)
+        spec = self._solver(steps, start_scale)
+        combination = self.combination(guidance)
         count = self.guidance.candidates if candidates is None else whole("candidates", candidates)
         omega = as_omega(self.guidance.omega if isinstance(omega, str) and omega == "default" else omega)
         omega = None if omega is None else omega * RULES[self.guidance.rule].greed
@@ -177,13 +184,13 @@ class GuidedPolicy:
             self.backbone.schedule,
             self.backbone.prediction,
             flat_omega,
-            (self.guidance.low, self.guidance.high),
+            combination,
             RULES[self.guidance.rule].negative_role,
-            self._predict_guided(scenes, flat_omega, count),
+            self._predict_both(scenes),
+            self._predict_distilled(scenes, flat_omega, count),
         )
         self._check_has_pair(flat_omega)
-        spec = self.backbone.solver.with_steps(steps)
-        spec = replace(spec, clamp=self.guidance.clamp, clamp_at="estimate") if self.guidance.clamp else spec
+        spec = replace(spec, clamp=combination.clamp, clamp_at="estimate") if combination.clamp else spec
         with scenes.explaining():
             action = solve(spec, self.backbone.schedule, denoise, start.flatten(0, 1), generator)
         return self.backbone.action.decode(action.unflatten(0, (batch, count)))
@@ -196,10 +203,12 @@ class GuidedPolicy:
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         steps: int | None = None,
+        start_scale: float | None = None,
+        guidance: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """One plan per scene (B, horizon, 3): the critic's choice among `candidates`; arguments as `sample`."""
         scenes = self._scenes(observation)
-        plans = self.sample(scenes, omega, candidates, noise, generator, steps)
+        plans = self.sample(scenes, omega, candidates, noise, generator, steps, start_scale, guidance)
         return plans[torch.arange(len(plans)), self._value(scenes, plans).argmax(1)]
 
     @torch.no_grad()
@@ -243,15 +252,10 @@ class GuidedPolicy:
 
         return predict
 
-    def _predict_guided(self, scenes: EncodedScenes, omega: Omega, count: int) -> PredictGuided | None:
-        """The guided prediction in one pass: of the distilled network, or of both signs in one batch.
-
-        omega: a number, or one per plan (B*N,). What depends on the scenes alone is prepared at the first call.
-        """
-        if omega is None or not isinstance(self.pair, AdapterPair):
+    def _predict_both(self, scenes: EncodedScenes) -> PredictBoth | None:
+        """Both roles' predictions in one batch; what depends on the scenes alone is prepared at the first call."""
+        if not isinstance(self.pair, AdapterPair):
             return None
-        if self.distilled is not None:
-            return distilled_prediction(self.distilled, scenes, omega, count)
         pair = self.pair
         roles: tuple[Role, Role] = ("positive", RULES[self.guidance.rule].negative_role)
 
@@ -262,16 +266,36 @@ class GuidedPolicy:
             first, second = (pair.denoise(scenes.prepared(role), x_t, t, role) for role in roles)
             return first, second
 
-        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        def predict(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             if pair.mixes_rows is not None:
-                return guide(*(together if pair.mixes_rows else apart)(x_t, t), omega)
+                return (together if pair.mixes_rows else apart)(x_t, t)
             outputs = apart(x_t, t)
             pair.mixes_rows = _same_together(partial(together, x_t, t), outputs)
             if pair.mixes_rows is False:
                 console.print("adapters: a layer does not see rows first; each sampling step takes two passes")
-            return guide(*outputs, omega)
+            return outputs
 
         return predict
+
+    def _predict_distilled(self, scenes: EncodedScenes, omega: Omega, count: int) -> PredictGuided | None:
+        """The guided prediction of the distilled network; omega: a number, or one per plan (B*N,)."""
+        if omega is None or self.distilled is None:
+            return None
+        return distilled_prediction(self.distilled, scenes, omega, count)
+
+    def _solver(self, steps: int | None, start_scale: float | None) -> SolverSpec:
+        spec = self.backbone.solver.with_steps(None if steps is None else whole("steps", steps))
+        return spec if start_scale is None else spec.with_start(start_scale)
+
+    def combination(self, given: Mapping[str, Any] | None) -> Combination:
+        """The policy's own guidance with what is given; InputError where the distilled network cannot follow it."""
+        found = self.guidance if given is None else adjusted(self.guidance, given)
+        if self.distilled is not None and found.shaped:
+            raise InputError(
+                f"guidance.{found.shaped[0]}: needs both predictions at each step, the distilled network gives one; "
+                "take the policy it was distilled from"
+            )
+        return found
 
     def _start(self, batch: int, count: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         shape = (batch, count, *self.noise_shape)
@@ -350,16 +374,26 @@ class GuidedPolicy:
         )
 
 
-def load_policy(folder: str | Path, backbone: str | Path | None = None, device: str = "auto") -> GuidedPolicy:
+def load_policy(
+    folder: str | Path,
+    backbone: str | Path | None = None,
+    device: str = "auto",
+    guidance: Mapping[str, Any] | None = None,
+) -> GuidedPolicy:
     """A policy folder as its guided policy, or a backbone folder as the reference policy without adapters.
 
     backbone: of a policy folder, where its backbone is no longer at the recorded place.
     device: as torch names it, or "auto": the GPU if there is one.
+    guidance: keys of `guidance.Combination` that differ from the folder's own.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if (Path(folder) / POLICY).is_file():
-        return GuidedPolicy.from_pretrained(folder, backbone, device)
+        policy = GuidedPolicy.from_pretrained(folder, backbone, device)
+        policy.guidance = adjusted(policy.guidance, guidance or {})
+        return policy
+    if guidance:
+        raise InputError(f"guidance: {folder} is no policy folder, so nothing is guided; leave it out")
     if backbone is not None:
         raise InputError(f"--backbone: {folder} is no policy folder (it has no {POLICY}), so it has none; leave it out")
     return GuidedPolicy(backbones.load_backbone(folder, device))

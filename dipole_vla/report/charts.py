@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dipole_vla.report.inputs import Evaluation, Key
+from dipole_vla.evaluation.settings import REFERENCE, Setting
+from dipole_vla.report.inputs import Evaluation
 from dipole_vla.report.metrics import metric_title
 from dipole_vla.report.signatures import INERT, Weights
 
@@ -43,8 +44,10 @@ RC = {
 
 
 def omega_curve(evaluation: Evaluation) -> str:
-    """Score against greed for each N; bands are the paired intervals of the gain at equal N, put on that reference."""
-    rows, chosen = evaluation.summary["rows"], evaluation.chosen
+    """Score against greed for each N, at the chosen start noise and guidance; bands are the paired intervals of the
+    gain over the reference at the same N and start noise, put on that line."""
+    chosen = evaluation.chosen
+    rows = [row for row, own in zip(evaluation.summary["rows"], evaluation.settings) if _is_drawn(own, evaluation)]
     dipole = sorted((row for row in rows if row["policy"] == "dipole"), key=lambda row: row["omega"])
     with inline_figure(11, 4.8, "omega") as (figure, render):
         axes = figure.add_subplot()
@@ -53,9 +56,9 @@ def omega_curve(evaluation: Evaluation) -> str:
         place = (chosen.omega, 100 * evaluation.summary_row(chosen)["score"])
         axes.plot(*place, "o", markersize=15, markerfacecolor="none", markeredgecolor=INK, label="chosen")
         for row in rows:
-            if row["policy"] == "reference":
+            if row["policy"] not in ("dipole", "human"):
                 dash = (0, (4.5, 2)) if row["candidates"] == evaluation.reference.candidates else (0, (1, 1.5))
-                _level(axes, 100 * row["score"], f"reference, N = {row['candidates']}", ORANGE, dash)
+                _level(axes, 100 * row["score"], Setting.of(row).words(evaluation.several_starts), ORANGE, dash)
             if row["policy"] == "human":
                 _level(axes, 100 * row["score"], "human", INK, (0, (1, 1)))
         omegas = sorted({float(row["omega"]) for row in dipole})
@@ -72,15 +75,25 @@ def omega_curve(evaluation: Evaluation) -> str:
         return render("Score against greed omega for each number of candidates")
 
 
+def _is_drawn(setting: Setting, evaluation: Evaluation) -> bool:
+    """Rows of the curve: dipole and reference as the chosen setting starts, the fairest reference, the human."""
+    chosen = evaluation.chosen
+    if setting.policy == "dipole":
+        return (setting.start_scale, setting.guidance) == (chosen.start_scale, chosen.guidance)
+    if setting.policy == REFERENCE and setting.start_scale == chosen.start_scale:
+        return True
+    return setting.policy == "human" or setting == evaluation.baseline
+
+
 def _sweep(
     axes: Any, evaluation: Evaluation, line: Sequence[dict[str, Any]], count: int, style: tuple[str, str, Any]
 ) -> None:
     """One N: rows sorted by omega, with the band of their gains where there are intervals."""
     color, marker, dash = style
-    label, base = f"DIPOLE, N = {count}", Key("reference", None, count)
-    omegas = [row["omega"] for row in line]
+    label, omegas = f"DIPOLE, N = {count}", [row["omega"] for row in line]
+    base = evaluation.same_n(Setting.of(line[0]))
     if evaluation.has(base):
-        found = [evaluation.gain(Key("dipole", omega, count), base)[1] or (np.nan, np.nan) for omega in omegas]
+        found = [evaluation.gain(Setting.of(row), base)[1] or (np.nan, np.nan) for row in line]
         bands = 100 * (evaluation.summary_row(base)["score"] + np.array(found))
         axes.fill_between(omegas, bands[:, 0], bands[:, 1], color=color, alpha=0.16, linewidth=0)
     scores = [100 * row["score"] for row in line]

@@ -15,30 +15,21 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from dipole_vla.evaluation.settings import REFERENCE, Setting, several_starts
 from dipole_vla.evaluation.statistics import Interval, LogIntervals
+from dipole_vla.evaluation.summary import HUMAN
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import is_complete, read_json, verify
 from navsim_adapter.scene_cache import SceneCache
 
-KEYS = ("token", "log_name", "policy", "omega", "candidates", "index", "q", "score", "poses")
+KEYS = (
+    *("token", "log_name", "policy", "omega", "candidates", "start_scale", "guidance"),
+    *("index", "q", "score", "poses"),
+)
 REQUIRED_SUMMARY = ("metric", "split", "scenes", "rows", "chosen")
 REQUIRED_ROWS = ("token", "log_name", "policy", "omega", "candidates", "score", "poses")
 REQUIRED_PLANS = ("token", "policy", "omega", "index", "score", "poses")
 CANDIDATE_FACTS = ("candidates.json", "meta.json")
-
-
-@dataclass(frozen=True)
-class Key:
-    """One row of the sweep: which policy, at which greed, best of how many."""
-
-    policy: str
-    omega: float | None
-    candidates: int
-
-    @property
-    def label(self) -> str:
-        greed = "" if self.omega is None else f" ω = {self.omega:g},"
-        return f"{self.policy}{greed} N = {self.candidates}"
 
 
 @dataclass
@@ -61,27 +52,43 @@ class Evaluation:
     sensors: Path | None = None
     caches: Mapping[str, SceneCache] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    _tables: dict[Key, pd.DataFrame] = field(default_factory=dict)
+    _tables: dict[Setting, pd.DataFrame] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """Of every row of the table."""
+        return [Setting.of(row) for row in self.summary["rows"]]
 
     @property
-    def reference(self) -> Key:
-        """The imitation policy with the fewest candidates of the sweep: what critic and adapters gain together."""
-        counts = [int(row["candidates"]) for row in self.summary["rows"] if row["policy"] == "reference"]
-        return Key("reference", None, min(counts, default=1))
-
-    def same_n(self, key: Key) -> Key:
-        """The imitation policy with as many candidates, of which the same critic chooses: what the adapters gain."""
-        return Key("reference", None, key.candidates)
+    def several_starts(self) -> bool:
+        """Whether the table knows more than one start noise, which then has to be named."""
+        return several_starts(self.summary["rows"])
 
     @property
-    def baseline(self) -> Key:
+    def reference(self) -> Setting:
+        """The imitation policy as it is, with the fewest candidates: what critic and adapters gain together."""
+        start = self.summary.get("start_scale", 1.0)
+        counts = [s.candidates for s in self.settings if s.policy == REFERENCE and s.start_scale == start]
+        return Setting(REFERENCE, None, min(counts, default=1), start)
+
+    def same_n(self, setting: Setting) -> Setting:
+        """The imitation policy with as many candidates and the same start noise, of which the same critic chooses."""
+        start = self.reference.start_scale if setting.policy == "human" else setting.start_scale
+        return Setting(REFERENCE, None, setting.candidates, start)
+
+    def fairest(self, setting: Setting) -> Setting:
+        """The best of what needs no pair for that N, where the evaluation looked for it; else `same_n`."""
+        found = (self.summary["chosen"].get("references") or {}).get(str(setting.candidates))
+        return Setting.of(found) if found else self.same_n(setting)
+
+    @property
+    def baseline(self) -> Setting:
         """What the chosen setting is compared with, in the headline and scene by scene."""
-        return self.same_n(self.chosen)
+        return self.fairest(self.chosen)
 
     @property
-    def chosen(self) -> Key:
-        choice = self.summary["chosen"]
-        return Key("dipole", float(choice["omega"]), int(choice["candidates"]))
+    def chosen(self) -> Setting:
+        return Setting.of({"policy": "dipole", **self.summary["chosen"], "omega": self.chosen_omega})
 
     @property
     def chosen_omega(self) -> float:
@@ -106,24 +113,24 @@ class Evaluation:
         """k in the weight sigma(beta G + k) of the training."""
         return float(self.provenance.get("shift", 0.0))
 
-    def summary_row(self, key: Key) -> dict[str, Any]:
+    def summary_row(self, key: Setting) -> dict[str, Any]:
         """The means and intervals of one key; raises InputError when the summary has none."""
-        for row in self.summary["rows"]:
-            if (row["policy"], row.get("omega"), int(row["candidates"])) == (key.policy, key.omega, key.candidates):
+        for known, row in zip(self.settings, self.summary["rows"]):
+            if known == key:
                 return row
         where = self.folder / "summary.json"
         raise InputError(f"{where}: rows: none for {key.label}; run `dipole-vla evaluate` again")
 
-    def has(self, key: Key) -> bool:
+    def has(self, key: Setting) -> bool:
         return not self._select(key).empty
 
-    def table(self, key: Key) -> pd.DataFrame:
+    def table(self, key: Setting) -> pd.DataFrame:
         """The rows of one key by token, sorted; raises InputError when the sweep has none."""
         if key not in self._tables:
             self._tables[key] = self._by_token(key)
         return self._tables[key]
 
-    def paired(self, key: Key, baseline: Key) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def paired(self, key: Setting, baseline: Setting) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Two tables over the same tokens in the same order."""
         first, second = self.table(key), self.table(baseline)
         if not first.index.equals(second.index):
@@ -132,11 +139,16 @@ class Evaluation:
             raise InputError(f"{where}: scene {odd} is scored for only one of {key.label} and {baseline.label}")
         return first, second
 
-    def gain(self, key: Key, baseline: Key) -> tuple[float, Interval | None]:
+    def gain(self, key: Setting, baseline: Setting) -> tuple[float, Interval | None]:
         """Mean paired difference and its interval: over every drawn candidate where the summary has it (against the
         reference), else over the plans of `rows.parquet`."""
         row = self.summary_row(key)
-        for name, known in (("gain", self.reference), ("equal_n_gain", self.same_n(key))):
+        for name, known in (
+            ("gain", self.reference),
+            ("equal_n_gain", self.same_n(key)),
+            ("fairest_gain", self.fairest(key)),
+            ("human_gain", HUMAN),
+        ):
             if baseline == known and row.get(name) is not None:
                 interval = row.get(f"{name}_ci95")
                 return float(row[name]), None if interval is None else (float(interval[0]), float(interval[1]))
@@ -147,11 +159,11 @@ class Evaluation:
         """Lines of a table with their poses, for a few scenes."""
         return read_parquet(self.folder / f"{table}.parquet", ("poses",), tokens=tokens)
 
-    def plans_of(self, omega: float | None) -> pd.DataFrame:
-        """All candidates of the reference (None) or of one greed; empty where the evaluation kept none."""
+    def plans_of(self, setting: Setting) -> pd.DataFrame:
+        """All candidates a setting chooses from; empty where the evaluation kept none."""
         if self.plans is None:
             return pd.DataFrame(columns=["token", "index", "score", "q"])
-        return self.plans[policy_rows(self.plans, omega)]
+        return self.plans[setting.of_plans(self.plans)]
 
     @cached_property
     def intervals(self) -> LogIntervals:
@@ -161,7 +173,7 @@ class Evaluation:
         """Mean over scenes with its 95 % interval over logs; `values` in the token order of `table`."""
         return float(values.mean()), self.intervals.interval(values.to_numpy())
 
-    def _by_token(self, key: Key) -> pd.DataFrame:
+    def _by_token(self, key: Setting) -> pd.DataFrame:
         rows = self._select(key)
         where = self.folder / "rows.parquet"
         if rows.empty:
@@ -171,17 +183,8 @@ class Evaluation:
             raise InputError(f"{where}: scene {token} appears twice for {key.label}; run `dipole-vla evaluate` again")
         return rows.set_index("token").sort_index()
 
-    def _select(self, key: Key) -> pd.DataFrame:
-        rows = self.rows
-        omega = rows["omega"].isna() if key.omega is None else np.isclose(rows["omega"].astype(float), key.omega)
-        return rows[(rows["policy"] == key.policy) & omega & (rows["candidates"] == key.candidates)]
-
-
-def policy_rows(table: pd.DataFrame, omega: float | None) -> pd.Series:
-    """Mask of the reference's (None) or one greed's lines in a table of plans."""
-    if omega is None:
-        return table["policy"] == "reference"
-    return (table["policy"] == "dipole") & np.isclose(table["omega"].astype(float), omega)
+    def _select(self, key: Setting) -> pd.DataFrame:
+        return self.rows[key.of_rows(self.rows)]
 
 
 def load_evaluation(folder: Path) -> Evaluation:

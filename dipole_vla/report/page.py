@@ -79,14 +79,17 @@ def _unbroken(sentence: str) -> str:
 
 def _content(evaluation: Evaluation, scenes: int) -> dict[str, Any]:
     after, before = evaluation.paired(evaluation.chosen, evaluation.baseline)
-    differences = (after["score"] - before["score"]).to_numpy()
+    differences, summary = (after["score"] - before["score"]).to_numpy(), evaluation.summary
     weights = read_weights(evaluation)
     losses, gains = extreme_cards(evaluation, scenes)
     signatures = sorted(check_all(evaluation), key=lambda signature: signature.verdict != "look")
     return {
         "headline": tables.headline(evaluation),
-        "reference_label": f"reference at N = {evaluation.baseline.candidates}",
+        "several_starts": evaluation.several_starts,
+        "best_of": summary.get("best_of", "groups"),
+        "samples": summary.get("samples"),
         "fewest": evaluation.reference.candidates,
+        "own_start": f"{evaluation.reference.start_scale:g}",
         "columns": [(sub_score(name).short, sub_score(name).title) for name in evaluation.sub_scores],
         "table": tables.score_table(evaluation),
         "curve": Markup(charts.omega_curve(evaluation)),

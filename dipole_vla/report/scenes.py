@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from dipole_vla.data.pictures import read_picture
+from dipole_vla.evaluation.settings import Setting
 from dipole_vla.report import encounters
 from dipole_vla.report.encounters import Encounter
-from dipole_vla.report.inputs import Evaluation, policy_rows
+from dipole_vla.report.inputs import Evaluation
 from dipole_vla.report.metrics import sub_score
 from dipole_vla.report.tables import points, signed
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Moment, Plan, picture, seen_by
@@ -124,13 +125,13 @@ def _card(
     rows: pd.DataFrame,
     plans: pd.DataFrame | None,
 ) -> Card:
-    reference, chosen = _poses(rows, token, before, "reference"), _poses(rows, token, after, "dipole")
+    reference, chosen = (_poses(rows, token, key) for key in (evaluation.baseline, evaluation.chosen))
     scene = evaluation.scenes.get(token, {})
     cache = _scene_cache(evaluation, token)
     sentence, moments = explain(cache, before, after, reference, chosen, evaluation.sub_scores)
     bird = ""
     if cache is not None:
-        candidates, scores = _candidates(plans, token, evaluation.chosen.omega)
+        candidates, scores = _candidates(plans, token, evaluation.chosen)
         human = cache.human_future if cache.human_future is not None else scene.get("future")
         drawn = [] if human is None else [Plan("human", _array(human), HUMAN)]
         drawn += [Plan("reference", reference, REFERENCE), Plan("chosen", chosen, CHOSEN)]
@@ -248,20 +249,16 @@ def _gap(before: pd.Series, after: pd.Series, name: str) -> float:
     return 0.0 if np.isnan(gap) else gap
 
 
-def _poses(rows: pd.DataFrame, token: str, line: pd.Series, policy: str) -> np.ndarray:
-    same_omega = rows["omega"].isna() if pd.isna(line["omega"]) else rows["omega"] == line["omega"]
-    match = rows[
-        (rows["token"] == token) & (rows["policy"] == policy) & same_omega & (rows["candidates"] == line["candidates"])
-    ]
-    return _array(match["poses"].iloc[0])
+def _poses(rows: pd.DataFrame, token: str, setting: Setting) -> np.ndarray:
+    return _array(rows[(rows["token"] == token) & setting.of_rows(rows)]["poses"].iloc[0])
 
 
 def _candidates(
-    plans: pd.DataFrame | None, token: str, omega: float | None
+    plans: pd.DataFrame | None, token: str, setting: Setting
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     if plans is None:
         return None, None
-    own = plans[(plans["token"] == token) & policy_rows(plans, omega)].sort_values("index").head(CANDIDATES_DRAWN)
+    own = plans[(plans["token"] == token) & setting.of_plans(plans)].sort_values("index").head(CANDIDATES_DRAWN)
     if own.empty:
         return None, None
     return np.stack([_array(poses) for poses in own["poses"]]), own["score"].to_numpy(dtype=np.float64)

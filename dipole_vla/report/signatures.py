@@ -8,7 +8,7 @@ from an evaluation; they are listed as not measured rather than left out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -19,10 +19,11 @@ import torch
 
 from dipole_vla.advantage import TOLERANCE, formed
 from dipole_vla.data.tables import rows_per_scene
+from dipole_vla.evaluation.settings import Setting
 from dipole_vla.evaluation.statistics import TOO_FEW, Interval, certain_sign
 from dipole_vla.forming import Advantage
 from dipole_vla.objective import RULES, effective_fraction, positive_weight, rule_named
-from dipole_vla.report.inputs import Evaluation, Key, policy_rows
+from dipole_vla.report.inputs import Evaluation
 
 Verdict = Literal["ok", "look", "not measured"]
 
@@ -197,7 +198,8 @@ def saturated_weights(evaluation: Evaluation) -> Signature:
 def weak_positive(evaluation: Evaluation) -> Signature:
     sign = "Positive policy (ω = 0) worse than the reference"
     remedy = "Train longer: each adapter spends only half of an imitation loss. Check that the right adapter is active."
-    positive, base = Key("dipole", 0.0, evaluation.reference.candidates), evaluation.reference
+    base = evaluation.reference
+    positive = replace(base, policy="dipole", omega=0.0)
     if not evaluation.has(positive):
         return _unmeasured(sign, "ω = 0 was not swept", remedy)
     mean, interval = evaluation.gain(positive, base)
@@ -208,8 +210,7 @@ def weak_positive(evaluation: Evaluation) -> Signature:
 def adapters_alike(evaluation: Evaluation) -> Signature:
     sign = "Swapping the two adapters makes no difference"
     remedy = "Both adapters learned the same: look for gradients that reach only one, a shared seed or a shared tensor."
-    count = evaluation.reference.candidates
-    positive, negative = Key("dipole", 0.0, count), Key("dipole", -1.0, count)
+    positive, negative = (replace(evaluation.reference, policy="dipole", omega=omega) for omega in (0.0, -1.0))
     if not (evaluation.has(positive) and evaluation.has(negative)):
         return _unmeasured(sign, "ω = 0 and ω = −1 were not both swept", remedy)
     mean, interval = evaluation.gain(positive, negative)
@@ -246,9 +247,9 @@ def road_departures(evaluation: Evaluation) -> Signature:
     remedy = "Do not drive with such ω: lower ω or β, clip, guide only the noisier steps, or lean on the critic."
     name, base = "drivable_area_compliance", evaluation.reference
     greedy = [
-        Key("dipole", float(row["omega"]), base.candidates)
-        for row in evaluation.summary["rows"]
-        if row["policy"] == "dipole" and row["omega"] >= 2 and int(row["candidates"]) == base.candidates
+        setting
+        for setting in evaluation.settings
+        if setting == replace(base, policy="dipole", omega=setting.omega) and (setting.omega or 0.0) >= 2
     ]
     if not greedy or name not in evaluation.sub_scores:
         return _unmeasured(sign, "no ω ≥ 2 was swept", remedy)
@@ -268,7 +269,7 @@ def narrowed_samples(evaluation: Evaluation) -> Signature:
         return _unmeasured(sign, evaluation.missing["plans"], remedy)
     tokens = sorted(set(evaluation.plans["token"]))[:: max(1, len(set(evaluation.plans["token"])) // SPREAD_SCENES)]
     plans = evaluation.with_poses("plans", tokens)
-    guided, base = end_spread(plans, evaluation.chosen.omega), end_spread(plans, None)
+    guided, base = end_spread(plans, evaluation.chosen), end_spread(plans, evaluation.same_n(evaluation.chosen))
     if guided is None or base is None:
         return _unmeasured(sign, "the evaluation kept one candidate per scene", remedy)
     where = f"at ω = {evaluation.chosen_omega:g}, {base:.2f} m for the reference"
@@ -279,7 +280,7 @@ def narrowed_samples(evaluation: Evaluation) -> Signature:
 def flattered_critic(evaluation: Evaluation) -> Signature:
     sign = "Critic's value up, score flat: it flatters its own choice"
     remedy = "Use the lower of two critics, fewer candidates, or train the critic on guided samples too."
-    plans = evaluation.plans_of(evaluation.chosen.omega)
+    plans = evaluation.plans_of(evaluation.chosen)
     if "q" not in plans or plans["q"].isna().all():
         return _unmeasured(sign, "the evaluation holds no critic values", remedy)
     if plans.groupby("token").size().min() < 2:
@@ -296,10 +297,10 @@ def flattered_critic(evaluation: Evaluation) -> Signature:
     return _judged(sign, interval, certain_sign(interval) > 0, number, remedy)
 
 
-def end_spread(plans: pd.DataFrame, omega: float | None) -> float | None:
+def end_spread(plans: pd.DataFrame, setting: Setting) -> float | None:
     """Median over scenes of the root-mean-square distance in metres of end points from their mean."""
     spreads = []
-    for _, group in plans[policy_rows(plans, omega)].groupby("token", sort=True):
+    for _, group in plans[setting.of_plans(plans)].groupby("token", sort=True):
         if len(group) > 1:
             ends = np.array([list(poses)[-1][:2] for poses in group["poses"]], dtype=np.float64)
             spreads.append(float(np.sqrt(((ends - ends.mean(axis=0)) ** 2).sum(axis=1).mean())))

@@ -1,25 +1,28 @@
 """Numbers and sentences of the report: headline, score table, what each sub-score won and lost.
 
-Scores are shown ×100 ("points"). Differences are against the reference policy with as many candidates, scene by scene;
+Scores are shown ×100 ("points"). Differences are against the fairest reference for as many candidates, scene by scene;
 intervals respect logs (`evaluation.statistics`). Pictures are in `scenes`, curves in `charts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from dipole_vla.evaluation.settings import MEAN, Setting
 from dipole_vla.evaluation.statistics import TOO_FEW, certain_sign, verdict
-from dipole_vla.report.inputs import Evaluation, Key
+from dipole_vla.evaluation.summary import HUMAN
+from dipole_vla.report.inputs import Evaluation
 from dipole_vla.report.metrics import metric_title, sub_score
 
 GRADED_STEP = 0.05  # a graded sub-score counts as changed from here on
 SAME = 1e-9
-POLICY_ORDER = ("human", "reference", "dipole", "oracle")
+NEAR = 8  # settings within one standard error that are named
+POLICY_ORDER = ("human", "reference", MEAN, "dipole", "oracle")
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,10 @@ class TableRow:
     policy: str
     explanation: str
     omega: str
+    start: str
     candidates: int
     score: Cell
-    equal: Cell  # against the reference with as many candidates
+    fair: Cell  # against the fairest reference for as many candidates
     gain: Cell  # against the one with the fewest
     parts: list[Cell]
     is_chosen: bool
@@ -84,40 +88,79 @@ def headline(evaluation: Evaluation) -> dict[str, Any]:
         "rl_split": summary.get("rl_split"),
         "scenes": plural(int(summary["scenes"]), "scene"),
         "logs": plural(int(summary["logs"]), "log") if summary.get("logs") else "",
-        "chosen": f"ω = {chosen.omega:g}, N = {chosen.candidates}".replace("-", "−"),
+        "chosen": chosen.words(evaluation.several_starts).removeprefix("dipole ").replace("-", "−"),
         "score": points(evaluation.summary_row(chosen)["score"]),
         "reference": points(evaluation.summary_row(evaluation.baseline)["score"]),
         "gain": signed(gain),
         "interval": f"95 % interval {_range(interval)}, paired" if interval else f"{TOO_FEW}: no interval",
         "verdict": verdict(interval),
         "sign": certain_sign(interval),
-        "same_critic": " with the same critic" if chosen.candidates > 1 else "",
+        "reference_label": _reference_label(evaluation),
+        "same_critic": " with the same critic" if evaluation.baseline.candidates > 1 else "",
+        "human": _human(evaluation),
+        "near": _near(summary["chosen"]),
         "is_paired": "two_frame_extended_comfort" in evaluation.sub_scores,
         "trained_on": trained_on,
         "is_other_metric": trained_on not in ("unknown", metric_title(summary["metric"])),
         "is_leaked": bool(summary.get("rl_on_eval_split")),
-        "choice": f"ω and N were chosen on these very scenes ({on}): the gain is optimistic."
+        "choice": f"ω and N were chosen on these very scenes ({on}): the gain is optimistic. So was the reference."
         if is_biased
-        else f"ω and N were chosen on other scenes ({on}), before these were looked at.",
+        else f"ω, N and the reference were chosen on other scenes ({on}), before these were looked at.",
         "is_choice_biased": is_biased,
         "shares": _shares(evaluation),
     }
 
 
+def _reference_label(evaluation: Evaluation) -> str:
+    """Of the baseline: "reference at N = 8", or at which start noise, too, where there are several."""
+    baseline, many = evaluation.baseline, evaluation.several_starts
+    words = baseline.words(many)
+    label = words if baseline.policy == MEAN else words.replace("reference, ", "reference at ", 1)
+    return f"{label}, the fairest on {evaluation.summary['chosen']['on']}," if many else label
+
+
 def _shares(evaluation: Evaluation) -> str:
-    """What the critic's choice among N gains without the adapters, and what both gain together."""
-    chosen, base, middle = evaluation.chosen, evaluation.reference, evaluation.baseline
-    if middle == base:
+    """What the critic's choice among N (and the start noise) gains without the pair, and what all gain together."""
+    chosen, base, middle = evaluation.chosen, evaluation.reference, evaluation.same_n(evaluation.chosen)
+    if middle == base or not evaluation.has(middle):
         return ""
     start = f"one plan of the reference ({points(evaluation.summary_row(base)['score'])})"
     if base.candidates > 1:
         start = (
             f"the best of {base.candidates} plans of the reference ({points(evaluation.summary_row(base)['score'])})"
         )
+    if evaluation.several_starts:
+        start += f" at start noise {base.start_scale:g}"
+    what = "The critic's: choosing" if middle.candidates > 1 else "Without it, sampling"
+    among = f"among {chosen.candidates} plans" if middle.candidates > 1 else "one plan"
+    at = f" at start noise {middle.start_scale:g}" if evaluation.several_starts else ""
     return (
-        f"That number is the adapters' share. The critic's: choosing among {chosen.candidates} plans of the reference "
+        f"That number is what the pair adds. {what} {among} of the reference{at} "
         f"gains {_difference(*evaluation.gain(middle, base))} over {start}. Both together: "
         f"{_difference(*evaluation.gain(chosen, base))}."
+    )
+
+
+def _human(evaluation: Evaluation) -> str:
+    if not evaluation.has(HUMAN):
+        return ""
+    gain = _difference(*evaluation.gain(evaluation.chosen, HUMAN))
+    return f"The human scores {points(evaluation.summary_row(HUMAN)['score'])}; the chosen setting minus that: {gain}."
+
+
+def _near(chosen: Mapping[str, Any]) -> str:
+    """How sure the choice was, where the evaluation that chose says so."""
+    error = chosen.get("standard_error")
+    if error is None:
+        return ""
+    near = "; ".join(
+        Setting.of({"policy": "dipole", **found}).words(True).removeprefix("dipole ")
+        for found in chosen["within_one_error"][:NEAR]
+    )
+    more = "; …" if len(chosen["within_one_error"]) > NEAR else ""
+    return (
+        f"On {chosen['on']} the best mean has a standard error of {points(error)}; within one of it are "
+        f"{len(chosen['within_one_error'])} of {chosen['settings']} settings: {near}{more}."
     )
 
 
@@ -141,6 +184,8 @@ def score_table(evaluation: Evaluation) -> list[TableRow]:
         key=lambda r: (
             POLICY_ORDER.index(r["policy"]) if r["policy"] in POLICY_ORDER else len(POLICY_ORDER),
             r["candidates"],
+            r.get("guidance") or "",
+            r.get("start_scale") or 0.0,
             -np.inf if r.get("omega") is None else r["omega"],
         ),
     )
@@ -148,16 +193,17 @@ def score_table(evaluation: Evaluation) -> list[TableRow]:
 
 
 def _table_row(evaluation: Evaluation, row: dict[str, Any]) -> TableRow:
-    key = Key(row["policy"], row.get("omega"), int(row["candidates"]))
+    key = Setting.of(row)
     interval = row.get("ci95")
     note = "" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
     return TableRow(
         policy=row["policy"],
         explanation=_explanation(key),
         omega="" if key.omega is None else f"{key.omega:g}".replace("-", "−"),
+        start="" if key.start_scale is None else f"{key.start_scale:g}",
         candidates=key.candidates,
         score=Cell(points(row["score"]), note),
-        equal=_gain_cell(evaluation, key, evaluation.same_n(key)),
+        fair=_gain_cell(evaluation, key, evaluation.fairest(key)),
         gain=_gain_cell(evaluation, key, evaluation.reference),
         parts=[_part_cell(evaluation, key, name) for name in evaluation.sub_scores],
         is_chosen=key == evaluation.chosen,
@@ -165,16 +211,16 @@ def _table_row(evaluation: Evaluation, row: dict[str, Any]) -> TableRow:
     )
 
 
-def _gain_cell(evaluation: Evaluation, key: Key, baseline: Key) -> Cell:
+def _gain_cell(evaluation: Evaluation, key: Setting, baseline: Setting) -> Cell:
     if key == baseline or not evaluation.has(baseline):
         return Cell("–")
     gain, interval = evaluation.gain(key, baseline)
     return Cell(signed(gain), _range(interval), certain_sign(interval))
 
 
-def _part_cell(evaluation: Evaluation, key: Key, name: str) -> Cell:
-    """A sub-score's mean and its difference to the reference with as many candidates."""
-    base, value = evaluation.same_n(key), evaluation.summary_row(key).get(name)
+def _part_cell(evaluation: Evaluation, key: Setting, name: str) -> Cell:
+    """A sub-score's mean and its difference to the fairest reference for as many candidates."""
+    base, value = evaluation.fairest(key), evaluation.summary_row(key).get(name)
     if value is None:
         return Cell("–")
     usual = evaluation.summary_row(base).get(name) if evaluation.has(base) else None
@@ -183,21 +229,25 @@ def _part_cell(evaluation: Evaluation, key: Key, name: str) -> Cell:
     return Cell(points(value), signed(value - usual), _certain_sign(evaluation, key, base, name))
 
 
-def _certain_sign(evaluation: Evaluation, key: Key, base: Key, name: str) -> int:
+def _certain_sign(evaluation: Evaluation, key: Setting, base: Setting, name: str) -> int:
     """Direction of a sub-score's paired difference; 0 when its interval includes zero."""
     first, second = evaluation.paired(key, base)
     difference = first[name] - second[name]
     return 0 if difference.isna().any() else certain_sign(evaluation.mean_interval(difference)[1])
 
 
-def _explanation(key: Key) -> str:
+def _explanation(key: Setting) -> str:
     many = key.candidates > 1
     if key.policy == "human":
         return "as driven in the log"
     if key.policy == "reference":
         return "imitation policy" + (", critic chooses" if many else "")
+    if key.policy == MEAN:
+        return "mean of all plans drawn, no critic"
     if key.policy == "oracle":
         return "upper bound: the simulator chooses, it sees the future"
+    if key.guidance:
+        return f"guided, {key.guidance}" + (", critic chooses" if many else "")
     if key.omega == -1:
         return "negative policy" + (", critic chooses" if many else "")
     if key.omega == 0:
@@ -245,12 +295,14 @@ def scene_counts(differences: np.ndarray) -> str:
 
 def curve_sentence(evaluation: Evaluation) -> str:
     """What the ω curve shows, from its numbers."""
-    rows = [row for row in evaluation.summary["rows"] if row["policy"] == "dipole"]
-    count = evaluation.chosen.candidates
+    chosen, count = evaluation.chosen, evaluation.chosen.candidates
+    curve = [(setting, row) for setting, row in zip(evaluation.settings, evaluation.summary["rows"])]
+    rows = [row for setting, row in curve if replace(setting, candidates=count) == replace(chosen, omega=setting.omega)]
     line = sorted((row for row in rows if row["candidates"] == count), key=lambda row: row["omega"])
     best, last = max(line, key=lambda row: row["score"]), line[-1]
     at = {row["omega"]: row["score"] for row in line}
-    sentence = f"With N = {count} the score "
+    start = f" at start noise {chosen.start_scale:g}" if evaluation.several_starts else ""
+    sentence = f"With N = {count}{start} the score "
     if -1.0 in at and 0.0 in at:
         verb = "rises" if at[0.0] > at[-1.0] else "does not rise"
         start, end = points(at[-1.0]), points(at[0.0])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_vla.guidance import Role, guided_denoiser
+from dipole_vla.guidance import Combination, Role, guided_denoiser
 from dipole_vla.rl.heads import Method
 from dipole_vla.rl.learner import PREDICTION, SCHEDULE, Learner
 from dipole_vla.rl.stack import StackedMLP
@@ -41,7 +41,7 @@ def sample(
         inputs = torch.cat([observation, x_t.unflatten(0, shape), t.to(x_t.dtype).reshape(*shape, 1)], -1)
         return networks[role](inputs).flatten(0, 1)
 
-    denoise = guided_denoiser(predict, SCHEDULE, PREDICTION, omega, interval)
+    denoise = guided_denoiser(predict, SCHEDULE, PREDICTION, omega, Combination(*interval))
     return solve(solver, SCHEDULE, denoise, noise)
 
 

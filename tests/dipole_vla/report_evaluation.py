@@ -16,7 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet
 from PIL import Image
 
+from dipole_vla.evaluation.settings import MEAN, Setting
 from dipole_vla.evaluation.summary import summarise
+from dipole_vla.evaluation.sweep import Sweep
+from dipole_vla.solvers import SolverSpec
 from navsim_adapter.cache.log_file import write_log
 from navsim_adapter.cache.store import log_path, write_index
 from navsim_adapter.foundation.files import finish, write_json
@@ -121,7 +124,7 @@ def write_evaluation(
         "inputs": {name: str(root / name) for name in ("scenes", "sensors", "cache", "candidates")},
     }
     choice = {**CHOSEN, "on": chosen_on, "on_these_scenes": chosen_on == facts["split"]}
-    rows, summary = summarise(plans, OMEGAS, COUNTS, facts, choice)
+    rows, summary = summarise(plans, settings_of_plans(), facts, choice)
     folder = root / "evaluation"
     folder.mkdir(parents=True)
     pyarrow.parquet.write_table(plans, folder / "plans.parquet")
@@ -130,6 +133,11 @@ def write_evaluation(
     finish(folder, {"command": "evaluate"})
     _write_origins(root, tokens, logs)
     return folder
+
+
+def settings_of_plans() -> list[Setting]:
+    sweep = Sweep.of(OMEGAS, COUNTS, [1.0], None, None, SolverSpec())
+    return [setting for setting in sweep.settings if setting.policy != MEAN]
 
 
 def _plans(tokens: list[str], logs: list[str]) -> pa.Table:

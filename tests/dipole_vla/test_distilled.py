@@ -11,7 +11,7 @@ from small_backbone import make_backbone, make_observation, spread_adapters
 from dipole_vla.backbones.weights import read_tensors, write_tensors
 from dipole_vla.export.distil import guided_states, held_out
 from dipole_vla.guidance import guide
-from dipole_vla.objective import per_sample_loss
+from dipole_vla.objective import RULES, per_sample_loss
 from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy, load_policy
 from dipole_vla.policy.distilled import DistilledPair
 from navsim_adapter.foundation.errors import InputError
@@ -132,13 +132,19 @@ def test_the_target_is_the_guided_policys_own_field(rule):
     policy, omega, seen = make_policy(rule=rule), torch.tensor([0.5, 1.0, 2.0]), []
     policy.distilled, policy.guidance = None, Guidance(rule=rule, clamp=(-0.5, 0.5))
     policy.backbone.solver = replace(policy.backbone.solver, clamp_at="end")
-    predict_guided = policy._predict_guided
+    predict_both, acting = policy._predict_both, omega * RULES[rule].greed
 
-    def watched(*arguments):
-        predict = predict_guided(*arguments)
-        return lambda x_t, t: seen.append((x_t, predict(x_t, t))) or seen[-1][1]
+    def watched(scenes):
+        predict = predict_both(scenes)
 
-    policy._predict_guided = watched
+        def both(x_t, t):
+            outputs = predict(x_t, t)
+            seen.append((x_t, guide(*outputs, acting)))
+            return outputs
+
+        return both
+
+    policy._predict_both = watched
     policy.sample(make_observation(), omega, 1, noise_of(candidates=1))
     context = policy.encode(make_observation()).encoded(None)
     x_t, t, wanted = guided_states(policy, context, omega, noise_of(candidates=1)[:, 0])

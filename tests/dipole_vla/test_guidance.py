@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dipole_vla.guidance import guide, guided_denoiser, roles_for
+from dipole_vla.guidance import Combination, guide, guided_denoiser, roles_for
 from dipole_vla.objective import negative_weight, positive_weight
 from dipole_vla.paths import CosineTable, LinearFlow, VPLinear, interpolate, target, to_x0
 from dipole_vla.solvers import SolverSpec, solve
@@ -171,7 +171,7 @@ def test_outside_the_interval_the_positive_policy_acts_alone():
         return x_t
 
     schedule, x_t = LinearFlow(), torch.zeros(2, 8, 4)
-    denoise = guided_denoiser(predict, schedule, "sample", 2.0, interval=(0.5, 1.0))
+    denoise = guided_denoiser(predict, schedule, "sample", 2.0, Combination(low=0.5))
     for time in (0.9, 0.2):
         denoise(x_t, torch.full((2,), time))
     assert asked == [(0.9, "positive"), (0.9, "negative"), (0.2, "positive")]

@@ -116,7 +116,7 @@ def test_two_logs_are_too_few_to_tell(tmp_path: Path) -> None:
     assert (top["verdict"], top["sign"]) == ("too few logs to tell", 0)
     assert "beyond chance" not in page.split("<h2>1")[0]
     assert not any(
-        cell.sign for row in score_table(load_evaluation(folder)) for cell in (row.equal, row.gain, *row.parts)
+        cell.sign for row in score_table(load_evaluation(folder)) for cell in (row.fair, row.gain, *row.parts)
     )
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from report_evaluation import write_evaluation
 
+from dipole_vla.evaluation.settings import Setting
 from dipole_vla.report import signatures
-from dipole_vla.report.inputs import Evaluation, Key, load_evaluation
+from dipole_vla.report.inputs import Evaluation, load_evaluation
 from dipole_vla.report.page import render_page
 from dipole_vla.report.signatures import check_all, end_spread, read_weights
 
@@ -144,7 +145,7 @@ def test_a_single_shared_scene_is_a_leak(evaluation: Evaluation) -> None:
 
 def test_positive_policy_below_the_reference(evaluation: Evaluation) -> None:
     assert signatures.weak_positive(evaluation).verdict == "ok"
-    row = evaluation.summary_row(Key("dipole", 0.0, evaluation.reference.candidates))
+    row = evaluation.summary_row(Setting("dipole", 0.0, evaluation.reference.candidates))
     row["gain"], row["gain_ci95"] = -0.1, [-0.15, -0.05]
     assert signatures.weak_positive(evaluation).verdict == "look"
 
@@ -167,7 +168,7 @@ def test_road_departures_at_high_greed(evaluation: Evaluation) -> None:
 
 def test_narrowed_samples(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     spreads = {None: 2.0, 1.0: 0.5}
-    monkeypatch.setattr(signatures, "end_spread", lambda plans, omega: spreads[omega])
+    monkeypatch.setattr(signatures, "end_spread", lambda plans, setting: spreads[setting.omega])
     assert signatures.narrowed_samples(evaluation).verdict == "look"
     spreads[1.0] = 1.5
     assert signatures.narrowed_samples(evaluation).verdict == "ok"
@@ -177,8 +178,8 @@ def test_end_spread_is_the_distance_from_the_mean() -> None:
     ends = [(10.0, 3.0), (10.0, -3.0), (14.0, 0.0), (6.0, 0.0)]  # squares 9, 9, 16, 16: mean 12.5
     poses = [[[0.0, 0.0, 0.0], [x, y, 0.0]] for x, y in ends]
     plans = pd.DataFrame({"token": "t", "policy": "reference", "omega": np.nan, "poses": poses})
-    assert end_spread(plans, None) == pytest.approx(12.5**0.5)
-    assert end_spread(plans, 1.0) is None
+    assert end_spread(plans, Setting("reference")) == pytest.approx(12.5**0.5)
+    assert end_spread(plans, Setting("dipole", 1.0)) is None
 
 
 def test_critic_that_prefers_the_worst(evaluation: Evaluation) -> None:
