@@ -31,7 +31,7 @@ SMALLER = {
         "--checkpoint_every",
         "2",
     ],
-    "evaluate.yaml": ["--omega", "[-1, 0, 1]", "--candidates", "[1, 2]"],
+    "evaluate.yaml": ["--omega", "[-1, 0, 1]", "--candidates", "[1, 2]", "--start_scale", "[0, 1]", "--samples", "3"],
 }
 
 

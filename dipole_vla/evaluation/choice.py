@@ -1,6 +1,6 @@
-"""Which setting to report, and which reference to compare it with: found on these scenes, or on an evaluation of others.
+"""Which setting to report and which reference to compare it with: found here, or on an evaluation of other scenes.
 
-An evaluation of other scenes is read and checked before anything is scored here.
+That evaluation is read and checked before anything is scored here.
 """
 
 from __future__ import annotations

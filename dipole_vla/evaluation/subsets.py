@@ -1,7 +1,7 @@
 """The best of N of M drawn plans, over all subsets at once: every drawn plan counts for every N <= M.
 
-Plans are ranked by the critic, equal ones by their index. Of a random N-subset the plan of rank r is kept where it is in
-it and nothing better is: C(M - 1 - r, N - 1) of the C(M, N) subsets.
+Plans are ranked by the critic, equal ones by their index. Of a random N-subset the plan of rank r is kept where it is
+in it and nothing better is: C(M - 1 - r, N - 1) of the C(M, N) subsets.
 """
 
 from __future__ import annotations

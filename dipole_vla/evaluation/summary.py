@@ -1,8 +1,8 @@
 """From plans to rows and a summary: which candidate the critic kept, means, intervals, the chosen setting.
 
-Every drawn plan counts for every N: N = 1 is the mean over all that were drawn, a larger N the mean over all subsets of N
-(`subsets`). `rows.parquet` keeps the first N only, the plan that would have been driven. Under a metric that compares
-a plan with that of the frame before (EPDMS), subsets are no drives: there the drawn plans fall into groups of N, each
+Every drawn plan counts for every N: N = 1 is the mean over all that were drawn, a larger N the mean over all subsets
+of N (`subsets`). `rows.parquet` keeps the first N only, the plan that would have been driven. Under a metric that
+compares a plan with that of the frame before (EPDMS), subsets are no drives: the drawn plans fall into groups of N, each
 a planner of its own that drives the whole split.
 """
 

@@ -8,10 +8,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dipole_vla.guidance import Combination, guide, guided_denoiser, roles_for
+from dipole_vla.guidance import Combination, adjusted, guide, guided_denoiser, label, roles_for
 from dipole_vla.objective import negative_weight, positive_weight
 from dipole_vla.paths import CosineTable, LinearFlow, VPLinear, interpolate, target, to_x0
 from dipole_vla.solvers import SolverSpec, solve
+from navsim_adapter.foundation.errors import InputError
 
 GRID = torch.linspace(-6, 6, 1201, dtype=torch.float64)
 MEANS, STDS, SHARES = (-2.0, 0.0, 2.0), (0.4, 0.5, 0.4), (0.3, 0.4, 0.3)
@@ -180,3 +181,81 @@ def test_outside_the_interval_the_positive_policy_acts_alone():
 def test_omega_must_be_finite():
     with pytest.raises(ValueError, match="omega"):
         roles_for(math.nan)
+
+
+SHAPES = [{"distance": 0.7}, {"power": 0.5}, {"power": -0.5}, {"early": 0.6}, {"decay": 1.5}]
+
+
+def random_pair(rows=4):
+    positive, negative = torch.randn(2, rows, 8, 4, generator=torch.Generator().manual_seed(3))
+    return positive, negative
+
+
+def test_the_plain_combination_is_guidance_bit_for_bit():
+    pair, omega = random_pair(), torch.tensor([-1.0, 0.0, 1.5, 4.0])
+    for value in (0.7, omega):
+        assert torch.equal(Combination().combine(*pair, value, 0.3), guide(*pair, value))
+
+
+@pytest.mark.parametrize("keys", SHAPES)
+def test_a_shape_leaves_positive_and_negative_policy_as_they_are_and_changes_the_rest(keys):
+    positive, negative = random_pair()
+    found = Combination(**keys).combine(positive, negative, torch.tensor([0.0, -1.0, -0.5, 2.0]), 0.8)
+    plain = guide(positive, negative, torch.tensor([0.0, -1.0, -0.5, 2.0]))
+    assert torch.equal(found[0], positive[0])
+    assert torch.equal(found[1], negative[1])
+    assert torch.equal(found[2], plain[2])
+    assert not torch.allclose(found[3], plain[3])
+
+
+def test_each_shape_is_its_formula():
+    positive, negative = random_pair()
+    d = positive - negative
+    size, ratio = (d**2).mean((1, 2)).sqrt(), (d**2).sum((1, 2)) / (negative**2).sum((1, 2))
+    level = 0.8
+    for keys, factor in (
+        ({"distance": 0.7}, torch.exp(-0.7 * ratio)),
+        ({"power": 0.5}, size**0.5),
+        ({"early": 0.6}, torch.full((4,), 0.2 / 0.6)),
+        ({"early": 0.1}, torch.ones(4)),
+        ({"decay": 1.5}, torch.full((4,), math.exp(-1.2))),
+        ({"power": 1.0, "decay": 1.0}, size * math.exp(-0.8)),
+    ):
+        if keys == {"early": 0.1}:
+            found = Combination(**keys).combine(positive, negative, 2.0, 0.5)
+        else:
+            found = Combination(**keys).combine(positive, negative, 2.0, level)
+        torch.testing.assert_close(found, guide(positive, negative, 2.0 * factor))
+
+
+def test_predictions_that_agree_stay_finite_under_every_shape():
+    same = torch.zeros(2, 8, 4)
+    for keys in SHAPES:
+        assert torch.equal(Combination(**keys).combine(same, same, 3.0, 0.5), same)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("distance", [-1.0, math.inf, "1", True, None]),
+        ("power", [-1.0, math.nan, "1"]),
+        ("early", [-0.1, 1.1, None]),
+        ("decay", [-0.1, math.inf]),
+        ("low", [1.0, -0.1]),
+        ("clamp", ["12", 3.0, [1.0, 0.0], None]),
+    ],
+)
+def test_a_combination_that_cannot_be_meant_is_refused(field, values):
+    for value in values:
+        with pytest.raises(InputError, match=rf"guidance\.{field}"):
+            adjusted(Combination(), {field: value})
+
+
+def test_an_unknown_key_is_named_and_nothing_is_changed_by_none():
+    with pytest.raises(InputError, match=r"'pwoer'.*power"):
+        adjusted(Combination(), {"pwoer": 1.0})
+    own = Combination(low=0.5, clamp=(-1.0, 1.0))
+    assert adjusted(own, {}) == own
+    assert adjusted(own, {"clamp": [], "power": 1}) == Combination(low=0.5, power=1)
+    assert label({"clamp": [-3, 3], "power": 0.5}) == "clamp -3 to 3, power 0.5"
+    assert label({}) == ""

@@ -463,3 +463,25 @@ def test_a_bad_policy_file_names_its_field(saved):
     file.write_text("{")
     with pytest.raises(InputError, match=r"policy\.json: cannot be read"):
         load_policy(saved / "policy", device="cpu")
+
+
+def test_start_noise_and_guidance_of_a_call(policy):
+    noise = noise_of(candidates=2)
+    scenes = policy.encode(make_observation())
+    plans = policy.sample(scenes, 2.0, 2, noise)
+    assert torch.equal(policy.sample(scenes, 2.0, 2, noise, start_scale=1.0, guidance={}), plans)
+    assert_same_numbers(
+        policy.sample(scenes, 2.0, 2, noise, start_scale=0.5), policy.sample(scenes, 2.0, 2, 0.5 * noise)
+    )
+    still = policy.sample(scenes, None, 2, noise, start_scale=0)
+    assert_same_numbers(still[:, 0], still[:, 1])
+    shaped = policy.sample(scenes, 2.0, 2, noise, guidance={"power": 1.0, "decay": 0.5})
+    assert not torch.allclose(shaped, plans)
+    for omega in (0.0, -1.0):
+        own = policy.sample(scenes, omega, 2, noise)
+        assert torch.equal(policy.sample(scenes, omega, 2, noise, guidance={"distance": 1.0, "early": 0.5}), own)
+    for wrong in (-0.5, float("nan"), "1", True):
+        with pytest.raises(InputError, match="start_scale"):
+            policy.sample(scenes, 1.0, 2, noise, start_scale=wrong)
+    with pytest.raises(InputError, match="guidance"):
+        policy.sample(scenes, 1.0, 2, noise, guidance={"omega": 2.0})
