@@ -2,8 +2,8 @@
 
 Every drawn plan counts for every N: N = 1 is the mean over all that were drawn, a larger N the mean over all subsets
 of N (`subsets`). `rows.parquet` keeps the first N only, the plan that would have been driven. Under a metric that
-compares a plan with that of the frame before (EPDMS), subsets are no drives: the drawn plans fall into groups of N, each
-a planner of its own that drives the whole split.
+compares a plan with that of the frame before (EPDMS), subsets are no drives: the drawn plans fall into groups of N,
+each a planner of its own that drives the whole split.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _row(
     start = base.start_scale if setting == HUMAN else setting.start_scale
 
     def against(name: str, baseline: Setting | None) -> dict[str, Any]:
-        if baseline == setting or baseline not in scenes:
+        if baseline is None or baseline == setting or baseline not in scenes:
             return {name: None, f"{name}_ci95": None}
         difference = (own.score - scenes[baseline].score).to_numpy()
         return {name: float(difference.mean()), f"{name}_ci95": _listed(intervals.interval(difference))}
