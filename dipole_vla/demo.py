@@ -141,7 +141,7 @@ def print_summary(evaluation: Path) -> None:
             *["" if row[name] is None else f"{100 * row[name]:.1f}" for name in short],
             style="bold green" if is_chosen else "dim" if row["policy"] == "oracle" else "",
         )
-    Console(width=max(console.width, 160), highlight=False).print(table)
+    Console(width=max(console.width, 190), highlight=False).print(table)
     for line in headline(summary):
         console.print(line, markup=False, soft_wrap=True)
 

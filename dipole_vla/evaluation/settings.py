@@ -77,6 +77,11 @@ def mean_plan(plans: np.ndarray) -> np.ndarray:
     return np.concatenate([plans[..., :2].mean(1), heading[..., None]], axis=-1)[:, None]
 
 
+def fewest_of(settings: Iterable[Setting], setting: Setting) -> Setting:
+    """The same with the fewest candidates of the table."""
+    return min((s for s in settings if s.best_of(1) == setting.best_of(1)), key=lambda found: found.candidates)
+
+
 def several_starts(rows: Iterable[Mapping[str, Any]]) -> bool:
     """Whether rows of a summary differ in start noise."""
     return len({Setting.of(row).start_scale for row in rows} - {None}) > 1

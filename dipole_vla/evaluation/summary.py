@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from dipole_vla.evaluation.choice import choice_here
-from dipole_vla.evaluation.settings import REFERENCE, Setting, several_starts
+from dipole_vla.evaluation.settings import REFERENCE, Setting, fewest_of, several_starts
 from dipole_vla.evaluation.statistics import TOO_FEW, LogIntervals, verdict
 from dipole_vla.evaluation.subsets import best_of
 from dipole_vla.scoring import Scorer, drive_columns, pairs_frames
@@ -88,13 +88,7 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
     lines = [f"{name}: {100 * rows[own]['score']:.1f}, {gain} against {against}: {said}"]
     if chosen["on_these_scenes"]:
         lines.append("chosen on these very scenes, and so was the reference: both are optimistic")
-    same, base = Setting(REFERENCE, None, own.candidates, own.start_scale), _base(list(rows), summary["start_scale"])
-    if same != base and same in rows and rows[same]["gain"] is not None:
-        what = f"the critic's choice among {own.candidates}" if own.candidates > 1 else "that start noise alone"
-        lines.append(
-            f"{what} gains {difference_words(rows[same], 'gain')} for the reference; in all "
-            f"{difference_words(rows[own], 'gain')} over the {_plain(base.words(many))}"
-        )
+    lines += _shares(rows, own, summary["start_scale"], many)
     lines.append(
         f"human {100 * rows[HUMAN]['score']:.1f}: chosen minus human {difference_words(rows[own], 'human_gain')}"
     )
@@ -104,6 +98,19 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
             f"{len(chosen['within_one_error'])} of {chosen['settings']} settings were within it"
         )
     return lines
+
+
+def _shares(rows: Mapping[Setting, Mapping[str, Any]], own: Setting, start: float | None, many: bool) -> list[str]:
+    """What the reference gains by the chosen start noise or by the critic, and what all gain together."""
+    same, base = Setting(REFERENCE, None, own.candidates, own.start_scale), _base(list(rows), start)
+    if same == base or same not in rows or rows[same]["gain"] is None:
+        return []
+    words = f"sampled so, too, the reference gains {difference_words(rows[same], 'gain')}"
+    if rows[same]["critic_gain"] is not None:
+        gain = difference_words(rows[same], "critic_gain")
+        words = f"the critic's choice among {own.candidates} gains {gain} for the reference"
+        words += f" at start noise {own.start_scale:g}" if many else ""
+    return [f"{words}; in all {difference_words(rows[own], 'gain')} over the {_plain(base.words(many))}"]
 
 
 def _plain(words: str) -> str:
@@ -208,7 +215,7 @@ def _row(
     """Means of a setting, and its differences to the references and to the human.
 
     gain: to `base`. equal_n_gain: to the reference with as many candidates and the same start noise. fairest_gain: to
-    the fairest reference for that N.
+    the fairest reference for that N. critic_gain: to itself with the fewest candidates.
     """
     own, fair = scenes[setting], references.get(str(setting.candidates))
     start = base.start_scale if setting == HUMAN else setting.start_scale
@@ -225,6 +232,7 @@ def _row(
         "ci95": _listed(intervals.interval(own.score.to_numpy())),
         "standard_error": intervals.error(own.score.to_numpy()),
         **against("gain", base),
+        **against("critic_gain", fewest_of(scenes, setting)),
         **against("equal_n_gain", Setting(REFERENCE, None, setting.candidates, start)),
         **against("fairest_gain", Setting.of(fair) if fair else None),
         **against("human_gain", HUMAN),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from dipole_vla.evaluation.settings import REFERENCE, Setting, several_starts
+from dipole_vla.evaluation.settings import REFERENCE, Setting, fewest_of, several_starts
 from dipole_vla.evaluation.statistics import Interval, LogIntervals
 from dipole_vla.evaluation.summary import HUMAN
 from navsim_adapter.foundation.errors import InputError
@@ -145,6 +145,7 @@ class Evaluation:
         row = self.summary_row(key)
         for name, known in (
             ("gain", self.reference),
+            ("critic_gain", fewest_of(self.settings, key)),
             ("equal_n_gain", self.same_n(key)),
             ("fairest_gain", self.fairest(key)),
             ("human_gain", HUMAN),

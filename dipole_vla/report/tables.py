@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dipole_vla.evaluation.settings import MEAN, Setting
+from dipole_vla.evaluation.settings import MEAN, Setting, fewest_of
 from dipole_vla.evaluation.statistics import TOO_FEW, certain_sign, verdict
 from dipole_vla.evaluation.summary import HUMAN
 from dipole_vla.report.inputs import Evaluation
@@ -120,25 +120,29 @@ def _reference_label(evaluation: Evaluation) -> str:
 
 
 def _shares(evaluation: Evaluation) -> str:
-    """What the critic's choice among N (and the start noise) gains without the pair, and what all gain together."""
+    """What the critic's choice among N (else the start noise) gains without the pair, and what all gain together."""
     chosen, base, middle = evaluation.chosen, evaluation.reference, evaluation.same_n(evaluation.chosen)
     if middle == base or not evaluation.has(middle):
         return ""
-    start = f"one plan of the reference ({points(evaluation.summary_row(base)['score'])})"
-    if base.candidates > 1:
-        start = (
-            f"the best of {base.candidates} plans of the reference ({points(evaluation.summary_row(base)['score'])})"
-        )
-    if evaluation.several_starts:
-        start += f" at start noise {base.start_scale:g}"
-    what = "The critic's: choosing" if middle.candidates > 1 else "Without it, sampling"
-    among = f"among {chosen.candidates} plans" if middle.candidates > 1 else "one plan"
-    at = f" at start noise {middle.start_scale:g}" if evaluation.several_starts else ""
+    below = fewest_of(evaluation.settings, middle) if middle.candidates > 1 else base
+    what = "The critic's: choosing" if middle.candidates > 1 else "Less start noise does without it:"
     return (
-        f"That number is what the pair adds. {what} {among} of the reference{at} "
-        f"gains {_difference(*evaluation.gain(middle, base))} over {start}. Both together: "
-        f"{_difference(*evaluation.gain(chosen, base))}."
+        f"That number is what the pair adds. {what} {_few(middle, evaluation)} "
+        f"gains {_difference(*evaluation.gain(middle, below))} over {_few(below, evaluation, with_score=True)}. "
+        f"All together: {_difference(*evaluation.gain(chosen, base))} over {_few(base, evaluation, with_score=True)}."
     )
+
+
+def _few(setting: Setting, evaluation: Evaluation, with_score: bool = False) -> str:
+    """Plans of the reference, in words: "one plan of the reference at start noise 1 (51.9)"."""
+    best = "the best of" if with_score else "among"
+    words = (
+        "one plan of the reference"
+        if setting.candidates == 1
+        else f"{best} {setting.candidates} plans of the reference"
+    )
+    words += f" at start noise {setting.start_scale:g}" if evaluation.several_starts else ""
+    return f"{words} ({points(evaluation.summary_row(setting)['score'])})" if with_score else words
 
 
 def _human(evaluation: Evaluation) -> str:
