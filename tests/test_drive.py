@@ -48,6 +48,7 @@ def spread(loop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     line = ["evaluate", "--config", shipped_recipes() / "evaluate.yaml", "--policy", folder / "policy", "--scenes"]
     line += [loop / "scenes" / "test", "--scorer.cache", loop / "cache" / "test", "--out", folder / "evaluation"]
     line += ["--choose_on", "null", "--omega", "[-1, 0, 1]", "--candidates", "[1, 2]"]
+    line += ["--start_scale", "[1]", "--samples", "2"]
     assert main([str(word) for word in line]) == 0
     return folder
 

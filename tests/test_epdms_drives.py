@@ -78,7 +78,7 @@ def test_a_setting_is_one_planner_over_the_whole_split(
     loop: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = {"scenes": loop / "scenes" / "test", "scorer__cache": loop / "cache" / "test"}
-    sweep = {"omega": [0, 2], "candidates": [1, 2], "choose_on": "null"}
+    sweep = {"omega": [0, 2], "candidates": [1, 2], "start_scale": [1], "samples": 2, "choose_on": "null"}
     for size in PARTS:
         monkeypatch.setattr(parts, "PART", size)
         run("evaluate", "evaluate.yaml", policy=policy, out=tmp_path / str(size), **sweep, **folders)

@@ -40,7 +40,8 @@ def test_summary_has_the_promised_fields(loop: Path) -> None:
     assert (summary["split"], summary["rl_split"], summary["rl_on_eval_split"]) == ("test", "trainval", False)
     assert (summary["chosen"]["on"], summary["chosen"]["on_these_scenes"]) == ("mini", False)
     validation = json.loads((loop / "validation" / "summary.json").read_text())
-    assert summary["chosen"]["omega"] == validation["chosen"]["omega"]
+    for name in ("omega", "candidates", "start_scale", "references", "standard_error", "within_one_error"):
+        assert summary["chosen"][name] == validation["chosen"][name]
     rows = {(row["policy"], row["omega"], row["candidates"]) for row in summary["rows"]}
     assert {("human", None, 1), ("reference", None, 1), ("reference", None, 2)} < rows
     assert {("dipole", omega, n) for omega in (-1.0, 0.0, 1.0) for n in (1, 2)} < rows
@@ -53,7 +54,8 @@ def test_summary_has_the_promised_fields(loop: Path) -> None:
 
 def test_evaluation_rows_carry_the_scorers_own_figures(loop: Path) -> None:
     rows = pd.read_parquet(loop / "evaluation" / "rows.parquet")
-    assert len(rows) == 6 * (1 + 2 + 6 + 1)
+    of_reference, of_pair = 1 + 2 + 1, 3 * (1 + 2)  # one plan at start noise 0, N = 1 and 2 at 1, the mean of three
+    assert len(rows) == 6 * (1 + of_reference + of_pair + 1)
     scorer = Scorer(loop / "cache" / "test")
     for _, row in rows.sample(10, random_state=0).iterrows():
         poses = np.stack([np.asarray(pose) for pose in row["poses"]])

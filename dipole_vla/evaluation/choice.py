@@ -57,6 +57,7 @@ def choice_here(
     best = max(guided, key=scores.__getitem__)
     error = errors[best]
     near = [setting for setting in guided if error is not None and scores[setting] >= scores[best] - error]
+    near.sort(key=scores.__getitem__, reverse=True)
     return {
         **_named(choose(scores)),
         "on": split,

@@ -21,7 +21,7 @@ from dipole_vla.report.metrics import metric_title, sub_score
 
 GRADED_STEP = 0.05  # a graded sub-score counts as changed from here on
 SAME = 1e-9
-NEAR = 8  # settings within one standard error that are named
+NEAR = 5  # settings within one standard error that are named
 POLICY_ORDER = ("human", "reference", MEAN, "dipole", "oracle")
 
 
@@ -157,14 +157,14 @@ def _near(chosen: Mapping[str, Any]) -> str:
     error = chosen.get("standard_error")
     if error is None:
         return ""
-    near = "; ".join(
-        Setting.of({"policy": "dipole", **found}).words(True).removeprefix("dipole ")
+    names = [
+        Setting.of({"policy": "dipole", **found}).words(True).removeprefix("dipole ").replace("-", "−")
         for found in chosen["within_one_error"][:NEAR]
-    )
-    more = "; …" if len(chosen["within_one_error"]) > NEAR else ""
+    ]
+    best = "among them" if len(names) < len(chosen["within_one_error"]) else "namely"
     return (
         f"On {chosen['on']} the best mean has a standard error of {points(error)}; within one of it are "
-        f"{len(chosen['within_one_error'])} of {chosen['settings']} settings: {near}{more}."
+        f"{len(chosen['within_one_error'])} of {chosen['settings']} settings, {best} {'; '.join(names)}."
     )
 
 

@@ -7,16 +7,18 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_summary import FACTS, plans, row, settings
 
-from dipole_vla.evaluation.choice import choose, fairest
+from dipole_vla.evaluation.choice import choice_of, choose, fairest
 from dipole_vla.evaluation.settings import MEAN, Setting, mean_plan
 from dipole_vla.evaluation.subsets import best_of, best_of_weights
 from dipole_vla.evaluation.summary import headline, summarise
 from dipole_vla.evaluation.sweep import Sweep
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import write_json
 
 
 def brute_force(values: np.ndarray, by: np.ndarray, count: int) -> float:
@@ -150,3 +152,20 @@ def test_a_sweep_that_cannot_be_meant_is_refused_in_one_line(field, value):
     with pytest.raises(InputError, match=field) as refused:
         Sweep.of(**given, solver=SolverSpec())
     assert "\n" not in str(refused.value)
+
+
+def test_an_evaluation_of_before_start_noise_was_swept_chooses_nothing(tmp_path):
+    write_json(tmp_path / "manifest.json", {"made_by": {"command": "evaluate", "scorer": {"metric": "pdms"}}})
+    chosen = {"omega": 1.0, "candidates": 1, "on": "mini", "on_these_scenes": True}
+    old = {"chosen": chosen, "provenance": {"policy_fingerprint": "p"}, "split": "mini"}
+    write_json(tmp_path / "summary.json", old)
+    pq.write_table(pa.table({"token": ["other"]}), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match="evaluate there again"):
+        choice_of(tmp_path, ["t"], "p", {"metric": "pdms"}, settings([1.0], [1]))
+    swept = {**chosen, "references": {"1": Setting("reference").facts()}, "start_scale": 1.0, "guidance": ""}
+    write_json(tmp_path / "summary.json", {**old, "chosen": swept})
+    found = choice_of(tmp_path, ["t"], "p", {"metric": "pdms"}, settings([1.0], [1]))
+    assert (found["on"], found["on_these_scenes"]) == ("mini", False)
+    for wanted in (settings([2.0], [1]), settings([1.0], [1], starts=(0.5,))):
+        with pytest.raises(InputError, match="start_scale"):
+            choice_of(tmp_path, ["t"], "p", {"metric": "pdms"}, wanted)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet
 import pytest
 from report_evaluation import CHOSEN, write_evaluation
@@ -326,3 +328,45 @@ def test_report_never_writes_into_the_evaluation_or_a_used_folder(copy: Path, tm
     with pytest.raises(InputError, match="holds files of something else"):
         write_report(copy, tmp_path / "used")
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["thesis.txt"]
+
+
+def test_an_evaluation_of_before_start_noise_was_swept_is_reported_as_it_was(copy: Path, tmp_path: Path) -> None:
+    for name in ("rows", "plans"):
+        table = pyarrow.parquet.read_table(copy / f"{name}.parquet")
+        old = [column for column in table.column_names if column not in ("start_scale", "guidance")]
+        pyarrow.parquet.write_table(table.select(old), copy / f"{name}.parquet")
+    summary = read_json(copy / "summary.json")
+    new = (
+        "start_scale",
+        "guidance",
+        "standard_error",
+        "fairest_gain",
+        "fairest_gain_ci95",
+        "critic_gain",
+        "human_gain",
+    )
+    summary["rows"] = [{key: value for key, value in row.items() if key not in new} for row in summary["rows"]]
+    summary["chosen"] = {**CHOSEN, "on": "validation", "on_these_scenes": False}
+    for key in ("start_scale", "samples", "best_of"):
+        summary.pop(key, None)
+    write_json(copy / "summary.json", summary)
+    finish(copy, {"command": "evaluate"})
+    page = write_report(copy, tmp_path / "report", 1).read_text()
+    assert "reference at N\u00a0=\u00a04 with the same critic" in page
+    assert "start noise" not in page.split("<h2>2")[0]
+
+
+def test_the_page_names_start_noise_where_there_is_more_than_one(copy: Path, tmp_path: Path) -> None:
+    summary = read_json(copy / "summary.json")
+    summary["rows"] += [{**row, "start_scale": 0.0} for row in summary["rows"] if row["policy"] == "reference"]
+    summary["chosen"]["references"]["4"] = {"policy": "reference", "candidates": 4, "start_scale": 0.0}
+    write_json(copy / "summary.json", summary)
+    rows = pyarrow.parquet.read_table(copy / "rows.parquet").to_pandas()
+    more = rows[rows.policy == "reference"].assign(start_scale=0.0)
+    pd.concat([rows, more], ignore_index=True).to_parquet(copy / "rows.parquet")
+    finish(copy, {"command": "evaluate"})
+    page = write_report(copy, tmp_path / "report", 0).read_text()
+    assert "against 70.0 for the reference at start noise 0, N\u00a0=\u00a04" in re.sub(
+        r"against [\d.]+ for", "against 70.0 for", page
+    )
+    assert "against fairest reference" in page
