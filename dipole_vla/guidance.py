@@ -148,8 +148,9 @@ class Combination:
 
     def _strength(self, positive: Tensor, negative: Tensor, omega: float | Tensor, level: float) -> Tensor:
         """(rows,) what omega counts at this step."""
-        factor = math.exp(-self.decay * level) * (min(1.0, (1 - level) / self.early) if self.early else 1.0)
         squares = (positive - negative).flatten(1).pow(2).mean(1)
+        early = min(1.0, (1 - level) / self.early) if self.early else 1.0
+        factor = squares.new_tensor(math.exp(-self.decay * level) * early)
         tiny = torch.finfo(squares.dtype).tiny
         if self.distance:
             factor = factor * torch.exp(-self.distance * squares / negative.flatten(1).pow(2).mean(1).clamp_min(tiny))
@@ -171,7 +172,7 @@ def adjusted(own: C, given: Mapping[str, Any], where: str = "guidance") -> C:
         if name not in SWEPT:
             hint = did_you_mean(str(name), list(SWEPT))
             raise InputError(f"{where}: {shown(name)} is not one of {', '.join(SWEPT)}{hint}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return replace(own, **values)
 
 

@@ -62,7 +62,7 @@ def drive(
     unfinished = run.out.with_name(f"{run.out.name}.parts")
     before = _about(run.out) if run.out.exists() else began(unfinished)
     asked = {"omega": greed, "candidates": count, "seed": seed, "name": name}
-    more = {"start_scale": start_scale, "guidance": guidance or None}
+    more: dict[str, Any] = {"start_scale": start_scale, "guidance": guidance or None}
     asked |= {key: value for key, value in more.items() if value is not None}  # not so in tables of before
     made_by = {**inputs("drive", run, table, before), **asked}
     if _is_made(run.out, made_by):

@@ -79,7 +79,9 @@ def evaluate(
     table.futures(range(1))  # the human is scored, too, and rendered scenes have none
     require_scenes(scorer, table.tokens)
     leaks = check_not_trained_on(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
-    chosen = choose_on and choice_of(choose_on, table.tokens, actor.fingerprint, made_by["scorer"], sweep.settings)
+    chosen = None
+    if choose_on:
+        chosen = choice_of(choose_on, table.tokens, actor.fingerprint, made_by["scorer"], sweep.settings)
     if is_finished(run, made_by):
         return
 
