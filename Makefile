@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export DS_BUILD_OPS := 0
 
-.PHONY: install demo test test-slow test-faults lint bench docs clean
+.PHONY: install demo checkpoint test test-slow test-faults lint bench docs clean
 
 install: $(INSTALLED)
 
@@ -16,6 +16,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/dipole-vla demo --out $(or $(OUT),runs/demo) --seed $(or $(SEED),0)
+
+checkpoint: $(INSTALLED)
+	$(BIN)/python recipes/demo/reference/make.py $(or $(OUT),runs/checkpoint)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2

@@ -16,6 +16,7 @@ from rich.table import Table
 from dipole_vla.evaluation.settings import Setting
 from dipole_vla.evaluation.summary import difference_words, headline
 from dipole_vla.progress import console
+from dipole_vla.reference import shipped_reference
 from dipole_vla.report.metrics import sub_score
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json
@@ -25,7 +26,12 @@ SPLITS = {"train": "trainval", "validation": "mini", "test": "test"}  # ours -> 
 
 
 def demo(
-    out: Path = Path("runs/demo"), seed: int = 0, recipes: Path | None = None, rounds: int = 0, omega: float = 1.0
+    out: Path = Path("runs/demo"),
+    seed: int = 0,
+    recipes: Path | None = None,
+    rounds: int = 0,
+    omega: float = 1.0,
+    from_scratch: bool = False,
 ) -> None:
     """From logs to a policy better than the one that imitates: synth, convert, cache, fit, collect, evaluate.
 
@@ -36,12 +42,16 @@ def demo(
         rounds: online rounds after it, each in a folder of its own: the guided policy of the round before drives the
             training scenes, a new critic learns from what came of it, and the pair is trained on.
         omega: greed of the policy that drives in those rounds.
+        from_scratch: imitate on this very world, from random weights, instead of starting from the reference policy
+            that comes with the recipes.
     """
     if rounds < 0:
         raise InputError(f"--rounds: must be >= 0, got {rounds}; 0 is the offline loop alone")
     recipes = recipes or shipped_recipes()
     started = time.monotonic()
-    for line in steps(out, seed, recipes, rounds, omega):
+    reference = None if from_scratch else shipped_reference(recipes, seed)
+    console.print(f"starts from {reference or 'random weights'}", markup=False, soft_wrap=True)
+    for line in steps(out, seed, recipes, rounds, omega, reference.folder if reference else None):
         console.print(f"\n$ {shlex.join(line)}", style="bold", markup=False)
         run_step(line)
     for folder in [out, *(out / f"round-{number}" for number in range(1, rounds + 1))]:
@@ -50,41 +60,53 @@ def demo(
     console.print(f"{time.monotonic() - started:.0f} s")
 
 
-def steps(out: Path, seed: int, recipes: Path, rounds: int = 0, omega: float = 1.0) -> list[list[str]]:
-    """The command lines of the demo, in order."""
-    lines = prepare(out, seed, recipes) + improve(out, out, seed, recipes, out / "imitation")
+def steps(
+    out: Path, seed: int, recipes: Path, rounds: int = 0, omega: float = 1.0, reference: Path | None = None
+) -> list[list[str]]:
+    """The command lines of the demo, in order. reference: the policy to start from; None trains one first."""
+    lines = prepare(out, seed)
+    if reference is None:
+        lines += imitate(out, seed, recipes)
+        reference = out / "imitation"
+    lines += improve(out, out, seed, recipes, reference, reference)
     policy = out / "dipole"
     for number in range(1, rounds + 1):
         folder = out / f"round-{number}"
-        lines += improve(out, folder, seed, recipes, policy, omega)
+        lines += improve(out, folder, seed, recipes, reference, policy, omega)
         policy = folder / "dipole"
     return lines
 
 
-def prepare(out: Path, seed: int, recipes: Path) -> list[list[str]]:
-    """World, scenes, caches, and the policy that imitates."""
+def prepare(out: Path, seed: int) -> list[list[str]]:
+    """World, scenes and caches."""
     world, scenes, cache = out / "world", out / "scenes", out / "cache"
     lines: list[list] = [["navsim-adapter", "synth", "--out", world, "--seed", seed]]
     lines[0] += ["--validation", SCENES, "--test", SCENES]
     for ours, theirs in SPLITS.items():
         lines.append(["navsim-adapter", "convert", "--data", world, "--split", theirs, "--out", scenes / ours])
         lines.append(["navsim-adapter", "cache", "--data", world, "--split", theirs, "--out", cache / ours])
-    lines.append(["dipole-vla", "init", "--config", recipes / "init.yaml", "--out", out / "init", "--seed", seed])
-    model, data = {"backbone": out / "init"}, {"scenes": scenes / "train"}
-    lines.append(_fit(recipes / "imitation.yaml", out / "imitation", seed, model, data))
+    return [[str(word) for word in line] for line in lines]
+
+
+def imitate(out: Path, seed: int, recipes: Path) -> list[list[str]]:
+    """Random weights, then the policy that imitates the humans of this world."""
+    line: list = ["dipole-vla", "init", "--config", recipes / "init.yaml", "--out", out / "init", "--seed", seed]
+    model, data = {"backbone": out / "init"}, {"scenes": out / "scenes" / "train"}
+    lines = [line, _fit(recipes / "imitation.yaml", out / "imitation", seed, model, data)]
     return [[str(word) for word in line] for line in lines]
 
 
 def improve(
-    out: Path, folder: Path, seed: int, recipes: Path, policy: Path, omega: float | None = None
+    out: Path, folder: Path, seed: int, recipes: Path, backbone: Path, policy: Path, omega: float | None = None
 ) -> list[list[str]]:
     """One round in `folder`: `policy` drives, critic and adapters learn from what came of it, both splits are driven.
 
+    backbone: the reference, on which critic and pair are built.
     omega: of a guided policy, whose pair is then trained on; None: the reference drives, as in the offline loop.
     """
     scenes, cache = out / "scenes", out / "cache"
     train = {"scenes": scenes / "train", "candidates": folder / "candidates"}
-    reference = {"backbone": out / "imitation"}
+    reference = {"backbone": backbone}
     collect: list = ["dipole-vla", "collect", "--config", recipes / "collect.yaml", "--policy", policy]
     collect += ["--scenes", scenes / "train", "--scorer.cache", cache / "train", "--out", folder / "candidates"]
     lines: list[list] = [[*collect, "--seed", seed, *([] if omega is None else ["--omega", omega])]]

@@ -109,7 +109,8 @@ def launched(loop: Path, folder: Path, steps: int, *more: str) -> tuple[str, Pat
     line = next(line for line in small_steps(loop) if line[1] == "fit" and line[5] == str(loop / "dipole"))
     recipe, out = folder / "recipe.yaml", folder / "dipole"
     recipe.write_text(Path(line[3]).read_text().replace("runs/demo/dipole", str(out)))
-    for name in ("imitation", "critic", "scenes/train", "candidates"):
+    recipe.write_text(recipe.read_text().replace("recipes/demo/reference", str(loop / "imitation")))
+    for name in ("critic", "scenes/train", "candidates"):
         recipe.write_text(recipe.read_text().replace(f"runs/demo/{name}", str(loop / name)))
     options = [word for word in line[6:] if word != str(loop / "dipole")]
     argv = ["--config", str(recipe), "--nodes", "2", "--gpus", "0", "--cpus", "1", *more, "--", *options]
