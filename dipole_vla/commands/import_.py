@@ -114,6 +114,7 @@ def import_checkpoint(family: str, source: Path, out: Path, rl_split: str | None
     }
     if is_made(out, made_by):
         return skipped("import", out)
+    console.print(f"import: reading {source}", markup=False, soft_wrap=True)
     imported: Imported = read(source, **given)  # before OUT is begun: a refused source must leave nothing there
     with making(out, made_by) as is_open:
         if not is_open:

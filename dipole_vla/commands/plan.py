@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, cast
@@ -23,9 +24,9 @@ def plan(argv: Sequence[str]) -> None:
         return
     options, rest = _options(argv)
     early.check(rest)
-    from dipole_vla.planning.needs import Gpus, planned, report_lines, say
+    print("plan: reading the recipe", file=sys.stderr, flush=True)  # the imports alone take seconds
+    from dipole_vla.planning.needs import Gpus, planned, report_lines
 
-    say("reading the recipe")
     recipe = resolved_recipe(rest)
     found = planned(recipe, Gpus.parse(options["gpus"]), measure=options["measure"])
     print(json.dumps(found, indent=2) if options["json"] else report_lines(found))

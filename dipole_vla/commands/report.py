@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dipole_vla.progress import wrote
+from dipole_vla.progress import console, wrote
 from dipole_vla.report.page import write_report
 
 
@@ -16,4 +16,5 @@ def report(evaluation: Path, out: Path | None = None, scenes: int = 4) -> None:
         out: folder to write; default is `report` beside the evaluation.
         scenes: how many worst losses and how many best gains to show.
     """
+    console.print(f"report: drawing {evaluation}", markup=False, soft_wrap=True)
     wrote("report", write_report(evaluation, out or Path(evaluation).resolve().parent / "report", scenes))
