@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Literal
 
 import torch
@@ -117,13 +118,41 @@ RULES: dict[str, Rule] = {
 }
 
 
-def rule_named(name: str, routing: Routing = "both") -> Rule:
-    """The rule of that name, if it can be trained by that routing; InputError with the near one."""
-    if name not in RULES:
-        raise InputError(f"rule: must be one of {', '.join(RULES)}, got {name!r}{did_you_mean(name, list(RULES))}")
-    if routing == "bernoulli" and len(RULES[name].trained) != 2:
+GROUP = "dipole_vla.rules"
+"""Entry points of other packages: name of a rule = "module:RULE". Read where a rule is not one of `RULES`."""
+
+
+def rule_named(name: str, routing: Routing = "both", where: str = "rule") -> Rule:
+    """The rule of that name, if it can be trained by that routing; InputError with the near one.
+
+    where: who asks, for the message.
+    """
+    rule = RULES.get(name) if isinstance(name, str) else None
+    rule = rule or _offered(name, where)
+    if routing == "bernoulli" and len(rule.trained) != 2:
         raise InputError(f"routing: bernoulli needs two policies, rule {name!r} trains one; use routing both")
-    return RULES[name]
+    return rule
+
+
+def _offered(name: str, where: str) -> Rule:
+    """The rule that another package offers under that name."""
+    offers = entry_points(group=GROUP)
+    point = next((point for point in offers if point.name == name), None)
+    if point is None:
+        known = [*RULES, *sorted(offers.names)]
+        raise InputError(f"{where}: must be one of {', '.join(known)}, got {name!r}{did_you_mean(str(name), known)}")
+    try:
+        found = point.load()
+    except Exception as problem:  # whatever the module of another package does when it is imported
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise InputError(
+            f"rule: {name!r}: {point.value} cannot be imported ({reason}); repair its package"
+        ) from problem
+    if not isinstance(found, Rule):
+        raise InputError(
+            f"rule: {name!r}: {point.value} must be a dipole_vla.objective.Rule, is a {type(found).__name__}"
+        )
+    return found
 
 
 def per_sample_loss(output: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:

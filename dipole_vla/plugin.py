@@ -26,7 +26,7 @@ from dipole_vla.backbones.base import Backbone, Context
 from dipole_vla.backbones.own_network import DenoiseOwn, Encode, OwnNetwork
 from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.guidance import SIGNS, Omega, Role
-from dipole_vla.objective import RULES, DenoiseRouted, OnRoleLoss, Routing, dichotomous_loss, rule_named
+from dipole_vla.objective import DenoiseRouted, OnRoleLoss, Routing, dichotomous_loss, rule_named
 from dipole_vla.paths import CosineTable, LinearFlow, Prediction, Schedule
 from dipole_vla.policy import AdapterPair, EncodedScenes, Guidance, GuidedPolicy
 from dipole_vla.policy.arguments import whole
@@ -292,7 +292,7 @@ class Dipole(nn.Module):
     @property
     def _roles(self) -> tuple[Role, ...]:
         """Whose predictions the loss asks for."""
-        return (*self.trained, None) if RULES[self.rule].is_mirrored else self.trained
+        return (*self.trained, None) if rule_named(self.rule).is_mirrored else self.trained
 
     def _candidates(self, action: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, *shape) and (B, K), float32, checked."""

@@ -8,12 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
 
-from dipole_vla import backbones
+from dipole_vla import backbones, objective
 from dipole_vla.backbones import FAMILIES, backbone_class, register_backbone
 from dipole_vla.backbones.timm.model import TimmDriver
 from dipole_vla.demo import shipped_recipes
@@ -57,6 +57,7 @@ def test_every_command_takes_the_family_of_a_package(loop: Path, tmp_path: Path,
         "[0, 1]",
     ]
     pair = ["--model.backbone", base, "--model.critic", "null", "--model.rank", 4, "--data.candidates", candidates]
+    pair += ["--model.rule", "ramp"]
     lines = [
         ["init", "--family", "my_vla", "--out", tmp_path / "init", "--sizes.width", 16],
         ["fit", "--config", recipes / "imitation.yaml", "--model.backbone", tmp_path / "init", "--out", base, *few],
@@ -118,6 +119,21 @@ def test_the_known_families_include_what_is_offered(monkeypatch: pytest.MonkeyPa
     offer(monkeypatch, "json:VLA")
     with pytest.raises(InputError, match=r"did you mean 'their_vla'.*timm"):
         backbone_class("their_vl")
+
+
+@pytest.mark.parametrize(
+    ("target", "match"), [("nowhere:RULE", "nowhere:RULE cannot be imported"), ("json:loads", "must be a dipole_vla")]
+)
+def test_a_rule_that_cannot_be_used_is_refused_in_one_line(
+    target: str, match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = EntryPoints([EntryPoint("theirs", target, objective.GROUP)])
+    monkeypatch.setattr(objective, "entry_points", lambda group: points)
+    with pytest.raises(InputError, match=match) as refusal:
+        objective.rule_named("theirs")
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(InputError, match="did you mean 'theirs'"):
+        objective.rule_named("their")
 
 
 def test_our_own_families_ask_no_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.statistics import LogIntervals
 from dipole_vla.guidance import Role, guide, guided_denoiser
-from dipole_vla.objective import RULES, per_sample_loss
+from dipole_vla.objective import per_sample_loss, rule_named
 from dipole_vla.policy import AdapterPair, Context, GuidedPolicy
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.progress import bar
@@ -80,7 +80,7 @@ def distil(
             f"distil: guidance.{policy.guidance.shaped[0]}: makes omega change from step to step, which one network "
             "for each omega cannot follow; distil a policy without it"
         )
-    negative = RULES[policy.guidance.rule].negative_role
+    negative = rule_named(policy.guidance.rule).negative_role
     distilled = DistilledPair(pair, _acting(policy, training.highest), training.rank, negative)
     table = SceneTable(scenes, sensors)
     inside, outside = held_out(table.tokens, training.held_out)
@@ -118,7 +118,7 @@ def guided_states(
     """
     pair, backbone = policy.pair, policy.backbone
     assert isinstance(pair, AdapterPair)
-    roles: tuple[Role, Role] = ("positive", RULES[policy.guidance.rule].negative_role)
+    roles: tuple[Role, Role] = ("positive", rule_named(policy.guidance.rule).negative_role)
     omega = _acting(policy, omega)
     with torch.no_grad():
         prepared = pair.prepare_both(dict.fromkeys(roles, encoded), roles)
@@ -148,7 +148,7 @@ def guided_states(
 
 def _acting(policy: GuidedPolicy, omega: T) -> T:
     """The policy's omega between the roles that act: twice as much where the negative is a mirror image."""
-    return omega * RULES[policy.guidance.rule].greed
+    return omega * rule_named(policy.guidance.rule).greed
 
 
 class _Encoded:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dipole_vla.guidance import SIGNS
-from dipole_vla.objective import RULES
+from dipole_vla.objective import rule_named
 from dipole_vla.policy import AdapterPair, GuidedPolicy
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_text
@@ -47,7 +47,7 @@ def write_peft(policy: GuidedPolicy, out: Path) -> dict[str, Any]:
 def _guidance(policy: GuidedPolicy) -> dict[str, str]:
     """The rule's own formula, in the words of the README."""
     name = policy.guidance.rule
-    rule = RULES[name]
+    rule = rule_named(name)
     omega = "omega" if rule.greed == 1 else f"{rule.greed:g} * omega"
     if rule.negative_role is not None:
         return {"rule": name, "formula": f"(1 + {omega}) * positive - {omega} * negative", "untrained": ""}

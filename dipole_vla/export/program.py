@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dipole_vla.backbones.example import SCENE, example_observation
 from dipole_vla.backbones.observing import COMMANDS, history, status
-from dipole_vla.objective import RULES
+from dipole_vla.objective import rule_named
 from dipole_vla.policy import GuidedPolicy, Processor
 from dipole_vla.progress import console
 from navsim_adapter.foundation.errors import InputError
@@ -67,7 +67,7 @@ def write_program(
     """Trace, write, read again, compare; InputError if the written loop gives other plans."""
     policy.backbone.requires_grad_(False)
     if policy.distilled is not None:
-        policy.distilled.fold(policy.guidance.omega * RULES[policy.guidance.rule].greed)
+        policy.distilled.fold(policy.guidance.omega * rule_named(policy.guidance.rule).greed)
     observation = {name: value.to(policy.device) for name, value in example_observation(policy.backbone, 1).items()}
     names = list(observation)
     loop = SamplingLoop(policy, names, candidates, steps).eval()

@@ -38,7 +38,7 @@ from dipole_vla.guidance import (
     guided_denoiser,
     roles_for,
 )
-from dipole_vla.objective import RULES
+from dipole_vla.objective import rule_named
 from dipole_vla.policy.adapters import AdapterPair, pass_the_base
 from dipole_vla.policy.arguments import (
     check_generator,
@@ -77,8 +77,7 @@ class Guidance(Combination):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.rule, str) or self.rule not in RULES:
-            raise InputError(f"guidance.rule: must be one of {', '.join(RULES)}, got {self.rule!r}")
+        rule_named(self.rule, where="guidance.rule")
         if not are_numbers(self.omega) or not abs(self.omega) < LIMIT:
             raise InputError(f"guidance.omega: must be a finite number below {LIMIT:.3g} in size, got {self.omega!r}")
         whole("guidance.candidates", self.candidates)
@@ -175,7 +174,7 @@ class GuidedPolicy:
         combination = self.combination(guidance)
         count = self.guidance.candidates if candidates is None else whole("candidates", candidates)
         omega = as_omega(self.guidance.omega if isinstance(omega, str) and omega == "default" else omega)
-        omega = None if omega is None else omega * RULES[self.guidance.rule].greed
+        omega = None if omega is None else omega * rule_named(self.guidance.rule).greed
         start = self._start(len(scenes), count, noise, generator)
         batch = len(scenes)
         flat_omega = per_row(omega, batch, count).to(start.device) if isinstance(omega, Tensor) else omega
@@ -185,7 +184,7 @@ class GuidedPolicy:
             self.backbone.prediction,
             flat_omega,
             combination,
-            RULES[self.guidance.rule].negative_role,
+            rule_named(self.guidance.rule).negative_role,
             self._predict_both(scenes),
             self._predict_distilled(scenes, flat_omega, count),
         )
@@ -257,7 +256,7 @@ class GuidedPolicy:
         if not isinstance(self.pair, AdapterPair):
             return None
         pair = self.pair
-        roles: tuple[Role, Role] = ("positive", RULES[self.guidance.rule].negative_role)
+        roles: tuple[Role, Role] = ("positive", rule_named(self.guidance.rule).negative_role)
 
         def together(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             return pair.denoise_both(scenes.prepared_both(roles), x_t, t, roles)

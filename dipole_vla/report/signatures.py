@@ -22,7 +22,7 @@ from dipole_vla.data.tables import rows_per_scene
 from dipole_vla.evaluation.settings import Setting
 from dipole_vla.evaluation.statistics import TOO_FEW, Interval, certain_sign
 from dipole_vla.forming import Advantage
-from dipole_vla.objective import RULES, effective_fraction, positive_weight, rule_named
+from dipole_vla.objective import effective_fraction, positive_weight, rule_named
 from dipole_vla.report.inputs import Evaluation
 
 Verdict = Literal["ok", "look", "not measured"]
@@ -76,12 +76,12 @@ class Weights:
     @property
     def neutral(self) -> float:
         """The positive weight of a candidate no better and no worse than its scene's others."""
-        return float(RULES[self.rule].positive(torch.zeros(()), self.beta, self.shift))
+        return float(rule_named(self.rule).positive(torch.zeros(()), self.beta, self.shift))
 
     @property
     def is_sigmoid(self) -> bool:
         """The positive weight is a share of one, the rest of which is the negative one's."""
-        return RULES[self.rule].positive is positive_weight
+        return rule_named(self.rule).positive is positive_weight
 
     @property
     def effective_fraction(self) -> dict[str, float]:
@@ -234,7 +234,7 @@ def greed_beyond_support(evaluation: Evaluation) -> Signature:
         return _unmeasured(sign, _why_no_weights(evaluation), remedy)
     if weights.rule == "indicator":
         return _unmeasured(sign, "rule indicator: its weights do not depend on β", remedy)
-    omega, times = evaluation.chosen_omega, RULES[weights.rule].greed  # a mirrored negative doubles omega
+    omega, times = evaluation.chosen_omega, rule_named(weights.rule).greed  # a mirrored negative doubles omega
     spread = weights.beta * float(weights.advantage.std())
     greed, limit = spread * (1 + times * omega), (GREED_LIMIT / (spread or np.inf) - 1) / times
     doubled = f", which rule {weights.rule} doubles" if times == 2 else ""

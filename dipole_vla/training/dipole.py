@@ -19,7 +19,7 @@ from dipole_vla.data.splits import RL_TOKENS, SeenByRL
 from dipole_vla.data.tables import CandidateTable
 from dipole_vla.forming import Advantage
 from dipole_vla.guidance import SIGNS, Role
-from dipole_vla.objective import RULES, Routing, base_distance, rule_named, sign_distance
+from dipole_vla.objective import Routing, base_distance, rule_named, sign_distance
 from dipole_vla.paths import interpolate
 from dipole_vla.plugin import Dipole, Noised
 from dipole_vla.policy import AdapterPair, Context
@@ -131,7 +131,7 @@ class DipoleModule(FineTuning):
         omega = candidates.about.get("omega")
         self.base_drove = omega is None
         rule = self.dipole.rule
-        if RULES[rule].negative_role is None and not self.base_drove:
+        if rule_named(rule).negative_role is None and not self.base_drove:
             raise InputError(
                 f"{candidates.folder}: was driven with omega {omega:g}, but model.rule {rule} trains no negative: "
                 "the base has its place, and did not drive; collect with omega null, or use the dichotomous rule"
