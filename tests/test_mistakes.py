@@ -173,7 +173,12 @@ def test_folders_are_reported_by_the_name_they_have(tmp_path, capsys) -> None:
         ("test", "nowhere", (), ("no such folder",)),
         ("test", "validation", ("--scorer.metric", "epdms"), ("metric pdms", "epdms")),
         ("test", "validation", ("--omega", "[7]"), ("not in this sweep", "add it to omega")),
-        ("test", "validation", ("--candidates", "[7]"), ("not in this sweep", "and candidates")),
+        (
+            "test",
+            "validation",
+            ("--candidates", "[7]", "--start_scale", "[1]"),
+            ("not in this sweep", "and candidates"),
+        ),
     ],
 )
 def test_omega_is_not_chosen_by_what_may_not_choose_it(

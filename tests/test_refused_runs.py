@@ -34,7 +34,7 @@ def without_critic(loop: Path, tmp_path: Path) -> Path:
 
 def test_an_evaluation_is_corrected_in_its_own_folder(loop, tmp_path, capsys, without_critic) -> None:
     out = tmp_path / "e"
-    right = evaluate(loop, out, "test")
+    right = evaluate(loop, out, "test", "--start_scale", "[1]")
     refused([*right, "--scorer.cache", loop / "cache/train"], capsys, "not in the scoring cache")
     refused([*right, "--policy", without_critic, "--candidates", "[1, 2]"], capsys, "no critic")
     refused([*right, "--sensors", tmp_path], capsys, "cannot be read")  # after the folder was begun
@@ -43,7 +43,7 @@ def test_an_evaluation_is_corrected_in_its_own_folder(loop, tmp_path, capsys, wi
     verify(out)
     said = capsys.readouterr().out
     assert "omega 0, N 1" in said
-    assert "against the reference at N 1" in said
+    assert "against the reference" in said
 
 
 def test_a_collection_is_corrected_in_its_own_folder(loop, tmp_path, capsys) -> None:

@@ -48,9 +48,9 @@ def call(function: Callable[..., None], argv: Sequence[str], command: str, posit
     """
     argv = spelled_out(take_imports(argv))
     parser = ArgumentParser(prog=f"dipole-vla {command}", exit_on_error=False, description=_first_line(function))
-    if "config" not in inspect.signature(function).parameters:
+    known = inspect.signature(function, eval_str=True).parameters
+    if "config" not in known:
         parser.add_argument("--config", action="config", help="recipe YAML; its keys are the options below")
-    known = inspect.signature(function).parameters
     shared: Any = known["run"].annotation if "run" in known and is_dataclass(known["run"].annotation) else None
     if shared:
         parser.add_class_arguments(shared)

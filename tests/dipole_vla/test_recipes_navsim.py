@@ -63,10 +63,10 @@ def test_a_command_recipe_is_taken_by_its_parser(parsed_only, command, folder):
     taken = {}
 
     @functools.wraps(COMMANDS[command])
-    def run(**arguments):
-        taken.update(arguments)
+    def parsed(run, **arguments):
+        taken.update(arguments, **vars(run))
 
-    call(run, ["--config", str(folder / f"{command}.yaml")], command)
+    call(parsed, ["--config", str(folder / f"{command}.yaml")], command)
     raw = yaml.safe_load((folder / f"{command}.yaml").read_text())
     assert set(raw) <= set(taken)
 
