@@ -42,7 +42,7 @@ def advantage(
     """
     check_range("--batch_size", batch_size, 1)
     inputs = {"candidates": stamp(candidates), "critic": stamp(critic), "scenes": stamp(scenes)}
-    table, scored = SceneTable(scenes, sensors), CandidateTable(candidates)
+    table, scored = SceneTable(scenes, sensors), CandidateTable(candidates, with_variants=True)
     made_by = {"command": "advantage", **inputs, **pictures_entry(table.pictures, began(out), out)}
     actor = load_policy(backbone, device=device)
     model, fitted = fitted_critic(critic, backbone, actor.fingerprint, actor.noise_shape[0], actor.device)

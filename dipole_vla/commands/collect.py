@@ -5,16 +5,19 @@ The only place where G is made for driving data. Everything downstream sees (obs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from dipole_vla.advantage import group_relative, informative
 from dipole_vla.commands.driving import inputs, is_finished, make_folder
 from dipole_vla.commands.scene_run import SceneRun
 from dipole_vla.data.batches import batches, start_noise
+from dipole_vla.data.columns import VARIANT
 from dipole_vla.data.pictures import began
 from dipole_vla.data.splits import refuse_collection
 from dipole_vla.data.tables import SceneTable
@@ -24,6 +27,7 @@ from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, columns, identity, require_scenes
 from navsim_adapter.foundation.files import write_json
 from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.variants import varied
 
 
 def collect(
@@ -32,6 +36,7 @@ def collect(
     candidates: int = 16,
     omega: float | None = None,
     with_human: bool = True,
+    variants: int = 0,
     seed: int = 0,
     recipe: dict[str, Any] | None = None,
 ) -> None:
@@ -42,10 +47,12 @@ def collect(
         candidates: trajectories sampled per scene.
         omega: greed of the collecting policy; null is the reference policy.
         with_human: also score the human's own future as candidate 0.
+        variants: copies of each plan that are driven faster or slower and drift to a side, scored for the critic alone.
         seed: start noise.
         recipe: filled by the command line with the resolved recipe.
     """
     check_range("--candidates", candidates, 1)
+    check_range("--variants", variants, 0)
     check_range("--omega", omega)
     table = SceneTable(run.scenes, run.sensors)
     refuse_collection(table.split, run.allow_eval_split)
@@ -56,6 +63,7 @@ def collect(
         "omega": omega,
         "with_human": with_human,
         "seed": seed,
+        **({"variants": variants} if variants else {}),  # not so in folders of before
     }
     if is_finished(run, made_by):
         return
@@ -65,7 +73,9 @@ def collect(
     actor = load_policy(run.policy, run.backbone, run.device)
 
     def score(positions: range) -> pa.Table:
-        return _score_part(actor, table, positions, scorer, candidates, omega, with_human, run.batch_size, seed)
+        return _score_part(
+            actor, table, positions, scorer, candidates, omega, with_human, variants, run.batch_size, seed
+        )
 
     def assemble(rows: pa.Table) -> None:
         _write(run, rows, table, actor, omega, recipe or {})
@@ -82,6 +92,7 @@ def _score_part(
     candidates: int,
     omega: float | None,
     with_human: bool,
+    variants: int,
     batch_size: int,
     seed: int,
 ) -> pa.Table:
@@ -98,20 +109,31 @@ def _score_part(
     if with_human:
         human = table.futures(positions, poses.shape[2])
         poses = np.concatenate([human[:, None], poses], axis=1)
+    plans = poses.shape[1]
+    if variants:
+        poses = np.concatenate([poses, _variants(tokens, poses, variants, seed)], axis=1)
     scores = scorer.score(tokens, poses)
     group = poses.shape[1]
-    source = "reference" if omega is None else "guided"
+    source = ["human"] * with_human + ["reference" if omega is None else "guided"] * candidates
+    advantage = np.zeros(scores.score.shape)  # a variant has none
+    advantage[:, :plans] = group_relative(torch.from_numpy(scores.score[:, :plans])).numpy()
     columns_of = {
         "token": np.repeat(tokens, group),
         "index": np.tile(np.arange(group, dtype=np.int32), len(tokens)),
-        "source": np.tile((["human"] if with_human else []) + [source] * candidates, len(tokens)),
+        "source": np.tile(source + [VARIANT] * (group - plans), len(tokens)),
         "poses": [p.tolist() for p in poses.reshape(-1, *poses.shape[2:])],
         **{name: values.reshape(-1) for name, values in columns(scores).items()},
         "return": scores.score.reshape(-1),
-        "advantage": group_relative(torch.from_numpy(scores.score)).numpy().reshape(-1),
+        "advantage": advantage.reshape(-1),
     }
     rows = pa.table({name: pa.array(values) for name, values in columns_of.items()})
     return rows.replace_schema_metadata({"metric": scores.metric})
+
+
+def _variants(tokens: Sequence[str], poses: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(S, K * count, T, 3): `count` variants of each plan (S, K, T, 3), one plan after the other."""
+    draws = start_noise(tokens, poses.shape[1] * count, (2,), seed).numpy()
+    return varied(np.repeat(poses, count, axis=1), draws)
 
 
 def _write(run: SceneRun, rows: pa.Table, table: SceneTable, actor, omega: float | None, recipe: dict) -> None:
@@ -121,7 +143,8 @@ def _write(run: SceneRun, rows: pa.Table, table: SceneTable, actor, omega: float
     metric = rows.schema.metadata[b"metric"].decode()
     disable_progress_bar()
     Dataset(rows.replace_schema_metadata(None)).save_to_disk(str(run.out))
-    advantage = rows["advantage"].to_numpy().reshape(len(table), -1)
+    plans = rows.filter(pc.not_equal(rows["source"], VARIANT))
+    advantage = plans["advantage"].to_numpy().reshape(len(table), -1)
     write_json(
         run.out / "candidates.json",
         {
@@ -130,6 +153,7 @@ def _write(run: SceneRun, rows: pa.Table, table: SceneTable, actor, omega: float
             "logs": sorted(set(table.log_names)),
             "scenes": len(table),
             "candidates": advantage.shape[1],
+            "variants": (len(rows) - len(plans)) // len(table),
             "advantage": "group-relative: (return - group mean) / (group std + 1e-6)",
             "degenerate_groups": int((~informative(advantage)).sum()),
             "policy_fingerprint": actor.fingerprint,

@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 
 from navsim_adapter.foundation.errors import InputError
 
+VARIANT = "variant"  # source of candidates that are for a critic alone
+
 
 @dataclass(frozen=True)
 class Names:

@@ -73,16 +73,17 @@ class DrivingData(L.LightningDataModule):
         with_observation: bool = True,
         frozen_encoder: Callable[[], Encoder | None] = lambda: None,
         ranks: Ranks | None = None,
+        with_variants: bool = False,
     ) -> DrivingDataset:
         """Read the tables, once, for who is to learn from them. Our trainings call this; in a loop of your own, you do.
 
         backbone: its processor makes observations of scenes, and its plans are as long as the actions.
         with_observation: whether items hold the scene itself. frozen_encoder: called where `contexts` are wanted.
-        ranks: who share the making of contexts.
+        ranks: who share the making of contexts. with_variants: for a critic, see `CandidateTable`.
         """
         if self.dataset is None:
             scenes = SceneTable(self.scenes, self.sensors)
-            candidates = CandidateTable(self.candidates) if self.candidates else None
+            candidates = CandidateTable(self.candidates, with_variants) if self.candidates else None
             contexts = self._contexts(scenes, frozen_encoder(), ranks) if self.contexts else None
             dataset = DrivingDataset(
                 scenes,

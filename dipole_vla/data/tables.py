@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image
 
 from dipole_vla.advantage import Formed, formed
-from dipole_vla.data.columns import Names, column, column_of_text, is_list, numbers, views
+from dipole_vla.data.columns import VARIANT, Names, column, column_of_text, is_list, numbers, views
 from dipole_vla.data.pictures import checksums, read_picture
 from dipole_vla.data.splits import SeenByRL
 from dipole_vla.forming import Advantage
@@ -119,10 +120,15 @@ class SceneTable:
 class CandidateTable:
     """Scored candidates grouped by scene: (scenes, K) arrays in the order of `tokens`."""
 
-    def __init__(self, folder: str | Path):
-        """InputError names the scene whose rows are not as those of the others, or hold no finite numbers."""
+    def __init__(self, folder: str | Path, with_variants: bool = False):
+        """with_variants: also rows of source variant, which are for a critic: a pair fitted to them would drive so.
+
+        InputError names the scene whose rows are not as those of the others, or hold no finite numbers.
+        """
         self.folder = Path(folder)
         table = open_table(self.folder, CANDIDATE_COLUMNS)
+        if not with_variants:
+            table = _without_variants(table, self.folder)
         self.about: dict[str, Any] = read_json(self.folder / "candidates.json")
         tokens = np.array(column_of_text(table, "token", self.folder), dtype=object)
         group = rows_per_scene(tokens, self.folder)
@@ -260,6 +266,19 @@ class ScenePoses:
             rows[done : done + len(part)] = part
             index, done = index + 1, done + len(part)
         return rows.reshape(stop - start, *self.shape[1:])
+
+
+def _without_variants(table: Any, folder: Path) -> Any:
+    """The rows of another source; the table itself where all are."""
+    from datasets import Dataset
+
+    is_variant = pc.fill_null(pc.equal(column(table, "source"), VARIANT), False)
+    if not pc.any(is_variant).as_py():
+        return table
+    kept = table.with_format("arrow")[:].filter(pc.invert(is_variant))
+    if not len(kept):
+        raise InputError(f"{folder}: every row is of source variant; collect the plans beside them")
+    return Dataset(kept)
 
 
 def rows_per_scene(tokens: np.ndarray, folder: str | Path) -> int:

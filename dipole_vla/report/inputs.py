@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from dipole_vla.data.columns import VARIANT
 from dipole_vla.evaluation.settings import REFERENCE, Setting, fewest_of, several_starts
 from dipole_vla.evaluation.statistics import Interval, LogIntervals
 from dipole_vla.evaluation.summary import HUMAN
@@ -266,7 +267,8 @@ def _read_origins(evaluation: Evaluation) -> None:
     missing = evaluation.missing
     folder = _origin(evaluation, "candidates", "weights and advantages cannot be shown")
     if folder is not None:
-        evaluation.candidates = _read_dataset(folder, without_poses=True)
+        rows = _read_dataset(folder, without_poses=True)
+        evaluation.candidates = rows[rows["source"] != VARIANT] if "source" in rows else rows
         for name in CANDIDATE_FACTS:
             if (folder / name).is_file():
                 evaluation.candidates_meta = dict(read_json(folder / name))

@@ -32,11 +32,13 @@ class FineTuning(L.LightningModule):
     needs_observation: whether training steps look at the scene itself (pictures, prompt, history).
     needs_candidates: who of this training needs scored candidates, for the message; empty if nobody does.
     reads_of_advantage: keys of `data.advantage` that this training obeys; others are refused.
+    reads_variants: whether it learns from candidates of source variant, too, as a critic does.
     """
 
     needs_observation = True
     needs_candidates = ""
     reads_of_advantage: tuple[str, ...] = ()
+    reads_variants = False
     backbone: Backbone
     dataset: DrivingDataset | None = None  # what it was fed
 
@@ -81,7 +83,7 @@ class FineTuning(L.LightningModule):
         trainer: Any = self.trainer
         encoder = partial(self.frozen_encoder, trainer.strategy.root_device)
         ranks = Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
-        return data.open(self.backbone, self.needs_observation, encoder, ranks)
+        return data.open(self.backbone, self.needs_observation, encoder, ranks, self.reads_variants)
 
     def look_at(self, dataset: DrivingDataset) -> None:
         """Refuse, or remark on, what this training is to learn from."""

@@ -31,6 +31,7 @@ class CriticModule(FineTuning):
     needs_observation = False  # features are read once, before the first step
     needs_candidates = "the critic"
     reads_of_advantage = ("reference_below", "reward")
+    reads_variants = True
 
     def __init__(
         self,
