@@ -5,11 +5,26 @@ A critic can rate them beside the plans they are of, at no cost for the policy t
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 
 SPEED = 0.15  # standard deviation of the factor on the distance driven
 SIDE = 0.5  # m, standard deviation of how far to the left the last pose comes to lie
+R2 = np.array([0.7548776662466927, 0.5698402909980532])  # 1 / g and 1 / g**2, g**3 = g + 1
 SHORT = 5.0  # m: a path shorter than this is drifted from in proportion, so a car that stands stays where it is
+
+
+def spread(count: int, seed: int = 0) -> np.ndarray:
+    """(count, 2) draws for `varied`: standard normal, evenly spread, each followed by its opposite; the first do not
+    depend on how many follow.
+
+    They are the R2 sequence (Roberts, 2018) through the normal's quantile function, shifted by a seed other than 0.
+    """
+    begin = np.random.default_rng(seed).random(2) if seed else np.full(2, 0.5)
+    points = (begin + np.arange(1, (count + 1) // 2 + 1)[:, None] * R2) % 1
+    draws = np.array([[NormalDist().inv_cdf(value) for value in point] for point in points]).reshape(-1, 1, 2)
+    return (draws * [[1], [-1]]).reshape(-1, 2)[:count]
 
 
 def varied(trajectories: np.ndarray, draws: np.ndarray) -> np.ndarray:

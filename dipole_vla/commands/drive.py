@@ -36,6 +36,7 @@ def drive(
     run: SceneRun,
     omega: float | Literal["default"] | None = "default",
     candidates: int | None = None,
+    variants: int | None = None,
     start_scale: float | None = None,
     guidance: dict[str, Any] | None = None,
     name: str | None = None,
@@ -46,23 +47,28 @@ def drive(
     Args:
         omega: greed; null is the reference policy, default what the policy's own folder says.
         candidates: plans drawn per scene, of which the critic keeps the best; default what the policy's folder says.
+        variants: copies of each plan, driven faster or slower and drifting to a side, among which the critic chooses,
+            too; default what the policy's folder says.
         start_scale: standard deviation of the start noise; default the backbone's own, 0 gives one plan.
         guidance: low, high, clamp, distance, power, early, decay where they differ from the policy's own.
         name: of the planner in the table; default is made of the policy's folder, omega and candidates.
         seed: start noise, that of `evaluate`.
     """
     check_range("--candidates", candidates, 1)
+    check_range("--variants", variants, 0)
     check_range("--omega", None if isinstance(omega, str) else omega)
     check_range("--start_scale", start_scale, 0)
     table = SceneTable(run.scenes, run.sensors)
     actor = load_policy(run.policy, run.backbone, run.device, guidance)
     greed, count = _setting(run.policy, actor, omega, candidates)
+    copies = actor.guidance.variants if variants is None else variants
+    require_critic(actor, run.policy, count, copies)
     name = name or f"{run.policy.resolve().name}-{'reference' if greed is None else f'omega{greed:g}'}-n{count}"
     leaks = check_not_trained_on(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
     unfinished = run.out.with_name(f"{run.out.name}.parts")
     before = _about(run.out) if run.out.exists() else began(unfinished)
     asked = {"omega": greed, "candidates": count, "seed": seed, "name": name}
-    more: dict[str, Any] = {"start_scale": start_scale, "guidance": guidance or None}
+    more: dict[str, Any] = {"start_scale": start_scale, "guidance": guidance or None, "variants": copies or None}
     asked |= {key: value for key, value in more.items() if value is not None}  # not so in tables of before
     made_by = {**inputs("drive", run, table, before), **asked}
     if _is_made(run.out, made_by):
@@ -71,7 +77,7 @@ def drive(
 
     def plan(positions: range) -> pa.Table:
         start = time.monotonic()
-        rows = _plan_part(actor, table, positions, greed, count, start_scale, run.batch_size, seed)
+        rows = _plan_part(actor, table, positions, greed, count, copies, start_scale, run.batch_size, seed)
         taken.extend([(time.monotonic() - start) / len(positions)] * len(positions))
         return rows
 
@@ -112,7 +118,6 @@ def _setting(
         omega = None if actor.pair is None else actor.guidance.omega
     if omega is not None and actor.pair is None:
         raise InputError(f"omega: {policy} is a backbone without adapters; leave omega out, or give a policy folder")
-    require_critic(actor, policy, count)
     return omega, count
 
 
@@ -145,6 +150,7 @@ def _plan_part(
     positions: range,
     omega: float | None,
     candidates: int,
+    variants: int,
     start_scale: float | None,
     batch_size: int,
     seed: int,
@@ -154,9 +160,8 @@ def _plan_part(
     for batch in batches(table, positions, actor.processor, batch_size, actor.device):
         noise = start_noise(batch.tokens, candidates, actor.noise_shape, seed)
         with torch.inference_mode():
-            plans = (
-                actor.act(batch.observation, omega, candidates, noise, start_scale=start_scale).cpu().double().numpy()
-            )
+            act = actor.act(batch.observation, omega, candidates, noise, start_scale=start_scale, variants=variants)
+            plans = act.cpu().double().numpy()
         for token, plan in zip(batch.tokens, plans):
             if not np.isfinite(plan).all():
                 raise InputError(f"scene {token}: the plan holds NaN or infinity; check the weights, or lower omega")

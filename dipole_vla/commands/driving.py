@@ -62,7 +62,9 @@ def make_folder(
     return True
 
 
-def require_critic(actor: GuidedPolicy, policy: Path, candidates: int) -> None:
+def require_critic(actor: GuidedPolicy, policy: Path, candidates: int, variants: int = 0) -> None:
     """Raises InputError, before the first scene is driven, where there is a choice and nothing to choose by."""
+    if variants and actor.critic is None:
+        raise InputError(f"variants: {variants} of each plan to choose from, but {policy} has no critic; use 0")
     if candidates > 1 and actor.critic is None:
         raise InputError(f"candidates: {candidates} to choose from, but {policy} has no critic; use 1")

@@ -31,6 +31,7 @@ from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, columns, identity, require_scenes
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import atomic_path, read_json, stamp, write_json
+from navsim_adapter.foundation.option_checks import check_range
 
 
 def evaluate(
@@ -41,6 +42,7 @@ def evaluate(
     start_scale: Sequence[float] | None = None,
     samples: int | None = None,
     guidance: Sequence[dict[str, Any]] | None = None,
+    variants: int = 0,
     choose_on: Path | None = None,
     seed: int = 1,
     recipe: dict[str, Any] | None = None,
@@ -56,14 +58,17 @@ def evaluate(
         samples: plans drawn per scene and setting, from which every N is estimated; null is the greatest N.
         guidance: ways of guidance to try, mappings of low, high, clamp, distance, power, early, decay; {} is the
             policy's own, which null means alone.
+        variants: copies of each plan, driven faster or slower and drifting to a side; where the critic rates one best,
+            it takes the plan's place, for the reference, too.
         choose_on: an evaluation of other scenes, whose chosen setting is the one to report and whose best reference
             the one to compare it with; without it these very scenes choose both, and both are then optimistic.
         seed: start noise, shared by all policies.
         recipe: filled by the command line with the resolved recipe.
     """
+    check_range("--variants", variants, 0)
     actor = _policy(run)
     sweep = Sweep.of(omega, candidates, start_scale, guidance, samples, actor.backbone.solver)
-    _require(actor, run, sweep)
+    _require(actor, run, sweep, variants)
     table = SceneTable(run.scenes, run.sensors)
     made_by = {
         **inputs("evaluate", run, table, began(run.out)),
@@ -75,21 +80,23 @@ def evaluate(
         "guidance": sweep.ways,
         "choose_on": stamp(choose_on) if choose_on else None,
         "seed": seed,
+        **({"variants": variants} if variants else {}),  # not so in folders of before
     }
     table.futures(range(1))  # the human is scored, too, and rendered scenes have none
     require_scenes(scorer, table.tokens)
     leaks = check_not_trained_on(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
     chosen = None
     if choose_on:
-        chosen = choice_of(choose_on, table.tokens, actor.fingerprint, made_by["scorer"], sweep.settings)
+        this = actor.fingerprint, made_by["scorer"], sweep.settings, variants
+        chosen = choice_of(choose_on, table.tokens, *this)
     if is_finished(run, made_by):
         return
 
     def plan(positions: range) -> pa.Table:
-        return _evaluate_part(actor, table, positions, scorer, sweep, run.batch_size, seed)
+        return _evaluate_part(actor, table, positions, scorer, sweep, variants, run.batch_size, seed)
 
     def assemble(plans: pa.Table) -> None:
-        facts = {"rl_on_eval_split": leaks, **_facts(plans, run, actor, table, recipe or {})}
+        facts = {"rl_on_eval_split": leaks, "variants": variants, **_facts(plans, run, actor, table, recipe or {})}
         rows, summary = summarise(plans, sweep.settings, facts, chosen, scorer)
         _write(run.out, plans, rows, {**summary, "rl_metric": actor.provenance.get("metric")})
 
@@ -107,9 +114,9 @@ def _policy(run: SceneRun) -> GuidedPolicy:
     return actor
 
 
-def _require(actor: GuidedPolicy, run: SceneRun, sweep: Sweep) -> None:
+def _require(actor: GuidedPolicy, run: SceneRun, sweep: Sweep, variants: int) -> None:
     """What the sweep asks of the policy, before the first scene: a critic, and guidance it can follow."""
-    require_critic(actor, run.policy, max(sweep.counts))
+    require_critic(actor, run.policy, max(sweep.counts), variants)
     for way in sweep.ways:
         actor.combination(way)
 
@@ -156,12 +163,19 @@ def _facts(
 
 
 def _evaluate_part(
-    actor: GuidedPolicy, table: SceneTable, positions: range, scorer: Scorer, sweep: Sweep, batch_size: int, seed: int
+    actor: GuidedPolicy,
+    table: SceneTable,
+    positions: range,
+    scorer: Scorer,
+    sweep: Sweep,
+    variants: int,
+    batch_size: int,
+    seed: int,
 ) -> pa.Table:
     """Plans of one part, scored one by one: the human's, each draw's, and the means of the reference's."""
     tokens: list[str] = []
     logs: list[str] = []
-    drawn, values = [], []
+    drawn, kept, values = [], [], []
     for batch in batches(table, positions, actor.processor, batch_size, actor.device):
         noise = start_noise(batch.tokens, sweep.samples, actor.noise_shape, seed).to(actor.device)
         with torch.inference_mode():
@@ -174,7 +188,9 @@ def _evaluate_part(
             ]
             drawn.append(torch.cat(plans, dim=1).cpu().double().numpy())
             if actor.critic is not None:
-                values.append(torch.cat([actor.value(context, plan) for plan in plans], dim=1).cpu().double().numpy())
+                plans, ratings = zip(*(actor.improved(context, plan, variants) for plan in plans))
+                values.append(torch.cat(ratings, dim=1).cpu().double().numpy())
+            kept.append(torch.cat(plans, dim=1).cpu().double().numpy())
         tokens += batch.tokens
         logs += batch.log_names
     poses = np.concatenate(drawn)
@@ -183,7 +199,7 @@ def _evaluate_part(
     parts = np.split(poses, np.cumsum(counts)[:-1], axis=1)
     means = [(d.setting.mean, mean_plan(p)) for d, p in zip(sweep.draws, parts) if d.omega is None and d.count > 1]
     human = table.futures(positions, poses.shape[2])[:, None]
-    poses = np.concatenate([human, poses, *(plan for _, plan in means)], axis=1)
+    poses = np.concatenate([human, np.concatenate(kept), *(plan for _, plan in means)], axis=1)
     q = np.pad(q, ((0, 0), (1, len(means))), constant_values=np.nan)
     drawn_as = [(HUMAN, 0), *((d.setting, index) for d in sweep.draws for index in range(d.count))]
     return _table(tokens, logs, [*drawn_as, *((mean, 0) for mean, _ in means)], poses, q, scorer.score(tokens, poses))

@@ -75,11 +75,12 @@ def choice_of(
     policy: str,
     scorer: Mapping[str, Any],
     settings: Sequence[Setting],
+    variants: int = 0,
 ) -> dict[str, Any]:
     """`chosen` of the summary to come; raises InputError where the choice would be no fair one, or none of this sweep.
 
     folder: a finished evaluation. tokens: scenes to be evaluated. policy: its fingerprint. scorer: its identity.
-    settings: of this sweep.
+    settings, variants: of this sweep.
     """
     made_by = read_json(folder / MANIFEST)["made_by"]
     if made_by.get("command") != "evaluate":
@@ -87,6 +88,7 @@ def choice_of(
     summary = read_json(folder / "summary.json")
     chosen = summary["chosen"]
     metric, own_metric = _metric(made_by.get("scorer") or {}), _metric(scorer)
+    has = made_by.get("variants", 0)
     of_policy = summary["provenance"]["policy_fingerprint"]
     seen = set(pq.read_table(folder / "rows.parquet", columns=["token"])["token"].to_pylist())
     shared = sum(token in seen for token in tokens)
@@ -95,6 +97,7 @@ def choice_of(
         (made_by.get("choose_on"), "reports what another evaluation chose; give that one"),
         (of_policy != policy, f"is of policy {of_policy[:12]}…, this one is {policy[:12]}…; evaluate this one there"),
         (metric != own_metric, f"is by the metric {metric}, this one by {own_metric}; choose by the same"),
+        (has != variants, f"rated {has} variants of each plan, this one {variants}; evaluate with as many"),
         ("references" not in chosen, "was made before start noise was swept; evaluate there again"),
     ):
         if is_wrong:

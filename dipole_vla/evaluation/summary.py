@@ -92,6 +92,10 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"human {100 * rows[HUMAN]['score']:.1f}: chosen minus human {difference_words(rows[own], 'human_gain')}"
     )
+    if summary.get("variants"):
+        lines.append(
+            f"a plan, of the reference, too, is what the critic rates best of it and {summary['variants']} variants"
+        )
     if chosen.get("standard_error") is not None:
         lines.append(
             f"on {chosen['on']} the best mean had a standard error of {100 * chosen['standard_error']:.1f}; "

@@ -16,14 +16,14 @@ from dipole_vla.guidance import shown
 from navsim_adapter.foundation.errors import InputError
 
 
-def whole(name: str, value: Any) -> int:
-    """A whole number from 1 on, of Python, numpy or torch."""
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A whole number from `least` on, of Python, numpy or torch."""
     try:
-        found = 0 if isinstance(value, bool) else operator.index(value)
+        found = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        found = 0
-    if found < 1 or getattr(value, "dtype", None) == torch.bool:
-        raise InputError(f"{name}: must be a whole number >= 1, got {shown(value)}")
+        found = least - 1
+    if found < least or getattr(value, "dtype", None) == torch.bool:
+        raise InputError(f"{name}: must be a whole number >= {least}, got {shown(value)}")
     return found
 
 

@@ -7,7 +7,7 @@ IQL for the RL benchmarks is not here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from dipole_vla.backbones import weights
 from navsim_adapter.foundation.errors import InputError
+
+MEAN = "mean_critic"  # family of a folder with members
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,74 @@ class OneStepCritic(nn.Module):
         return critic.eval()
 
 
+@dataclass(frozen=True)
+class MeanConfig:
+    """members: how many critics the folder holds."""
+
+    members: int
+
+    def __post_init__(self) -> None:
+        if self.members < 1:
+            raise InputError(f"critic.members: must be at least one, got {self.members}")
+
+
+class MeanCritic(nn.Module):
+    """The mean of several critics of the same scenes and plans: what only one of them believes counts less."""
+
+    def __init__(self, members: Sequence[OneStepCritic]) -> None:
+        """members: at least two, of one feature width and horizon."""
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def config(self) -> CriticConfig:
+        """The first member's: of the features and plans that all read."""
+        return self.members[0].config
+
+    def fit_statistics(self, features: Tensor, poses: Tensor) -> None:
+        """As `OneStepCritic.fit_statistics`, of every member."""
+        for member in self.members:
+            member.fit_statistics(features, poses)
+
+    def forward(self, features: Tensor, poses: Tensor) -> Tensor:
+        """(B, N) mean of the members' ratings."""
+        return torch.stack([member(features, poses) for member in self.members]).mean(0)
+
+    def advantage(self, features: Tensor, poses: Tensor) -> Tensor:
+        """(B, N) mean of the members' G."""
+        return torch.stack([member.advantage(features, poses) for member in self.members]).mean(0)
+
+    def loss(self, features: Tensor, poses: Tensor, returns: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the members' losses, and the means of what they log."""
+        losses, scalars = zip(*(member.loss(features, poses, returns) for member in self.members))
+        return sum(losses), {name: torch.stack([each[name] for each in scalars]).mean() for name in scalars[0]}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Every member as a critic's folder of its own, named by its place, from 0."""
+        folder = Path(folder)
+        weights.write_json(folder / "config.json", {"family": MEAN, "config": asdict(MeanConfig(len(self.members)))})
+        for place, member in enumerate(self.members):
+            member.save_pretrained(folder / str(place))
+
+
+Critic = OneStepCritic | MeanCritic
+
+
+def load_critic(folder: str | Path, device: str | torch.device = "cpu") -> Critic:
+    """Read what `save_pretrained` of either wrote, strictly."""
+    path = Path(folder) / "config.json"
+    raw = weights.read_record(path, ("family", "config"))
+    if raw["family"] != MEAN:
+        return OneStepCritic.from_pretrained(folder, device)
+    count = weights.record_from(MeanConfig, raw["config"], f"{path}: config").members
+    return MeanCritic(
+        [OneStepCritic.from_pretrained(Path(folder) / str(place), device) for place in range(count)]
+    ).eval()
+
+
 def fitted_critic(
     folder: str | Path, backbone: str | Path, fingerprint: str, horizon: int, device: str | torch.device = "cpu"
-) -> tuple[OneStepCritic, dict[str, Any]]:
+) -> tuple[Critic, dict[str, Any]]:
     """The critic that `dipole-vla fit` left in `folder`, and its provenance; InputError if it was fitted on the
     features of another backbone, which are other numbers, or on plans of another length.
 
@@ -132,7 +199,7 @@ def fitted_critic(
             f"{folder}: reads features of backbone {trained_on[:12]}…, {backbone} is {fingerprint[:12]}…; "
             "pass the matching one"
         )
-    critic = OneStepCritic.from_pretrained(folder, device)
+    critic = load_critic(folder, device)
     if critic.config.horizon != horizon:
         raise InputError(
             f"{folder}: rates plans of {critic.config.horizon} poses, {backbone} makes {horizon}; fit another"

@@ -47,7 +47,7 @@ from dipole_vla.policy.arguments import (
     per_row,
     whole,
 )
-from dipole_vla.policy.critic import OneStepCritic
+from dipole_vla.policy.critic import Critic, load_critic
 from dipole_vla.policy.distilled import FOLDER as DISTILLED
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.policy.scenes import EncodedScenes, distilled_prediction
@@ -55,6 +55,7 @@ from dipole_vla.policy.separate import Pair, load_pair
 from dipole_vla.progress import console
 from dipole_vla.solvers import SolverSpec, solve
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.variants import spread, varied
 
 POLICY = "policy.json"
 TELLING = 1e-3  # least difference of two roles, as a share of their size, that is told from rounding
@@ -68,11 +69,13 @@ class Guidance(Combination):
     """How the pair is sampled when the caller does not say, and how its predictions are combined (`Combination`).
 
     omega: greed; 0 = positive policy alone. candidates: plans drawn per scene, of which the critic picks one.
+    variants: of each plan, among which the critic picks, too (`navsim_adapter.variants`).
     rule: the weighting rule the pair was trained with (`objective.RULES`); says who takes the negative place.
     """
 
     omega: float = 1.0
     candidates: int = 1
+    variants: int = 0
     rule: str = "dichotomous"
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class Guidance(Combination):
         if not are_numbers(self.omega) or not abs(self.omega) < LIMIT:
             raise InputError(f"guidance.omega: must be a finite number below {LIMIT:.3g} in size, got {self.omega!r}")
         whole("guidance.candidates", self.candidates)
+        whole("guidance.variants", self.variants, 0)
 
 
 @dataclass
@@ -97,7 +101,7 @@ class GuidedPolicy:
 
     backbone: Backbone
     pair: Pair | None = None
-    critic: OneStepCritic | None = None
+    critic: Critic | None = None
     guidance: Guidance = field(default_factory=Guidance)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     rl_tokens: Sequence[str] = ()
@@ -204,11 +208,27 @@ class GuidedPolicy:
         steps: int | None = None,
         start_scale: float | None = None,
         guidance: Mapping[str, Any] | None = None,
+        variants: int | None = None,
     ) -> Tensor:
-        """One plan per scene (B, horizon, 3): the critic's choice among `candidates`; arguments as `sample`."""
+        """One plan per scene (B, horizon, 3): the critic's choice among `candidates` and `variants` of each, which cost
+        no pass of the denoiser; other arguments as `sample`."""
         scenes = self._scenes(observation)
         plans = self.sample(scenes, omega, candidates, noise, generator, steps, start_scale, guidance)
-        return plans[torch.arange(len(plans)), self._value(scenes, plans).argmax(1)]
+        plans, values = self._improved(scenes, plans, variants)
+        return plans[torch.arange(len(plans)), values.argmax(1)]
+
+    @torch.no_grad()
+    def improved(
+        self, observation: Observation | EncodedScenes, plans: Tensor, variants: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Of each plan and its variants the one the critic rates best (B, N, horizon, 3), and its rating (B, N).
+
+        The best of N of these is the best of all. plans: as for `value`. variants: of each, default the policy's own;
+        0 gives the plans back.
+        """
+        scenes = self._scenes(observation)
+        check_plans(plans, len(scenes), self.noise_shape[0])
+        return self._improved(scenes, plans, variants)
 
     @torch.no_grad()
     def choose(self, observation: Observation | EncodedScenes, plans: Tensor) -> Tensor:
@@ -224,6 +244,19 @@ class GuidedPolicy:
         scenes = self._scenes(observation)
         check_plans(plans, len(scenes), self.noise_shape[0])
         return self._value(scenes, plans)
+
+    @torch.no_grad()
+    def _improved(self, scenes: EncodedScenes, plans: Tensor, variants: int | None) -> tuple[Tensor, Tensor]:
+        count = self.guidance.variants if variants is None else whole("variants", variants, 0)
+        if not count:
+            return plans, self._value(scenes, plans)
+        if self.critic is None:
+            raise InputError(f"variants: {count} of each plan to choose from, but the policy has no critic; use 0")
+        others = varied(plans[:, :, None].cpu().numpy(), spread(count))
+        rated = torch.cat([plans[:, :, None], torch.from_numpy(others).to(plans)], dim=2)
+        values, best = self._value(scenes, rated.flatten(1, 2)).unflatten(1, rated.shape[1:3]).max(2)
+        rows, columns = torch.meshgrid(*map(torch.arange, plans.shape[:2]), indexing="ij")
+        return rated[rows, columns, best.to(rows.device)], values
 
     @torch.no_grad()
     def _value(self, scenes: EncodedScenes, plans: Tensor) -> Tensor:
@@ -325,7 +358,7 @@ class GuidedPolicy:
         folder = Path(folder)
         if self.pair is None:
             raise InputError(f"{folder}: a policy without adapters is its backbone; save that instead")
-        chooser = self.critic if critic is None else OneStepCritic.from_pretrained(critic)
+        chooser = self.critic if critic is None else load_critic(critic)
         self.pair.save(folder)
         if self.distilled is not None:
             self.distilled.save(folder)
@@ -365,7 +398,7 @@ class GuidedPolicy:
         return cls(
             base,
             pair,
-            OneStepCritic.from_pretrained(critic, device) if critic.is_dir() else None,
+            load_critic(critic, device) if critic.is_dir() else None,
             weights.record_from(Guidance, raw["guidance"], f"{folder / POLICY}: guidance"),
             raw["provenance"],
             tuple(weights.read_json(folder / RL_TOKENS)),

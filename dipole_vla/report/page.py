@@ -88,6 +88,7 @@ def _content(evaluation: Evaluation, scenes: int) -> dict[str, Any]:
         "several_starts": evaluation.several_starts,
         "best_of": summary.get("best_of", "groups"),
         "samples": summary.get("samples"),
+        "variants": summary.get("variants"),
         "fewest": evaluation.reference.candidates,
         "own_start": f"{evaluation.reference.start_scale:g}",
         "columns": [(sub_score(name).short, sub_score(name).title) for name in evaluation.sub_scores],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from scipy.stats import expectile as scipy_expectile
 
 from dipole_vla.advantage import group_relative, informative
-from dipole_vla.policy.critic import CriticConfig, OneStepCritic, expectile_loss
+from dipole_vla.policy.critic import CriticConfig, MeanCritic, OneStepCritic, expectile_loss, load_critic
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.files import write_json
 from tests.same_numbers import GRADIENT, assert_same_numbers
 
 
@@ -107,6 +110,39 @@ def test_a_saved_critic_gives_the_same_numbers(tmp_path):
     again = OneStepCritic.from_pretrained(tmp_path / "critic")
     assert again.config == critic.config
     assert torch.equal(again.advantage(features, poses), critic.advantage(features, poses))
+
+
+def test_a_mean_of_critics_is_their_mean_also_when_saved(tmp_path):
+    features, poses, returns = problem()
+    members = [OneStepCritic(CriticConfig(feature_dim=5, hidden=hidden)) for hidden in (8, 16)]
+    mean = MeanCritic(members).eval()
+    mean.fit_statistics(features, poses)
+    torch.testing.assert_close(mean(features, poses), (members[0](features, poses) + members[1](features, poses)) / 2)
+    torch.testing.assert_close(
+        mean.loss(features, poses, returns)[0], sum(m.loss(features, poses, returns)[0] for m in members)
+    )
+    mean.save_pretrained(tmp_path / "critic")
+    again = load_critic(tmp_path / "critic")
+    assert [member.config for member in again.members] == [member.config for member in members]
+    assert torch.equal(again(features, poses), mean(features, poses))
+    assert torch.equal(again.advantage(features, poses), mean.advantage(features, poses))
+
+
+def test_the_mean_of_one_critic_is_that_critic(tmp_path):
+    critic, (features, poses, _) = fitted(), problem()
+    assert torch.equal(MeanCritic([critic])(features, poses), critic(features, poses))
+    critic.save_pretrained(tmp_path)  # as folders of before are
+    assert torch.equal(load_critic(tmp_path)(features, poses), critic(features, poses))
+
+
+def test_a_folder_that_lacks_a_member_says_which(tmp_path):
+    MeanCritic([OneStepCritic(CriticConfig(feature_dim=5, hidden=8)) for _ in range(2)]).save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "1")
+    with pytest.raises(InputError, match="1/config.json: no such file"):
+        load_critic(tmp_path)
+    write_json(tmp_path / "config.json", {"family": "mean_critic", "config": {"members": 0}})
+    with pytest.raises(InputError, match="members: must be at least one"):
+        load_critic(tmp_path)
 
 
 def test_a_bad_critic_configuration_names_its_field():

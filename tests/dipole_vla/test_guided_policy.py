@@ -24,6 +24,7 @@ from dipole_vla.policy.separate import SeparatePair
 from dipole_vla.solvers import solve
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, stamp
+from navsim_adapter.variants import spread, varied
 from tests.same_numbers import MAGNIFIED, assert_same_numbers
 
 SCENES, CANDIDATES = 3, 4
@@ -104,6 +105,42 @@ def test_without_adapters_the_reference_is_the_plain_backbone(policy):
     assert torch.equal(plans, policy.sample(make_observation(), None, CANDIDATES, noise_of()))
     with pytest.raises(InputError, match="no adapters"):
         reference.sample(make_observation(), 1.0)
+
+
+def test_no_variants_is_the_choice_among_the_plans_bit_for_bit(policy):
+    plans = policy.sample(make_observation(), 1.0, CANDIDATES, noise_of())
+    values = policy.value(make_observation(), plans)
+    for kept, rated in (
+        policy.improved(make_observation(), plans, 0),
+        policy.improved(make_observation(), plans),
+    ):
+        assert torch.equal(kept, plans)
+        assert torch.equal(rated, values)
+    chosen = plans[range(SCENES), values.argmax(1)]
+    assert torch.equal(policy.act(make_observation(), 1.0, CANDIDATES, noise_of(), variants=0), chosen)
+    assert torch.equal(policy.act(make_observation(), 1.0, CANDIDATES, noise_of()), chosen)
+
+
+def test_act_drives_the_best_rated_of_all_plans_and_their_variants(policy):
+    plans = policy.sample(make_observation(), 1.0, CANDIDATES, noise_of())
+    others = torch.from_numpy(varied(plans.numpy()[:, :, None], spread(6))).float()
+    everything = torch.cat([plans[:, :, None], others], 2).flatten(1, 2)
+    best = everything[range(SCENES), policy.choose(make_observation(), everything)]
+    policy.guidance = replace(policy.guidance, variants=6)
+    assert torch.equal(policy.act(make_observation(), 1.0, CANDIDATES, noise_of()), best)
+    kept, rated = policy.improved(make_observation(), plans)
+    assert (rated >= policy.value(make_observation(), plans)).all()
+    assert torch.equal(rated, policy.value(make_observation(), kept))
+
+
+def test_variants_without_a_critic_are_refused_as_is_a_number_that_is_none(policy):
+    with pytest.raises(InputError, match="variants"):
+        policy.act(make_observation(), 1.0, 1, noise_of(candidates=1), variants=-1)
+    with pytest.raises(InputError, match="guidance.variants"):
+        Guidance(variants=-1)
+    policy.critic = None
+    with pytest.raises(InputError, match="variants: 2 .* no critic"):
+        policy.act(make_observation(), 1.0, 1, noise_of(candidates=1), variants=2)
 
 
 def test_a_fresh_pair_samples_as_the_base_for_every_omega():
