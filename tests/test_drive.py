@@ -84,6 +84,21 @@ def test_its_scores_are_the_rows_of_evaluate(
     assert_same_numbers(poses, poses_of(rows.loc[scores.index]), MAGNIFIED)
 
 
+def test_variants_are_driven_as_they_are_evaluated(loop: Path, spread: Path, tmp_path: Path, capsys) -> None:
+    line = ["evaluate", "--config", shipped_recipes() / "evaluate.yaml", "--policy", spread / "policy", "--scenes"]
+    line += [loop / "scenes" / "test", "--scorer.cache", loop / "cache" / "test", "--out", tmp_path / "e"]
+    line += ["--omega", "[1]", "--candidates", "[1, 2]", "--start_scale", "[1]", "--samples", "2", "--variants", "3"]
+    assert main([str(word) for word in [*line, "--choose_on", "null"]]) == 0
+    assert "3 variants" in capsys.readouterr().out
+    assert drive(loop, tmp_path / "t.npz", "--candidates", 2, "--variants", 3, policy=spread / "policy") == 0
+    rows, plain = (rows_of(folder, 1.0, 2) for folder in (tmp_path / "e", spread / "evaluation"))
+    assert_same_numbers(read_trajectories(tmp_path / "t.npz").poses, poses_of(rows), MAGNIFIED)
+    assert (rows.q >= plain.loc[rows.index].q - 1e-6).all()
+    assert (rows.q > plain.loc[rows.index].q + 1e-6).any()
+    assert drive(loop, tmp_path / "n.npz", "--variants", 2, policy="imitation") == 2
+    assert "variants: 2 of each plan to choose from, but" in capsys.readouterr().err
+
+
 def test_the_settings_above_drive_apart(spread: Path) -> None:
     """Else the comparison would hold whatever omega and N did."""
     driven = [poses_of(rows_of(spread / "evaluation", omega, n).sort_index()) for omega, n in SETTINGS]

@@ -176,5 +176,13 @@ def test_an_interrupted_collection_goes_on_and_ends_alike(loop: Path, tmp_path: 
     resumed, undisturbed = CandidateTable(tmp_path / "candidates"), CandidateTable(tmp_path / "undisturbed")
     assert np.array_equal(resumed.poses, undisturbed.poses)
     assert np.array_equal(resumed.advantage, undisturbed.advantage)
+    more = [*line[1:], "--variants", "2", "--out", str(tmp_path / "variants")]
+    assert main(more) == 0
+    assert np.array_equal(CandidateTable(tmp_path / "variants").poses, undisturbed.poses)
+    assert np.array_equal(CandidateTable(tmp_path / "variants").advantage, undisturbed.advantage)
+    everything = CandidateTable(tmp_path / "variants", with_variants=True)
+    plans = undisturbed.poses.shape[1]
+    assert everything.poses.shape[1] == 3 * plans
+    assert set(everything.columns["source"][:, plans:].ravel()) == {"variant"}
     in_one_part = CandidateTable(loop / "candidates")  # where products of other sizes may round otherwise
     assert_same_numbers(resumed.poses, in_one_part.poses, MAGNIFIED)

@@ -119,6 +119,8 @@ def test_evaluating_on_the_scenes_of_rl_is_refused_or_said_in_red(loop, tmp_path
     ("command", "more", "words"),
     [
         ("collect", ("--candidates", "0"), ("--candidates", "at least 1", "0")),
+        ("collect", ("--variants", "-1"), ("--variants", "at least 0", "-1")),
+        ("evaluate", ("--variants", "-1"), ("--variants", "at least 0", "-1")),
         ("collect", ("--batch_size", "0"), ("--batch_size", "at least 1", "0")),
         ("collect", ("--omega", ".nan"), ("--omega", "finite", "nan")),
         ("evaluate", ("--batch_size", "-1"), ("--batch_size", "at least 1", "-1")),

@@ -11,7 +11,7 @@ from dipole_vla.data.batches import batches
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable, open_table, refuse_horizon
 from dipole_vla.policy import load_policy
-from dipole_vla.policy.critic import fitted_critic, refuse_other_metric
+from dipole_vla.policy.critic import fitted_critic, refuse_other_metric, scene_features
 from dipole_vla.progress import bar, console, skipped, wrote
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, making, stamp, write_json
@@ -64,7 +64,8 @@ def advantage(
         with bar("advantage", len(positions)) as progress, torch.inference_mode():
             for batch in batches(table, positions, actor.processor, batch_size, actor.device):
                 poses = torch.from_numpy(scored.poses[len(values) : len(values) + len(batch.tokens)]).to(actor.device)
-                features = actor.backbone.features(actor.encode(batch.observation).encoded(None))
+                context = actor.encode(batch.observation).encoded(None)
+                features = scene_features(actor.backbone, context, model.reads_tokens)
                 values += list(model.advantage(features, poses).cpu().numpy())
                 progress.advance(len(batch.tokens))
         rows = open_table(candidates, CANDIDATE_COLUMNS)

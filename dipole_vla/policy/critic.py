@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dipole_vla.backbones import weights
+from dipole_vla.backbones.base import Backbone, Context
+from dipole_vla.policy.plan_attention import PlanAttention
 from navsim_adapter.foundation.errors import InputError
 
 MEAN = "mean_critic"  # family of a folder with members
@@ -52,16 +54,23 @@ class OneStepCritic(nn.Module):
     feature_std: Tensor
     pose_mean: Tensor
     pose_std: Tensor
+    family: ClassVar[str] = "one_step_critic"
+    config_class: ClassVar[type[CriticConfig]] = CriticConfig
+    reads_tokens: ClassVar[bool] = False
 
     def __init__(self, config: CriticConfig) -> None:
         super().__init__()
         self.config = config
         pose_dim = config.horizon * 4
-        self.q = nn.ModuleList(_network(config, config.feature_dim + pose_dim) for _ in range(config.ensemble))
+        self.q = nn.ModuleList(self._q(config.feature_dim + pose_dim) for _ in range(config.ensemble))
         self.v = _network(config, config.feature_dim)
         for name, size in (("feature", config.feature_dim), ("pose", pose_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
+
+    def _q(self, size: int) -> nn.Module:
+        """One Q network that reads `size` numbers of each plan and its scene."""
+        return _network(self.config, size)
 
     @torch.no_grad()
     def fit_statistics(self, features: Tensor, poses: Tensor) -> None:
@@ -73,10 +82,14 @@ class OneStepCritic(nn.Module):
 
     def q_values(self, features: Tensor, poses: Tensor) -> Tensor:
         """(ensemble, B, N) from features (B, d) and poses (B, N, horizon, 3), ego frame."""
+        joined = self._joined(features, poses)
+        return torch.stack([network(joined).squeeze(-1) for network in self.q])
+
+    def _joined(self, features: Tensor, poses: Tensor) -> Tensor:
+        """(B, N, d + horizon * 4), standardised: each plan beside its scene's features."""
         features = (features.float() - self.feature_mean) / self.feature_std
         flat = (_flat_poses(poses.float()) - self.pose_mean) / self.pose_std
-        joined = torch.cat([features[:, None].expand(-1, flat.shape[1], -1), flat], dim=-1)
-        return torch.stack([network(joined).squeeze(-1) for network in self.q])
+        return torch.cat([features[:, None].expand(-1, flat.shape[1], -1), flat], dim=-1)
 
     def forward(self, features: Tensor, poses: Tensor) -> Tensor:
         """(B, N) least Q of the ensemble: what candidates are ranked by."""
@@ -101,17 +114,69 @@ class OneStepCritic(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         folder = Path(folder)
         weights.write_tensors(folder / "model.safetensors", self.state_dict())
-        weights.write_json(folder / "config.json", {"family": "one_step_critic", "config": asdict(self.config)})
+        weights.write_json(folder / "config.json", {"family": self.family, "config": asdict(self.config)})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> OneStepCritic:
         path = Path(folder) / "config.json"
         raw = weights.read_record(path, ("family", "config"))
-        if raw["family"] != "one_step_critic":
-            raise InputError(f"{path}: holds a {raw['family']!r}, one_step_critic was wanted; pass the critic's folder")
-        critic = cls(weights.record_from(CriticConfig, raw["config"], f"{path}: config"))
+        if raw["family"] != cls.family:
+            raise InputError(f"{path}: holds a {raw['family']!r}, {cls.family} was wanted; pass the critic's folder")
+        critic = cls(weights.record_from(cls.config_class, raw["config"], f"{path}: config"))
         weights.load_strict(critic, Path(folder) / "model.safetensors", device)
         return critic.eval()
+
+
+@dataclass(frozen=True)
+class TokenConfig(CriticConfig):
+    """tokens, token_width: of a scene, as its context has them; heads: of the attention."""
+
+    tokens: int = 0
+    token_width: int = 0
+    heads: int = 4
+
+
+class TokenCritic(OneStepCritic):
+    """The same with Q networks in which each plan attends to the scene's tokens.
+
+    Where the other reads features (B, d), this one reads (B, d + tokens * token_width), see `scene_features`.
+    """
+
+    token_mean: Tensor
+    token_std: Tensor
+    family = "token_critic"
+    config_class = TokenConfig
+    reads_tokens = True
+    config: TokenConfig
+
+    def __init__(self, config: TokenConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("token_mean", torch.zeros(config.token_width))
+        self.register_buffer("token_std", torch.ones(config.token_width))
+
+    def _q(self, size: int) -> nn.Module:
+        c = self.config
+        return PlanAttention(size, c.tokens, c.token_width, c.hidden, c.layers, c.heads, c.dropout)
+
+    @torch.no_grad()
+    def fit_statistics(self, features: Tensor, poses: Tensor) -> None:
+        pooled, tokens = self._parts(features)
+        super().fit_statistics(pooled, poses)
+        self.token_mean.copy_(tokens.mean((0, 1)))
+        self.token_std.copy_(tokens.std((0, 1), correction=0).clamp_min(1e-2))
+
+    def q_values(self, features: Tensor, poses: Tensor) -> Tensor:
+        pooled, tokens = self._parts(features)
+        joined, tokens = self._joined(pooled, poses), (tokens - self.token_mean) / self.token_std
+        return torch.stack([network(joined, tokens).squeeze(-1) for network in self.q])
+
+    def value(self, features: Tensor) -> Tensor:
+        return super().value(self._parts(features)[0])
+
+    def _parts(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (B, d) and tokens (B, tokens, token_width)."""
+        pooled, tokens = features.float().tensor_split([self.config.feature_dim], dim=1)
+        return pooled, tokens.unflatten(1, (self.config.tokens, self.config.token_width))
 
 
 @dataclass(frozen=True)
@@ -140,21 +205,29 @@ class MeanCritic(nn.Module):
 
     def fit_statistics(self, features: Tensor, poses: Tensor) -> None:
         """As `OneStepCritic.fit_statistics`, of every member."""
-        for member in self.members:
-            member.fit_statistics(features, poses)
+        for member, own in self._each(features):
+            member.fit_statistics(own, poses)
 
     def forward(self, features: Tensor, poses: Tensor) -> Tensor:
         """(B, N) mean of the members' ratings."""
-        return torch.stack([member(features, poses) for member in self.members]).mean(0)
+        return torch.stack([member(own, poses) for member, own in self._each(features)]).mean(0)
 
     def advantage(self, features: Tensor, poses: Tensor) -> Tensor:
         """(B, N) mean of the members' G."""
-        return torch.stack([member.advantage(features, poses) for member in self.members]).mean(0)
+        return torch.stack([member.advantage(own, poses) for member, own in self._each(features)]).mean(0)
 
     def loss(self, features: Tensor, poses: Tensor, returns: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the members' losses, and the means of what they log."""
-        losses, scalars = zip(*(member.loss(features, poses, returns) for member in self.members))
+        losses, scalars = zip(*(member.loss(own, poses, returns) for member, own in self._each(features)))
         return sum(losses), {name: torch.stack([each[name] for each in scalars]).mean() for name in scalars[0]}
+
+    @property
+    def reads_tokens(self) -> bool:
+        return any(member.reads_tokens for member in self.members)
+
+    def _each(self, features: Tensor) -> list[tuple[OneStepCritic, Tensor]]:
+        """Every member beside what it reads of the features."""
+        return [(m, features if m.reads_tokens else features[:, : m.config.feature_dim]) for m in self.members]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Every member as a critic's folder of its own, named by its place, from 0."""
@@ -167,16 +240,26 @@ class MeanCritic(nn.Module):
 Critic = OneStepCritic | MeanCritic
 
 
+def scene_features(backbone: Backbone, context: Context, with_tokens: bool) -> Tensor:
+    """What a critic reads of scenes: (B, d) pooled features; with tokens behind them the scenes' tokens, end to end."""
+    features = backbone.features(context)
+    if not with_tokens:
+        return features
+    if "tokens" not in context:
+        raise InputError(f"critic: kind tokens: {backbone.family} keeps no tokens of a scene; use kind pooled")
+    return torch.cat([features, context["tokens"].float().flatten(1)], dim=1)
+
+
 def load_critic(folder: str | Path, device: str | torch.device = "cpu") -> Critic:
     """Read what `save_pretrained` of either wrote, strictly."""
     path = Path(folder) / "config.json"
     raw = weights.read_record(path, ("family", "config"))
     if raw["family"] != MEAN:
-        return OneStepCritic.from_pretrained(folder, device)
+        kind = TokenCritic if raw["family"] == TokenCritic.family else OneStepCritic
+        return kind.from_pretrained(folder, device)
     count = weights.record_from(MeanConfig, raw["config"], f"{path}: config").members
-    return MeanCritic(
-        [OneStepCritic.from_pretrained(Path(folder) / str(place), device) for place in range(count)]
-    ).eval()
+    members = [load_critic(Path(folder) / str(place), device) for place in range(count)]
+    return MeanCritic([member for member in members if isinstance(member, OneStepCritic)]).eval()
 
 
 def fitted_critic(

@@ -47,7 +47,7 @@ from dipole_vla.policy.arguments import (
     per_row,
     whole,
 )
-from dipole_vla.policy.critic import Critic, load_critic
+from dipole_vla.policy.critic import Critic, load_critic, scene_features
 from dipole_vla.policy.distilled import FOLDER as DISTILLED
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.policy.scenes import EncodedScenes, distilled_prediction
@@ -265,7 +265,7 @@ class GuidedPolicy:
                 raise InputError(f"candidates: {plans.shape[1]} to choose from, but the policy has no critic; use 1")
             return plans.new_zeros(plans.shape[:2])
         with scenes.explaining():
-            features = self.backbone.features(scenes.encoded(None))
+            features = scene_features(self.backbone, scenes.encoded(None), self.critic.reads_tokens)
         return self.critic(features, plans.to(self.device))
 
     def _scenes(self, observation: Observation | EncodedScenes) -> EncodedScenes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,12 +18,54 @@ from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingDataset
 from dipole_vla.data.splits import RL_TOKENS
-from dipole_vla.policy.critic import CriticConfig, OneStepCritic
+from dipole_vla.policy.critic import (
+    Critic,
+    CriticConfig,
+    MeanCritic,
+    OneStepCritic,
+    TokenConfig,
+    TokenCritic,
+    scene_features,
+)
 from dipole_vla.progress import bar
 from dipole_vla.training.base import FineTuning, split_decay, stored_context
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_json
+from navsim_adapter.foundation.option_checks import check_range
 
 FEATURES_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several critics; null is the model's own key.
+
+    Args:
+        kind: pooled = networks on the scene's pooled features; tokens = each plan attends to the scene's tokens.
+        hidden: width of its networks.
+        layers: hidden layers, or layers of attention.
+        ensemble: number of Q networks.
+        dropout: after every hidden layer.
+        lr: learning rate.
+    """
+
+    kind: Literal["pooled", "tokens"] = "pooled"
+    hidden: int | None = None
+    layers: int | None = None
+    ensemble: int | None = None
+    dropout: float | None = None
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("pooled", "tokens"):
+            raise InputError(f"model.members: kind must be pooled or tokens, got {self.kind!r}")
+        check_range("model.members.lr", self.lr, 0)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What was said of the networks."""
+        said = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("kind", "lr")}
+        return {name: value for name, value in said.items() if value is not None}
 
 
 class CriticModule(FineTuning):
@@ -44,6 +87,7 @@ class CriticModule(FineTuning):
         lr: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 0.01,
+        members: Sequence[Member] = (),
         seed: int = 0,
     ):
         """
@@ -57,6 +101,7 @@ class CriticModule(FineTuning):
             lr: learning rate.
             warmup_steps: steps of linear warm-up; then linear decay to zero at trainer.max_steps.
             weight_decay: AdamW, on matrices only.
+            members: unlike critics whose mean counts, each with what differs from the keys above; empty is one critic.
             seed: weights.
         """
         super().__init__(lr, warmup_steps, weight_decay, seed)
@@ -64,15 +109,13 @@ class CriticModule(FineTuning):
         self.backbone.freeze()
         self.fingerprint = self.backbone.fingerprint()  # as on disk: a trainer may cast it, or divide it among ranks
         self.backbone_folder = Path(backbone)
-        self.sizes: dict[str, Any] = {
-            "hidden": hidden,
-            "layers": layers,
-            "ensemble": ensemble,
-            "expectile": expectile,
-            "dropout": dropout,
-        }
-        self.critic: OneStepCritic | None = None
+        sizes = {"hidden": hidden, "layers": layers, "ensemble": ensemble, "dropout": dropout}
+        self.members = [
+            (member, {"expectile": expectile} | sizes | member.sizes) for member in (list(members) or [Member()])
+        ]
+        self.critic: Critic | None = None
         self.features: dict[str, Tensor] = {}
+        self.token_shape = (0, 0)  # of a scene, where a member reads tokens
 
     def look_at(self, dataset: DrivingDataset) -> None:
         super().look_at(dataset)
@@ -96,12 +139,16 @@ class CriticModule(FineTuning):
         poses = torch.from_numpy(np.asarray(self.candidates.poses))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.noise_seed)
-            self.critic = OneStepCritic(CriticConfig(table.shape[1], poses.shape[2], **self.sizes))
+            made = [self._made(member, sizes, table.shape[1], poses.shape[2]) for member, sizes in self.members]
+            self.critic = made[0] if len(made) == 1 else MeanCritic(made)
         self.critic.fit_statistics(table, poses)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         assert self.critic is not None
-        return split_decay(self.critic.named_parameters(), self.weight_decay)
+        critics = self.critic.members if isinstance(self.critic, MeanCritic) else [self.critic]
+        rates = [member.lr or self.lr for member, _ in self.members]
+        groups = [split_decay(one.named_parameters(), self.weight_decay, lr=lr) for one, lr in zip(critics, rates)]
+        return [group for groups_of_one in groups for group in groups_of_one]
 
     def named_exact(self) -> list[tuple[str, Tensor]]:
         return [] if self.critic is None else [*self.critic.named_parameters(), *self.critic.named_buffers()]
@@ -122,7 +169,21 @@ class CriticModule(FineTuning):
     def _features(self, batch: dict[str, Any]) -> Tensor:
         is_stored = "context" in batch
         context = stored_context(self.backbone, batch) if is_stored else self.backbone.encode(batch["observation"])
-        return self.backbone.features(context)
+        features = scene_features(self.backbone, context, self.reads_tokens)
+        if self.reads_tokens:
+            self.token_shape = tuple(context["tokens"].shape[1:])
+        return features
+
+    @property
+    def reads_tokens(self) -> bool:
+        return any(member.kind == "tokens" for member, _ in self.members)
+
+    def _made(self, member: Member, sizes: dict[str, Any], width: int, horizon: int) -> OneStepCritic:
+        """One critic of that kind. width: of what all members together read of a scene."""
+        count, each = self.token_shape
+        if member.kind == "pooled":
+            return OneStepCritic(CriticConfig(width - count * each, horizon, **sizes))
+        return TokenCritic(TokenConfig(width - count * each, horizon, **sizes, tokens=count, token_width=each))
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the critic's folder: the networks, whose features they read, and what reinforcement learning saw."""

@@ -9,7 +9,18 @@ import torch
 from scipy.stats import expectile as scipy_expectile
 
 from dipole_vla.advantage import group_relative, informative
-from dipole_vla.policy.critic import CriticConfig, MeanCritic, OneStepCritic, expectile_loss, load_critic
+from dipole_vla.backbones.base import Context
+from dipole_vla.policy.critic import (
+    CriticConfig,
+    MeanCritic,
+    OneStepCritic,
+    TokenConfig,
+    TokenCritic,
+    expectile_loss,
+    load_critic,
+    scene_features,
+)
+from dipole_vla.training.critic import Member
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_json
 from tests.same_numbers import GRADIENT, assert_same_numbers
@@ -128,6 +139,68 @@ def test_a_mean_of_critics_is_their_mean_also_when_saved(tmp_path):
     assert torch.equal(again.advantage(features, poses), mean.advantage(features, poses))
 
 
+def token_critic(**sizes):
+    torch.manual_seed(0)
+    return TokenCritic(TokenConfig(feature_dim=2, hidden=16, ensemble=1, tokens=3, token_width=4, **sizes)).eval()
+
+
+def test_a_plan_finds_the_token_that_pooled_features_have_lost(tmp_path):
+    """Return = how near the plan's end is to what one token says; the pooled features are noise."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, pooled = torch.randn(64, 3, 4, generator=generator), torch.randn(64, 2, generator=generator)
+    poses = torch.randn(64, 6, 8, 3, generator=generator)
+    returns = torch.exp(-((poses[..., -1, 0] - tokens[:, 1, :1]) ** 2))
+    scenes, critic = torch.cat([pooled, tokens.flatten(1)], 1), token_critic()
+    critic.fit_statistics(scenes, poses)
+    optimiser = torch.optim.Adam(critic.parameters(), 1e-2)
+    for _ in range(200):
+        loss, _ = critic.loss(scenes, poses, returns)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    picked = returns.gather(1, critic(scenes, poses).argmax(1)[:, None]).mean()
+    assert picked > 0.85 * returns.amax(1).mean()
+    critic.save_pretrained(tmp_path)
+    again = load_critic(tmp_path)
+    assert again.config == critic.config
+    assert torch.equal(again.advantage(scenes, poses), critic.advantage(scenes, poses))
+
+
+def test_a_plan_is_rated_alike_whatever_is_rated_beside_it():
+    critic, generator = token_critic(), torch.Generator().manual_seed(0)
+    scenes, poses = torch.randn(4, 14, generator=generator), torch.randn(4, 6, 8, 3, generator=generator)
+    torch.testing.assert_close(critic(scenes, poses)[:, 2:3], critic(scenes, poses[:, 2:3]))
+
+
+def test_members_read_their_own_share_of_a_scene():
+    tokens, pooled = token_critic(), OneStepCritic(CriticConfig(feature_dim=2, hidden=8)).eval()
+    scenes, poses = torch.randn(4, 14), torch.randn(4, 6, 8, 3)
+    mean = MeanCritic([pooled, tokens]).eval()
+    assert mean.reads_tokens
+    torch.testing.assert_close(mean(scenes, poses), (pooled(scenes[:, :2], poses) + tokens(scenes, poses)) / 2)
+
+
+def test_tokens_of_a_scene_are_asked_of_a_backbone_that_keeps_some():
+    class Pooling:
+        family = "pooling"
+
+        def features(self, context):
+            return context["mean"]
+
+    with pytest.raises(InputError, match="pooling keeps no tokens"):
+        scene_features(Pooling(), Context({"mean": torch.zeros(1, 2)}), True)
+    context = Context({"mean": torch.zeros(1, 2), "tokens": torch.ones(1, 3, 4)})
+    assert scene_features(Pooling(), context, True).shape == (1, 14)
+    assert scene_features(Pooling(), context, False).shape == (1, 2)
+
+
+def test_a_member_of_an_unknown_kind_is_refused():
+    with pytest.raises(InputError, match="pooled or tokens, got 'sums'"):
+        Member("sums")
+    with pytest.raises(InputError, match="no multiple of the 4 heads"):
+        TokenCritic(TokenConfig(feature_dim=2, hidden=10, tokens=3, token_width=4))
+
+
 def test_the_mean_of_one_critic_is_that_critic(tmp_path):
     critic, (features, poses, _) = fitted(), problem()
     assert torch.equal(MeanCritic([critic])(features, poses), critic(features, poses))
@@ -138,7 +211,7 @@ def test_the_mean_of_one_critic_is_that_critic(tmp_path):
 def test_a_folder_that_lacks_a_member_says_which(tmp_path):
     MeanCritic([OneStepCritic(CriticConfig(feature_dim=5, hidden=8)) for _ in range(2)]).save_pretrained(tmp_path)
     shutil.rmtree(tmp_path / "1")
-    with pytest.raises(InputError, match="1/config.json: no such file"):
+    with pytest.raises(InputError, match="no such file"):
         load_critic(tmp_path)
     write_json(tmp_path / "config.json", {"family": "mean_critic", "config": {"members": 0}})
     with pytest.raises(InputError, match="members: must be at least one"):

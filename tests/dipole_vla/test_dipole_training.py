@@ -24,10 +24,11 @@ from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.guidance import SIGNS
 from dipole_vla.objective import RULES, dichotomous_loss
 from dipole_vla.plugin import Dipole
-from dipole_vla.policy import GuidedPolicy
-from dipole_vla.policy.critic import CriticConfig, OneStepCritic
+from dipole_vla.policy import GuidedPolicy, load_policy
+from dipole_vla.policy.critic import CriticConfig, OneStepCritic, scene_features
 from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
 from dipole_vla.training.base import suspects
+from dipole_vla.training.critic import Member
 from dipole_vla.training.ema import WeightMean
 from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import FORWARD, SAMPLED, assert_same_numbers
@@ -386,6 +387,30 @@ def test_a_critic_that_reads_other_features_is_refused_before_the_first_step(inp
     OneStepCritic(config).save_pretrained(tmp_path / "critic")
     with pytest.raises(InputError, match=r"plans of 6 poses, .*backbone makes 8"):
         DipoleModule(inputs / "backbone", critic=tmp_path / "critic", rank=2)
+
+
+def test_one_member_of_a_critic_is_the_critic(inputs):
+    plain, member = (CriticModule(inputs / "backbone", members=members) for members in ((), [Member("pooled")]))
+    told = [train(inputs, 2, module=module)[1] for module in (plain, member)]
+    assert told[0] == told[1]
+    for name, value in plain.critic.state_dict().items():
+        assert torch.equal(member.critic.state_dict()[name], value)
+
+
+def test_unlike_members_train_and_choose_in_the_policys_folder(inputs, tmp_path):
+    members = [Member("pooled", hidden=8), Member("tokens", hidden=16, ensemble=1, lr=3e-3)]
+    module = CriticModule(inputs / "backbone", members=members, warmup_steps=0)
+    rates = {group["lr"] for group in (train(inputs, 2, module=module), module.parameter_groups())[1]}
+    assert rates == {1e-3, 3e-3}
+    module.export(tmp_path / "critic", {})
+    assert {path.parent.name for path in (tmp_path / "critic").rglob("model.safetensors")} == {"0", "1"}
+    pair, _ = train(inputs, 1, critic=tmp_path / "critic")
+    pair.export(tmp_path / "policy", {})
+    policy = load_policy(tmp_path / "policy", inputs / "backbone", "cpu")
+    plans = policy.sample(make_observation(), 1.0, 4)
+    context = policy.backbone.encode(make_observation())
+    scenes = scene_features(policy.backbone, context, True)
+    assert torch.equal(policy.value(make_observation(), plans), module.critic.eval()(scenes, plans))
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -136,10 +136,10 @@ def test_act_drives_the_best_rated_of_all_plans_and_their_variants(policy):
 def test_variants_without_a_critic_are_refused_as_is_a_number_that_is_none(policy):
     with pytest.raises(InputError, match="variants"):
         policy.act(make_observation(), 1.0, 1, noise_of(candidates=1), variants=-1)
-    with pytest.raises(InputError, match="guidance.variants"):
+    with pytest.raises(InputError, match=r"guidance\.variants"):
         Guidance(variants=-1)
     policy.critic = None
-    with pytest.raises(InputError, match="variants: 2 .* no critic"):
+    with pytest.raises(InputError, match=r"variants: 2 .* no critic"):
         policy.act(make_observation(), 1.0, 1, noise_of(candidates=1), variants=2)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from datasets import Dataset, load_from_disk
 from small_data import train, write_inputs, write_manifest
 
@@ -68,6 +69,65 @@ def test_values_are_those_of_the_file_to_the_bit(inputs: Path) -> None:
         assert np.array_equal(table.poses[key], poses[key]), key
     scenes = load_from_disk(str(inputs / "scenes")).to_dict()
     assert np.array_equal(SceneTable(inputs / "scenes").futures([3, 1]), np.asarray(scenes["future"])[[3, 1]])
+
+
+def with_variants(columns: dict) -> dict[str, list]:
+    """The same with two rows of source variant after each scene's four."""
+    picked = [row for start in range(0, len(columns["token"]), 4) for row in (*range(start, start + 4), start, start)]
+    found = {name: [values[row] for row in picked] for name, values in columns.items()}
+    is_variant = [place % 6 > 3 for place in range(len(picked))]
+    marked = {"index": [place % 6 for place in range(len(picked))], "advantage": 99.0, "score": 0.25, "return": 0.25}
+    marked |= {"source": "variant", "poses": [[5.0] * 3] * 8}
+    for name, value in marked.items():
+        values = value if name == "index" else [value] * len(picked)
+        found[name] = [new if yes else old for old, new, yes in zip(found[name], values, is_variant)]
+    return found
+
+
+def test_variants_are_for_who_asks(inputs: Path, tmp_path: Path) -> None:
+    folder = changed(inputs, tmp_path / "in", "candidates", with_variants) / "candidates"
+    plain, plans = CandidateTable(inputs / "candidates"), CandidateTable(folder)
+    assert np.array_equal(plans.poses, plain.poses)
+    assert np.array_equal(plans.advantage, plain.advantage)
+    everything = CandidateTable(folder, with_variants=True)
+    assert everything.poses.shape == (8, 6, 8, 3)
+    assert (everything.columns["source"] == "variant").sum(1).tolist() == [2] * 8
+    assert np.array_equal(everything.score[:, :4], plain.score)
+    pickled = pickle.loads(pickle.dumps(plans))  # noqa: S301
+    assert np.array_equal(pickled.poses[3], plain.poses[3])
+
+
+def test_a_table_of_variants_alone_is_refused(inputs: Path, tmp_path: Path) -> None:
+    def alone(columns: dict) -> None:
+        columns["source"] = ["variant"] * len(columns["source"])
+
+    with pytest.raises(InputError, match="every row is of source variant"):
+        CandidateTable(changed(inputs, tmp_path / "in", "candidates", alone) / "candidates")
+
+
+def batches_of(kind: type, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The poses that a training step of that kind gets, of two steps."""
+    seen: list[torch.Tensor] = []
+    step = kind.training_step
+
+    def watched(self, batch, number):
+        seen.append(batch["poses"])
+        return step(self, batch, number)
+
+    monkeypatch.setattr(kind, "training_step", watched)
+    train(folder, steps=2, module=kind(folder / "backbone"))
+    return seen
+
+
+@pytest.mark.parametrize(("kind", "rows"), [(DipoleModule, 4), (CriticModule, 6)])
+def test_variants_reach_the_critic_and_never_the_pairs_loss(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, rows: int
+) -> None:
+    folder = changed(inputs, tmp_path / "in", "candidates", with_variants)
+    seen = batches_of(kind, folder, monkeypatch)
+    assert [poses.shape for poses in seen] == [(4, rows, 8, 3)] * 2
+    assert all((poses[:, :4] != 5).any() for poses in seen)
+    assert all(((poses == 5).all((2, 3)).sum(1) == rows - 4).all() for poses in seen)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 32])
