@@ -82,12 +82,11 @@ class OneStepCritic(nn.Module):
 
     def q_values(self, features: Tensor, poses: Tensor) -> Tensor:
         """(ensemble, B, N) from features (B, d) and poses (B, N, horizon, 3), ego frame."""
-        joined = self._joined(features, poses)
+        joined = self._beside((features.float() - self.feature_mean) / self.feature_std, poses)
         return torch.stack([network(joined).squeeze(-1) for network in self.q])
 
-    def _joined(self, features: Tensor, poses: Tensor) -> Tensor:
-        """(B, N, d + horizon * 4), standardised: each plan beside its scene's features."""
-        features = (features.float() - self.feature_mean) / self.feature_std
+    def _beside(self, features: Tensor, poses: Tensor) -> Tensor:
+        """(B, N, width + horizon * 4): each standardised plan beside its scene's standardised features (B, width)."""
         flat = (_flat_poses(poses.float()) - self.pose_mean) / self.pose_std
         return torch.cat([features[:, None].expand(-1, flat.shape[1], -1), flat], dim=-1)
 
@@ -129,19 +128,23 @@ class OneStepCritic(nn.Module):
 
 @dataclass(frozen=True)
 class TokenConfig(CriticConfig):
-    """tokens, token_width: of a scene, as its context has them; heads: of the attention."""
+    """ego, tokens, token_width: of a scene, as its context has ego state and tokens; heads: of the attention."""
 
+    ego: int = 0
     tokens: int = 0
     token_width: int = 0
     heads: int = 4
 
 
 class TokenCritic(OneStepCritic):
-    """The same with Q networks in which each plan attends to the scene's tokens.
+    """The same with Q networks in which each plan, beside the ego state, attends to the scene's tokens.
 
-    Where the other reads features (B, d), this one reads (B, d + tokens * token_width), see `scene_features`.
+    Where the other reads features (B, d), this one reads (B, d + ego + tokens * token_width), see `scene_features`. Q
+    does not read the pooled ones: with them it learnt no more than the other does.
     """
 
+    ego_mean: Tensor
+    ego_std: Tensor
     token_mean: Tensor
     token_std: Tensor
     family = "token_critic"
@@ -151,32 +154,38 @@ class TokenCritic(OneStepCritic):
 
     def __init__(self, config: TokenConfig) -> None:
         super().__init__(config)
-        self.register_buffer("token_mean", torch.zeros(config.token_width))
-        self.register_buffer("token_std", torch.ones(config.token_width))
+        for name, size in (("ego", config.ego), ("token", config.token_width)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
 
     def _q(self, size: int) -> nn.Module:
         c = self.config
-        return PlanAttention(size, c.tokens, c.token_width, c.hidden, c.layers, c.heads, c.dropout)
+        return PlanAttention(
+            size - c.feature_dim + c.ego, c.tokens, c.token_width, c.hidden, c.layers, c.heads, c.dropout
+        )
 
     @torch.no_grad()
     def fit_statistics(self, features: Tensor, poses: Tensor) -> None:
-        pooled, tokens = self._parts(features)
+        pooled, ego, tokens = self._parts(features)
         super().fit_statistics(pooled, poses)
-        self.token_mean.copy_(tokens.mean((0, 1)))
-        self.token_std.copy_(tokens.std((0, 1), correction=0).clamp_min(1e-2))
+        for name, values in (("ego", ego), ("token", tokens.flatten(0, 1))):
+            getattr(self, f"{name}_mean").copy_(values.mean(0))
+            getattr(self, f"{name}_std").copy_(values.std(0, correction=0).clamp_min(1e-2))
 
     def q_values(self, features: Tensor, poses: Tensor) -> Tensor:
-        pooled, tokens = self._parts(features)
-        joined, tokens = self._joined(pooled, poses), (tokens - self.token_mean) / self.token_std
+        _, ego, tokens = self._parts(features)
+        joined = self._beside((ego - self.ego_mean) / self.ego_std, poses)
+        tokens = (tokens - self.token_mean) / self.token_std
         return torch.stack([network(joined, tokens).squeeze(-1) for network in self.q])
 
     def value(self, features: Tensor) -> Tensor:
         return super().value(self._parts(features)[0])
 
-    def _parts(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled features (B, d) and tokens (B, tokens, token_width)."""
-        pooled, tokens = features.float().tensor_split([self.config.feature_dim], dim=1)
-        return pooled, tokens.unflatten(1, (self.config.tokens, self.config.token_width))
+    def _parts(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pooled features (B, d), ego state (B, ego) and tokens (B, tokens, token_width)."""
+        c = self.config
+        pooled, ego, tokens = features.float().split([c.feature_dim, c.ego, c.tokens * c.token_width], dim=1)
+        return pooled, ego, tokens.unflatten(1, (c.tokens, c.token_width))
 
 
 @dataclass(frozen=True)
@@ -241,13 +250,13 @@ Critic = OneStepCritic | MeanCritic
 
 
 def scene_features(backbone: Backbone, context: Context, with_tokens: bool) -> Tensor:
-    """What a critic reads of scenes: (B, d) pooled features; with tokens behind them the scenes' tokens, end to end."""
+    """What a critic reads of scenes: pooled features (B, d); with tokens, behind them ego state and tokens, flat."""
     features = backbone.features(context)
     if not with_tokens:
         return features
     if "tokens" not in context:
         raise InputError(f"critic: kind tokens: {backbone.family} keeps no tokens of a scene; use kind pooled")
-    return torch.cat([features, context["tokens"].float().flatten(1)], dim=1)
+    return torch.cat([features, *(context[name].float().flatten(1) for name in ("proprio", "tokens"))], dim=1)
 
 
 def load_critic(folder: str | Path, device: str | torch.device = "cpu") -> Critic:

@@ -115,7 +115,7 @@ class CriticModule(FineTuning):
         ]
         self.critic: Critic | None = None
         self.features: dict[str, Tensor] = {}
-        self.token_shape = (0, 0)  # of a scene, where a member reads tokens
+        self.looked = {"ego": 0, "tokens": 0, "token_width": 0}  # sizes in a scene, where a member reads tokens
 
     def look_at(self, dataset: DrivingDataset) -> None:
         super().look_at(dataset)
@@ -171,7 +171,8 @@ class CriticModule(FineTuning):
         context = stored_context(self.backbone, batch) if is_stored else self.backbone.encode(batch["observation"])
         features = scene_features(self.backbone, context, self.reads_tokens)
         if self.reads_tokens:
-            self.token_shape = tuple(context["tokens"].shape[1:])
+            count, each = context["tokens"].shape[1:]
+            self.looked = {"ego": context["proprio"].shape[1], "tokens": count, "token_width": each}
         return features
 
     @property
@@ -180,10 +181,11 @@ class CriticModule(FineTuning):
 
     def _made(self, member: Member, sizes: dict[str, Any], width: int, horizon: int) -> OneStepCritic:
         """One critic of that kind. width: of what all members together read of a scene."""
-        count, each = self.token_shape
+        looked = self.looked
+        pooled = width - looked["ego"] - looked["tokens"] * looked["token_width"]
         if member.kind == "pooled":
-            return OneStepCritic(CriticConfig(width - count * each, horizon, **sizes))
-        return TokenCritic(TokenConfig(width - count * each, horizon, **sizes, tokens=count, token_width=each))
+            return OneStepCritic(CriticConfig(pooled, horizon, **sizes))
+        return TokenCritic(TokenConfig(pooled, horizon, **sizes, **looked))
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the critic's folder: the networks, whose features they read, and what reinforcement learning saw."""

@@ -141,7 +141,9 @@ def test_a_mean_of_critics_is_their_mean_also_when_saved(tmp_path):
 
 def token_critic(**sizes):
     torch.manual_seed(0)
-    return TokenCritic(TokenConfig(feature_dim=2, hidden=16, ensemble=1, tokens=3, token_width=4, **sizes)).eval()
+    return TokenCritic(
+        TokenConfig(feature_dim=2, hidden=16, ensemble=1, ego=1, tokens=3, token_width=4, **sizes)
+    ).eval()
 
 
 def test_a_plan_finds_the_token_that_pooled_features_have_lost(tmp_path):
@@ -150,7 +152,7 @@ def test_a_plan_finds_the_token_that_pooled_features_have_lost(tmp_path):
     tokens, pooled = torch.randn(64, 3, 4, generator=generator), torch.randn(64, 2, generator=generator)
     poses = torch.randn(64, 6, 8, 3, generator=generator)
     returns = torch.exp(-((poses[..., -1, 0] - tokens[:, 1, :1]) ** 2))
-    scenes, critic = torch.cat([pooled, tokens.flatten(1)], 1), token_critic()
+    scenes, critic = torch.cat([pooled, pooled[:, :1], tokens.flatten(1)], 1), token_critic()
     critic.fit_statistics(scenes, poses)
     optimiser = torch.optim.Adam(critic.parameters(), 1e-2)
     for _ in range(200):
@@ -168,13 +170,13 @@ def test_a_plan_finds_the_token_that_pooled_features_have_lost(tmp_path):
 
 def test_a_plan_is_rated_alike_whatever_is_rated_beside_it():
     critic, generator = token_critic(), torch.Generator().manual_seed(0)
-    scenes, poses = torch.randn(4, 14, generator=generator), torch.randn(4, 6, 8, 3, generator=generator)
+    scenes, poses = torch.randn(4, 15, generator=generator), torch.randn(4, 6, 8, 3, generator=generator)
     torch.testing.assert_close(critic(scenes, poses)[:, 2:3], critic(scenes, poses[:, 2:3]))
 
 
 def test_members_read_their_own_share_of_a_scene():
     tokens, pooled = token_critic(), OneStepCritic(CriticConfig(feature_dim=2, hidden=8)).eval()
-    scenes, poses = torch.randn(4, 14), torch.randn(4, 6, 8, 3)
+    scenes, poses = torch.randn(4, 15), torch.randn(4, 6, 8, 3)
     mean = MeanCritic([pooled, tokens]).eval()
     assert mean.reads_tokens
     torch.testing.assert_close(mean(scenes, poses), (pooled(scenes[:, :2], poses) + tokens(scenes, poses)) / 2)
@@ -189,8 +191,8 @@ def test_tokens_of_a_scene_are_asked_of_a_backbone_that_keeps_some():
 
     with pytest.raises(InputError, match="pooling keeps no tokens"):
         scene_features(Pooling(), Context({"mean": torch.zeros(1, 2)}), True)
-    context = Context({"mean": torch.zeros(1, 2), "tokens": torch.ones(1, 3, 4)})
-    assert scene_features(Pooling(), context, True).shape == (1, 14)
+    context = Context({"mean": torch.zeros(1, 2), "proprio": torch.ones(1, 1), "tokens": torch.ones(1, 3, 4)})
+    assert scene_features(Pooling(), context, True).shape == (1, 15)
     assert scene_features(Pooling(), context, False).shape == (1, 2)
 
 
