@@ -60,6 +60,7 @@ def summarise(
     rows = [_row(setting, scenes, base, chosen["references"], names, intervals) for setting in scenes]
     summary = {
         **{key: facts[key] for key in ("metric", "split", "rl_split", "rl_on_eval_split")},
+        "variants": facts.get("variants", 0),
         "scenes": len(logs),
         "logs": intervals.logs,
         "sub_scores": [name for name in names if name != "score"],
