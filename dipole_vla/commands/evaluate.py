@@ -188,8 +188,9 @@ def _evaluate_part(
             ]
             drawn.append(torch.cat(plans, dim=1).cpu().double().numpy())
             if actor.critic is not None:
-                plans, ratings = zip(*(actor.improved(context, plan, variants) for plan in plans))
-                values.append(torch.cat(ratings, dim=1).cpu().double().numpy())
+                improved = [actor.improved(context, plan, variants) for plan in plans]
+                plans = [plan for plan, _ in improved]
+                values.append(torch.cat([rated for _, rated in improved], dim=1).cpu().double().numpy())
             kept.append(torch.cat(plans, dim=1).cpu().double().numpy())
         tokens += batch.tokens
         logs += batch.log_names

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -208,9 +208,13 @@ class MeanCritic(nn.Module):
         self.members = nn.ModuleList(members)
 
     @property
+    def _critics(self) -> list[OneStepCritic]:
+        return cast(list[OneStepCritic], list(self.members))
+
+    @property
     def config(self) -> CriticConfig:
         """The first member's: of the features and plans that all read."""
-        return self.members[0].config
+        return self._critics[0].config
 
     def fit_statistics(self, features: Tensor, poses: Tensor) -> None:
         """As `OneStepCritic.fit_statistics`, of every member."""
@@ -232,17 +236,17 @@ class MeanCritic(nn.Module):
 
     @property
     def reads_tokens(self) -> bool:
-        return any(member.reads_tokens for member in self.members)
+        return any(member.reads_tokens for member in self._critics)
 
     def _each(self, features: Tensor) -> list[tuple[OneStepCritic, Tensor]]:
         """Every member beside what it reads of the features."""
-        return [(m, features if m.reads_tokens else features[:, : m.config.feature_dim]) for m in self.members]
+        return [(m, features if m.reads_tokens else features[:, : m.config.feature_dim]) for m in self._critics]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Every member as a critic's folder of its own, named by its place, from 0."""
         folder = Path(folder)
         weights.write_json(folder / "config.json", {"family": MEAN, "config": asdict(MeanConfig(len(self.members)))})
-        for place, member in enumerate(self.members):
+        for place, member in enumerate(self._critics):
             member.save_pretrained(folder / str(place))
 
 
