@@ -13,6 +13,7 @@ from navsim_adapter.cache.build import HUMAN_POSES, human_future, relative_poses
 from navsim_adapter.cache.folder import describe
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, file_stamps, finish, making, read_json, write_json
+from navsim_adapter.metric.history import HISTORY
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import Scene, SceneFilter, absent, find_logs, find_scenes
 from navsim_adapter.nuplan.second_stage import PICTURES, SPLIT, read_second_stage, second_stage_files
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from datasets import Features
 
 CAMERAS = ("CAM_F0", "CAM_L0", "CAM_R0")
-HISTORY = 4
 
 
 def convert(
@@ -35,8 +35,9 @@ def convert(
 
     chosen: which scenes; `SceneFilter()` takes all that have history and future.
     progress: called with the number of scenes written.
-    A finished folder of the same inputs is left alone. Raises InputError for a folder of another split or filter,
-    unreadable logs, an empty split and tokens that occur twice.
+    A finished folder of the same inputs is left alone. A scene in which a planner would see or learn NaN, or frames out
+    of order, is left out and listed as skipped. Raises InputError for a folder of another split or filter, unreadable
+    logs, an empty split, one without a scene that is left, and tokens that occur twice.
     """
     logs = find_logs(root, split, chosen)
     made_by = {
@@ -47,14 +48,13 @@ def convert(
         "data_root": str(root.path.resolve()),
     }
 
-    def about(tokens: set[str]) -> dict[str, Any]:
+    def about(tokens: set[str], names: set[str]) -> dict[str, Any]:
         return {
             "split": split,
             "data_root": made_by["data_root"],
             "sensors": str((root.sensors / split).resolve()),
             "filter": made_by["filter"],
-            "count": len(tokens),
-            "absent": absent(chosen, (path.stem for path in logs), tokens),
+            "absent": absent(chosen, {path.stem for path in logs} | names, tokens),
         }
 
     return _write(Path(out), made_by, logs, _logged(root, split, chosen), about, progress)
@@ -68,13 +68,12 @@ def convert_second_stage(
     place = str(Path(folder).resolve())
     made_by = {"command": "navsim-adapter convert --two-stage", "version": __version__, "two_stage": place}
 
-    def about(tokens: set[str]) -> dict[str, Any]:
+    def about(tokens: set[str], names: set[str]) -> dict[str, Any]:
         return {
             "split": SPLIT,
             "data_root": place,
             "sensors": str((Path(folder) / PICTURES).resolve()),
             "filter": {},
-            "count": len(tokens),
             "absent": {},
         }
 
@@ -136,10 +135,10 @@ def _write(
     made_by: Mapping[str, Any],
     files: Sequence[Path],
     scenes: Iterable[tuple[str, Scene]],
-    about: Callable[[set[str]], dict[str, Any]],
+    about: Callable[[set[str], set[str]], dict[str, Any]],
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    """The table, unless it is there, made of the same `files`. about: tokens -> content of `scenes.json`."""
+    """The table, unless it is there, made of the same `files`. about: tokens, log names -> content of `scenes.json`."""
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
 
@@ -148,11 +147,16 @@ def _write(
     with making(out, made_by, found) as is_open:
         if not is_open:
             return dict(read_json(out / "scenes.json"))
-        rows = list(_rows(scenes, progress))
+        skipped: list[dict[str, str]] = []
+        rows = list(_rows(scenes, skipped, progress))
+        if skipped and not rows:
+            raise InputError(f"none of {len(skipped)} scenes can be converted; first: {skipped[0]['reason']}")
         for path in (out / MANIFEST, *out.glob("*.arrow")):  # of a table made again
             path.unlink(missing_ok=True)
         Dataset.from_list(rows, features=features()).save_to_disk(str(out))
-        content = about({row["token"] for row in rows})
+        tokens = {row["token"] for row in rows} | {item["token"] for item in skipped}
+        names = {row["log_name"] for row in rows} | {item["log_name"] for item in skipped}
+        content = {**about(tokens, names), "count": len(rows), "skipped": skipped}
         write_json(out / "scenes.json", content)
         finish(out, {**made_by, **found})
     return content
@@ -163,8 +167,10 @@ def _logged(root: DataRoot, split: str, chosen: SceneFilter) -> Iterator[tuple[s
         yield f"log {scene.now.log_name}", scene
 
 
-def _rows(scenes: Iterable[tuple[str, Scene]], progress: Callable[[int], None] | None) -> Iterator[dict[str, Any]]:
-    """scenes: where each comes from, for messages, and the scene."""
+def _rows(
+    scenes: Iterable[tuple[str, Scene]], skipped: list[dict[str, str]], progress: Callable[[int], None] | None
+) -> Iterator[dict[str, Any]]:
+    """scenes: where each comes from, for messages, and the scene.  skipped: gets the scenes that have no row."""
     sources: dict[str, str] = {}
     for source, scene in scenes:
         if scene.token in sources:
@@ -174,4 +180,16 @@ def _rows(scenes: Iterable[tuple[str, Scene]], progress: Callable[[int], None] |
         sources[scene.token] = source
         if progress:
             progress(len(sources))
-        yield scene_row(scene)
+        problem = _problem(scene)
+        if problem:
+            reason = f"scene {scene.token} of {scene.now.log_name}: {problem}"
+            skipped.append({"token": scene.token, "log_name": scene.now.log_name, "reason": reason})
+        else:
+            yield scene_row(scene)
+
+
+def _problem(scene: Scene) -> str | None:
+    """Why a scene is nothing to plan or learn from."""
+    blind = [frame.token for frame in scene.past[-HISTORY:] if not frame.has_motion]
+    lost = f"frame {blind[0]}: the ego's speed or acceleration is NaN or infinite" if blind else None
+    return scene.problem or lost

@@ -19,7 +19,7 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_once
-from navsim_adapter.nuplan.unpickle import Record, read_pickle
+from navsim_adapter.nuplan.unpickle import Names, Record, StandIn, read_pickle
 
 ONE_STAGE = ("predictions",)
 TWO_STAGES = ("first_stage_predictions", "second_stage_predictions")
@@ -84,7 +84,7 @@ def read_submission(path: str | Path) -> dict[str, Any]:
 
     What is not as it should be is left in place for `problems` to name; raises InputError if it is no dict.
     """
-    content = read_pickle(path)
+    content = read_pickle(path, _HYDRA)
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, a submission is a dict; write it again")
     return _readable(content)
@@ -132,10 +132,26 @@ def _team_problem(name: str, value: Any) -> list[str]:
 
 
 def _stage_problems(stage: str, value: Any, wanted: Tokens) -> list[str]:
-    if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], dict):
+    """One stage of one seed, or, in a submission of one stage, of several that the devkit has merged."""
+    if not isinstance(value, list) or not value or not all(isinstance(seed, dict) for seed in value):
         count = f"{len(value)} elements" if isinstance(value, list) else "no list"
-        return [f"{stage}: must be a list of one dict token -> trajectory, found {count}; give one seed a file"]
-    plans = value[0]
+        return [
+            f"{stage}: must be a list of dicts token -> trajectory, one for each seed, found {count}; write it again"
+        ]
+    if len(value) == 1:
+        return _seed_problems(stage, value[0], wanted)
+    if stage not in ONE_STAGE:
+        return [f"{stage}: has {len(value)} seeds, the official two-stage scorer takes one; give each seed a file"]
+    found = []
+    for number, seed in enumerate(value, 1):
+        where = f"{stage}: seed {number} of {len(value)}"
+        if set(seed) != set(value[0]):
+            found.append(f"{where}: has other scenes than the first seed; the devkit merges seeds of the same scenes")
+        found += _seed_problems(where, seed, wanted)
+    return found
+
+
+def _seed_problems(stage: str, plans: Mapping[Any, Any], wanted: Tokens) -> list[str]:
     found = [f"{stage}: has no trajectory; nothing would be scored"] if not plans else []
     if wanted is not None:
         found += _token_problems(stage, plans, set(wanted))
@@ -231,6 +247,30 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+# Hydra's own types of values and lists: the devkit pickles a list of authors as its configuration holds it, and with it
+# the whole configuration, which is its parent.
+_LIST_KIND = "omegaconf.listconfig.ListConfig"
+_HYDRA_NAMES = {
+    "omegaconf.listconfig": "ListConfig",
+    "omegaconf.dictconfig": "DictConfig",
+    "omegaconf.base": "Metadata ContainerMetadata UnionNode",
+    "omegaconf.nodes": "AnyNode StringNode IntegerNode FloatNode BooleanNode BytesNode PathNode EnumNode",
+    "typing": "Any List Dict Tuple Union Optional",
+    "builtins": "str int float bool dict",
+}
+_HYDRA: Names = {
+    **{(module, name): StandIn(f"{module}.{name}") for module, names in _HYDRA_NAMES.items() for name in names.split()},
+    ("collections", "defaultdict"): lambda *_: {},
+}
+
+
+def _from_hydra(value: Any) -> Any:
+    """Hydra's list as a list of its values; anything else as it is."""
+    if isinstance(value, Record) and value.kind == _LIST_KIND and isinstance(getattr(value, "_content", None), list):
+        return [getattr(node, "_val", node) for node in value._content]
+    return value
+
+
 def _official(plan: Plan, samplings: dict[tuple[int, float], _TrajectorySampling]) -> _Trajectory:
     poses = np.ascontiguousarray(plan.poses)
     key = (len(poses) if poses.ndim else 0, float(plan.interval))
@@ -239,7 +279,7 @@ def _official(plan: Plan, samplings: dict[tuple[int, float], _TrajectorySampling
 
 def _readable(content: Mapping[str, Any]) -> dict[str, Any]:
     """Trajectories as `Plan`s, wherever a stage has the expected form."""
-    result = dict(content)
+    result = {name: _from_hydra(value) for name, value in content.items()}
     for name in (*ONE_STAGE, *TWO_STAGES):
         if isinstance(result.get(name), list):
             result[name] = [

@@ -57,8 +57,7 @@ def read_trajectories(path: str | Path, *, any_numbers: bool = False) -> Traject
     for name in ("name", "size", "interval"):
         if name in content and content[name].shape != (count,):
             raise InputError(f"{path}: {name} has shape {content[name].shape}, token has ({count},); they must agree")
-    tokens = tuple(str(token) for token in content["token"])
-    names = tuple(str(name) for name in content["name"])
+    tokens, names = _texts(path, "token", content["token"]), _texts(path, "name", content["name"])
     poses = _split_poses(path, content, count)
     interval = np.asarray(content.get("interval", np.full(count, DEFAULT_INTERVAL)), np.float64)
     table = Trajectories(tokens, names, poses, interval)
@@ -110,6 +109,14 @@ def check_poses(table: Trajectories, where: str = "") -> None:
             raise InputError(f"{start}: pose {own[step].tolist()} at step {step} is no place; repair this row")
 
 
+def _texts(path: str | Path, key: str, values: np.ndarray) -> tuple[str, ...]:
+    """As text, whether it was saved as text, bytes or numbers."""
+    try:
+        return tuple(value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist())
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{path}: {key} holds bytes that are no text ({problem}); save it as text") from problem
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")  # Python reads NaN and Infinity, and would write them on
 
@@ -118,10 +125,16 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            content = {name: archive[name] for name in archive.files}
+            objects = [name for name in archive.files if _is_objects(archive, name)]
+            content = {name: archive[name] for name in archive.files if name not in objects}
     except Exception as problem:  # numpy and zipfile raise what they like on damaged files
         reason = " ".join(str(problem).split())[:120]
         raise InputError(f"{path}: cannot be read as .npz ({reason}); save it with numpy.savez") from problem
+    if objects:
+        raise InputError(
+            f"{path}: {objects[0]} is saved as Python objects; save it as an array of text or numbers, such as "
+            f"{objects[0]}.astype(str)"
+        )
     missing = [name for name in ("token", "name", "poses") if name not in content]
     if missing:
         raise InputError(f"{path}: has no array {missing[0]} (found {', '.join(content) or 'none'}); add it")
@@ -131,7 +144,16 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         if name in content and content[name].dtype.kind not in kinds:
             wanted = "numbers" if "f" in kinds else "whole numbers"
             raise InputError(f"{path}: {name} holds {content[name].dtype}, expected {wanted}; convert the array")
+    content["poses"] = content["poses"].astype(np.result_type(content["poses"], np.float32), copy=False)
     return content
+
+
+def _is_objects(archive: Any, name: str) -> bool:
+    """Whether an array is pickled; found in its header."""
+    with archive.zip.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return bool(reader(file)[2].hasobject)
 
 
 def _split_poses(path: str | Path, content: Mapping[str, np.ndarray], count: int) -> list[np.ndarray]:

@@ -238,21 +238,35 @@ def _inputs(case: Case) -> Iterator[Finding]:
                 yield from _pictures(Path(folder), named.get("sensors"))
 
 
+_LOOKED_AT = 2000  # scenes whose pictures are looked for
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def _pictures(scenes: Path, sensors: Any) -> Iterator[Finding]:
-    """The first, middle and last scene's pictures are there."""
+    """The scenes' pictures are there and not empty; of a large table those of scenes all over it."""
+    import numpy as np
+
     from dipole_vla.data.tables import SceneTable
 
     table = SceneTable(scenes, Path(sensors) if sensors else None)
-    chosen = sorted({0, len(table) // 2, len(table) - 1})
-    missing = [
-        path for i in chosen for path in (table.row(i)["cameras"] or {}).values()
-        if path and not (Path(table.sensors) / path).is_file()
-    ]  # fmt: skip
+    chosen = np.unique(np.linspace(0, len(table) - 1, min(len(table), _LOOKED_AT)).astype(int)).tolist()
+    missing = {
+        i: path for i in chosen for path in (table.row(i)["cameras"] or {}).values()
+        if path and not _has_content(Path(table.sensors) / path)
+    }  # fmt: skip
+    looked = f"{len(chosen)} scenes" if len(chosen) == len(table) else f"{len(chosen)} of {len(table)} scenes looked at"
     if missing:
-        text = f"{table.sensors}: {missing[0]} is not there (and {len(missing) - 1} more of {len(chosen)} scenes)"
-        yield Finding("FAIL", "pictures", text + "; give data.sensors")
+        first = next(iter(missing.values()))
+        text = f"{table.sensors}: {len(missing)} of {looked} lack a picture, first {first}, which is not there or empty"
+        yield Finding("FAIL", "pictures", text + "; copy it again, or give data.sensors")
     else:
-        yield Finding("ok", "pictures", f"{table.sensors}: those of {len(chosen)} of {len(table)} scenes are there")
+        yield Finding("ok", "pictures", f"{table.sensors}: those of {looked} are there")
     maps = os.environ.get("NUPLAN_MAPS_ROOT")
     if maps:
         names = sorted({table.row(i)["map"] for i in chosen})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from navsim_adapter.foundation.errors import InputError
@@ -61,11 +62,16 @@ class SeenByRL:
 
 def refuse_collection(split: str, allow_eval_split: bool) -> None:
     """Raise when candidates are to be scored for RL on an evaluation split."""
-    if split in EVALUATION_SPLITS and not allow_eval_split:
+    if _plain(split) in EVALUATION_SPLITS and not allow_eval_split:
         raise InputError(
             f"split {split!r}: this is an evaluation split, and RL on it is not a result; collect on a training split, "
             "or pass --allow-eval-split and every report will say so in red"
         )
+
+
+def _plain(split: str) -> str:
+    """The name alone: tables of older versions keep it as it was typed, `test/` or `./test`."""
+    return PurePosixPath(split.strip()).name.lower()
 
 
 def check_not_trained_on(
@@ -77,7 +83,7 @@ def check_not_trained_on(
     """
     shared = sum(token in seen.tokens for token in tokens)
     if seen.logs is None:
-        others, leaks = "of logs that nobody noted", bool(shared) or split in seen.splits
+        others, leaks = "of logs that nobody noted", bool(shared) or _plain(split) in map(_plain, seen.splits)
     else:
         alike = len(set(logs) & seen.logs)
         others, leaks = f"{alike} of their {len(set(logs))} logs", bool(shared or alike)

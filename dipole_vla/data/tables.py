@@ -85,8 +85,10 @@ class SceneTable:
         for camera in cameras:
             relative = (row["cameras"] or {}).get(camera)
             if not relative:
+                named = ", ".join(name for name, path in (row["cameras"] or {}).items() if path) or "none"
                 raise InputError(
-                    f"scene {row['token']}: camera {camera} is not in the table; convert with its pictures"
+                    f"scene {row['token']}: its log or scene file names no picture of camera {camera} (there are: "
+                    f"{named}); a policy that sees it cannot drive this scene"
                 )
             pictures[camera] = read_picture(self.sensors / relative, f"picture of scene {row['token']}")
         return pictures

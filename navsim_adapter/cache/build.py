@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import shapely
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.metric.history import HISTORY, history_problem
 from navsim_adapter.nuplan import objects, route
 from navsim_adapter.nuplan.boxes import ego_center, ego_corners
 from navsim_adapter.nuplan.logs import Frame
@@ -30,12 +32,26 @@ def build_scene(scene: Scene, city: Map) -> SceneCache:
 
 def _build(scene: Scene, city: Map) -> SceneCache:
     now = scene.now
+    if scene.problem:
+        raise InputError(scene.problem)
     versions = metrics_of(scene)
+    past_states = np.array([ego_state(frame) for frame in scene.past[-HISTORY:]])
+    past_time_us = np.array([frame.time_us for frame in scene.past[-HISTORY:]], np.int64)
+    problem = history_problem(past_states, past_time_us)
+    if problem:  # PDMS reads no history
+        versions &= ~EPDMS
+        if not versions:
+            raise InputError(problem)
     moments = scene.moments(objects.PDMS_FRAMES if versions & PDMS else objects.EPDMS_FRAMES)
     frames = [moment.objects for moment in moments]
     _check_objects(frames, now)
     center = ego_center(now.ego_pose)
     near = city.drivable(center[0], center[1], RADIUS)
+    if not near:
+        raise InputError(
+            f"map {city.name}: has nothing within {RADIUS:g} m of the ego at {center[0]:.0f}, {center[1]:.0f} m; check "
+            f"that the poses are global and the map's projection ({city.crs}) is theirs"
+        )
     plan = route.plan_route(city, now.roadblock_ids, now.ego_pose, center, ego_corners(now.ego_pose), near)
     lanes = plan.lanes
     tracks = objects.track_objects(frames)
@@ -67,8 +83,8 @@ def _build(scene: Scene, city: Map) -> SceneCache:
         light_red=light_red,
         light_ids=light_ids,
         human_future=human_future(scene),
-        past_states=np.array([ego_state(frame) for frame in scene.past]),
-        past_time_us=np.array([frame.time_us for frame in scene.past], np.int64),
+        past_states=past_states,
+        past_time_us=past_time_us,
         reference_pdms=np.full((41, 3), np.nan),
         reference_epdms=np.full((41, 3), np.nan),
         object_knots=tracks.knots,
@@ -132,18 +148,32 @@ def _transform(pose: np.ndarray) -> np.ndarray:
 
 
 def _check_objects(frames: list[objects.FrameObjects], now: Frame) -> None:
-    """Objects that GEOS would refuse: a box with NaN, or a forecast road user without velocity (metric 7.4)."""
+    """Objects that the official code stops at: a box with NaN, a forecast road user without velocity (metric 7.4), two
+    of one token (its interpolation would divide by no time)."""
     for frame in frames:
         bad = ~np.isfinite(np.column_stack([frame.pose, frame.size])).all(axis=1)
         if bad.any():
             raise InputError(f"object {frame.tokens[int(bad.argmax())]} has a box with NaN or infinity")
     current = frames[0]
+    _check_tokens(frames)
     distance = np.linalg.norm(current.pose[:, :2] - ego_center(now.ego_pose), axis=1)
     for kind, cap in _FORECAST_CAPS.items():
         rows = np.flatnonzero((current.type == kind) & (distance <= RADIUS))
         for row in rows[np.argsort(distance[rows])][:cap]:
             if not np.isfinite(current.velocity[row]).all():
                 raise InputError(f"object {current.tokens[row]} has a velocity with NaN now")
+
+
+def _check_tokens(frames: list[objects.FrameObjects]) -> None:
+    """Two objects of one token in the current frame, or where that token is first seen of several times."""
+    sightings = Counter(token for frame in frames for token in set(frame.tokens))
+    known: set[str] = set()
+    for step, frame in enumerate(frames):
+        for token, count in Counter(frame.tokens).items():
+            if count > 1 and token not in known and (step == 0 or sightings[token] > 1):
+                when = f"{0.5 * step:g} s after now" if step else "of the current frame"
+                raise InputError(f"{count} objects {when} share the track token {token}; repair the log")
+        known.update(frame.tokens)
 
 
 def _light_polygons(city: Map, light_ids: tuple[str, ...]) -> Polygons:

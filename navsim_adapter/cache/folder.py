@@ -44,12 +44,16 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Built:
-    """What became of one log: its tokens, or the scenes themselves, and what was skipped."""
+    """What became of one log's file: its tokens, or the scenes themselves, and what was skipped.
+
+    logs: names that its scenes give their logs.
+    """
 
     log_name: str
     tokens: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     scenes: tuple[SceneCache, ...] = ()
+    logs: tuple[str, ...] = ()
 
 
 def build_cache(
@@ -96,6 +100,7 @@ def build_cache(
         tokens = {result.log_name: result.tokens for result in built}
         skipped = [item for result in built for item in result.skipped]
         seen = {token for result in built for token in result.tokens} | {item.token for item in skipped}
+        names = {path.stem for path in logs} | {name for result in built for name in result.logs}
         if not seen:
             raise empty_split(root, split, chosen)
         if len(seen) == len(skipped):
@@ -106,7 +111,7 @@ def build_cache(
             "data_root": made_by["data_root"],
             "filter": made_by["filter"],
             "skipped": [item._asdict() for item in skipped],
-            "absent": absent(chosen, (path.stem for path in logs), seen),
+            "absent": absent(chosen, names, seen),
         }
         return store.finish_cache(out, tokens, facts, {**made_by, **found})
 
@@ -171,7 +176,7 @@ def _cache_log(out: Path, job: LogJob) -> Built:
     made_by: dict[str, Any] = {**job.made_by, "log": job.log.name, "log_sha256": log_hash}
     made_by |= {"maps": {}, "skipped": skipped}  # filled while the scenes are made; the footer is written after them
     facts = log_file.write_log(path, _caches(job, skipped, made_by["maps"]), made_by)
-    return Built(job.log.stem, tuple(scene[0] for scene in facts.scenes), tuple(skipped))
+    return _built(job.log.stem, facts, tuple(skipped))
 
 
 def _finished(path: Path, job: LogJob, log_hash: str) -> Built | None:
@@ -183,8 +188,12 @@ def _finished(path: Path, job: LogJob, log_hash: str) -> Built | None:
     same_inputs = {**job.made_by, "log_sha256": log_hash}.items() <= made_by.items()
     if not same_inputs or any(_map_hash(job.maps, name) != known for name, known in made_by["maps"].items()):
         return None
-    skipped = tuple(Skipped(*item) for item in made_by["skipped"])
-    return Built(job.log.stem, tuple(scene[0] for scene in facts.scenes), skipped)
+    return _built(job.log.stem, facts, tuple(Skipped(*item) for item in made_by["skipped"]))
+
+
+def _built(name: str, facts: log_file.LogFacts, skipped: tuple[Skipped, ...]) -> Built:
+    logs = {scene[1] for scene in facts.scenes} | {item.log_name for item in skipped}
+    return Built(name, tuple(scene[0] for scene in facts.scenes), skipped, logs=tuple(sorted(logs)))
 
 
 def _caches(job: LogJob, skipped: list[Skipped], maps: dict[str, str] | None = None) -> Iterator[SceneCache]:

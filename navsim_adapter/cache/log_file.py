@@ -26,7 +26,7 @@ from navsim_adapter.foundation.files import atomic_path
 from navsim_adapter.nuplan.objects import resample
 from navsim_adapter.scene_cache import Polygons, SceneCache
 
-FORMAT = 1  # raise it whenever the meaning of any array changes; older files are then refused
+FORMAT = 2  # raise it whenever the meaning of any array changes; older files are then refused
 MAGIC = b"NAVCACHE"
 _HEADER = struct.Struct("<8sIIQQQ")  # magic, format, checksum of the footer, its offset, its length, size of the file
 _ALIGN = 64

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import lzma
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.foreign import data_files, what_it_is
 from navsim_adapter.nuplan.objects import FrameObjects, recorded_objects, recorded_velocities
 from navsim_adapter.nuplan.unpickle import Record, loads
 from navsim_adapter.scene_cache import EPDMS, PDMS, STEPS, AreaType, ObjectType, Polygons, SceneCache
@@ -60,6 +61,21 @@ def find_official(folder: str | Path) -> dict[str, list[Path]]:
     if not logs:
         raise InputError(f"{folder}: holds no <log>/<type>/<token>/{FILE_NAME}; give the devkit's metric cache folder")
     return logs
+
+
+def listed_only(folder: str | Path, logs: Mapping[str, Sequence[Path]]) -> list[tuple[str, str]]:
+    """(token, log) of the scenes that the tree's index (metadata/*.csv) lists and that are not among its files.
+
+    Of a listed path its last parts count: trees are copied, and the index keeps where it was made.
+    """
+    there = {path.parts[-2] for paths in logs.values() for path in paths}
+    found: dict[str, str] = {}
+    for index in data_files(Path(folder) / "metadata", "*.csv"):
+        for line in index.read_bytes().decode(errors="replace").splitlines():
+            parts = line.strip().strip('"').replace("\\", "/").split("/")
+            if len(parts) >= 4 and parts[-1].split(",")[0].strip('"') == FILE_NAME and parts[-2] not in there:
+                found[parts[-2]] = parts[-4]
+    return sorted(found.items())
 
 
 def import_log(
@@ -167,7 +183,8 @@ def _unpacked(path: Path) -> bytes:
         unpacker = lzma.LZMADecompressor(memlimit=LARGEST_PICKLE)
         content = unpacker.decompress(packed, LARGEST_PICKLE)
     except lzma.LZMAError as problem:
-        raise InputError(f"{path}: not an LZMA file ({problem}); cache the scene again with the devkit") from problem
+        what = what_it_is(packed) or problem
+        raise InputError(f"{path}: not an LZMA file ({what}); cache the scene again with the devkit") from problem
     if not unpacker.eof:
         what = "cut short" if unpacker.needs_input else f"larger than {LARGEST_PICKLE} bytes unpacked"
         raise InputError(f"{path}: {what}; cache the scene again with the devkit")

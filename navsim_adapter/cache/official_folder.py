@@ -11,9 +11,10 @@ from typing import Any
 
 from navsim_adapter import __version__
 from navsim_adapter.cache import log_file, store
-from navsim_adapter.cache.official import find_official, import_log
+from navsim_adapter.cache.official import find_official, import_log, listed_only
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import file_stamps, making
+from navsim_adapter.foundation.foreign import data_files
 from navsim_adapter.foundation.parallel import in_processes
 from navsim_adapter.nuplan.maps import map_files, map_index
 
@@ -30,6 +31,7 @@ def import_official(
 
     other: a tree of the other devkit version; scenes in both then serve both metrics.
     maps: nuPlan's map root; with it EPDMS can also be scored in simulated traffic.
+    A scene that the tree's index lists and whose file is not there is listed as skipped.
     A finished folder of the same inputs is left alone. Raises InputError naming the first file that cannot be read.
     """
     out, tree = Path(out), Path(tree)
@@ -46,7 +48,8 @@ def import_official(
         "maps": str(Path(maps).resolve()) if maps else None,
     }
     sources = [path for paths in logs.values() for path in paths]
-    found = {"inputs": file_stamps([*sources, *twins.values(), *(map_files(Path(maps)) if maps else ())])}
+    index = data_files(tree / "metadata", "*.csv")
+    found = {"inputs": file_stamps([*sources, *index, *twins.values(), *(map_files(Path(maps)) if maps else ())])}
     with making(out, made_by, found) as is_open:
         if not is_open:
             return store.read_scenes(out)
@@ -56,7 +59,11 @@ def import_official(
             tokens[name] = own
             if progress:
                 progress(done, len(jobs))
-        facts = {"split": tree.name, "data_root": made_by["official"], "filter": {}, "skipped": []}
+        skipped = [
+            {"token": token, "log_name": log, "reason": f"scene {token} of {log}: {tree} lists it and has no such file"}
+            for token, log in listed_only(tree, logs)
+        ]
+        facts = {"split": tree.name, "data_root": made_by["official"], "filter": {}, "skipped": skipped}
         return store.finish_cache(out, tokens, facts, {**made_by, **found})
 
 

@@ -18,7 +18,7 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import file_stamps, making
 from navsim_adapter.foundation.parallel import in_processes
 from navsim_adapter.nuplan.maps import load_map, map_files, map_index
-from navsim_adapter.nuplan.second_stage import SPLIT, read_second_stage, second_stage_files
+from navsim_adapter.nuplan.second_stage import FOLDER, SPLIT, read_second_stage, second_stage_files
 from navsim_adapter.scene_cache import SceneCache
 
 CHUNK = 16  # pickles a job
@@ -46,10 +46,12 @@ def build_second_stage(
     scenes: dict[str, SceneCache] = {}
     skipped: list[Skipped] = []
     for _, built in in_processes(_work, chunks, workers):
-        scenes |= {scene.token: scene for scene in built.scenes}
+        for scene in built.scenes:
+            if scene.token in scenes:
+                where = Path(folder) / FOLDER
+                raise InputError(f"{where}: two files hold the rendered scene {scene.token}; remove one of them")
+            scenes[scene.token] = scene
         skipped += built.skipped
-        if tokens is not None and len(scenes) + len(skipped) >= len(tokens):
-            break
     return scenes, skipped
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 from navsim_adapter.commands.options import (
     add_data_arguments,
     add_filter_arguments,
     root_of,
     say_absent,
+    say_skipped,
     selection,
     take_all_rendered,
 )
@@ -38,8 +38,7 @@ def run(options: argparse.Namespace) -> None:
         content = build_cache(
             root, split, chosen, options.out, options.workers, lambda done, total, _: progress.show(done, total)
         )
-    for item in content["skipped"]:
-        print(f"skipped: {item['reason']}", file=sys.stderr)
+    say_skipped(content)
     say_absent(content, split)
     print(f"{content['count']} scenes of {split} in {options.out}, {len(content['skipped'])} skipped")
 
@@ -52,6 +51,5 @@ def _cache_second_stage(options: argparse.Namespace) -> None:
         content = cache_second_stage(
             options.two_stage, root_of(options).maps, options.out, options.workers, progress.show
         )
-    for item in content["skipped"]:
-        print(f"skipped: {item['reason']}", file=sys.stderr)
+    say_skipped(content)
     print(f"{content['count']} rendered scenes in {options.out}, {len(content['skipped'])} skipped")

@@ -8,6 +8,7 @@ from navsim_adapter.commands.options import (
     add_data_arguments,
     add_filter_arguments,
     say_absent,
+    say_skipped,
     selection,
     take_all_rendered,
 )
@@ -43,11 +44,13 @@ def run(options: argparse.Namespace) -> None:
         take_all_rendered(options)
         with Progress("scenes") as progress:
             content = convert_second_stage(options.two_stage, options.out, lambda done: progress.show(done, None))
+        say_skipped(content)
         print(f"{content['count']} rendered scenes in {options.out}")
         return
     root, split, chosen = selection(options)
     with Progress("scenes") as progress:
         content = convert(root, split, chosen, options.out, lambda done: progress.show(done, None))
+    say_skipped(content)
     say_absent(content, split)
     print(f"{content['count']} scenes of {split} in {options.out}")
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.foundation.progress import Progress
+
+_VERSIONS = (
+    "note: caches of devkit 2.0 and 1.0 look like those of 2.0.1 to 2.2 and 1.1 but hold other reference plans, so ego "
+    "progress can differ; cache anew if they may be so old"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,4 +31,7 @@ def run(options: argparse.Namespace) -> None:
         content = import_official(
             options.tree, options.out, options.other, options.maps, options.workers, progress.show
         )
+    for item in content["skipped"]:
+        print(f"absent: {item['reason']}", file=sys.stderr)
+    print(_VERSIONS, file=sys.stderr)
     print(f"{content['count']} scenes of {options.tree} in {options.out}")

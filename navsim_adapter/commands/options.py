@@ -39,6 +39,12 @@ def say_absent(content: Mapping[str, Any], split: str) -> None:
             )
 
 
+def say_skipped(content: Mapping[str, Any]) -> None:
+    """Name the scenes that have no row or no cache, and why."""
+    for item in content.get("skipped", ()):
+        print(f"skipped: {item['reason']}", file=sys.stderr)
+
+
 def root_of(options: argparse.Namespace) -> DataRoot:
     from navsim_adapter.nuplan.root import data_root
 
@@ -54,15 +60,16 @@ def selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]:
     """Root, split folder and filter that the options name."""
     from dataclasses import replace
 
-    from navsim_adapter.nuplan.scenes import LISTED, split_filter
+    from navsim_adapter.nuplan.scenes import LISTED, split_filter, split_name
 
     if not options.split:
         raise InputError("--split: not given; name the folder under navsim_logs, or navmini, navtrain, navtest")
     split, chosen = split_filter(options.split, options.filter)
-    if options.split in LISTED and not options.filter:
+    name = split_name(options.split)
+    if name in LISTED and not options.filter:
         print(
-            f"note: this takes every scene of {split}; the scenes that are {options.split} are listed in the devkit's "
-            f"{options.split}.yaml, give it with --filter",
+            f"note: this takes every scene of {split}; the scenes that are {name} are listed in the devkit's "
+            f"scene_filter/{name}.yaml, give it with --filter",
             file=sys.stderr,
         )
     if options.max_scenes is not None:

@@ -11,11 +11,13 @@ from typing import Any
 import yaml
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.foundation.foreign import plain_yaml
+from navsim_adapter.foundation.foreign import plain_yaml, read_text
 from navsim_adapter.foundation.option_checks import spare_inputs
+from navsim_adapter.nuplan.scenes import check_texts
 from navsim_adapter.submission import Plan, Team, Tokens, check_submission, write_submission
 from navsim_adapter.trajectories import read_trajectories
 
+_RENDERED_KEYS = ("synthetic_scene_tokens", "reactive_synthetic_initial_tokens")
 _SYNTHETIC_TOKEN = 17  # characters of a second-stage token; others have 16 (metric 1.2)
 
 
@@ -58,7 +60,7 @@ def expected_tokens(place: str | Path) -> tuple[set[str], set[str] | None]:
         tokens = list(open_cache(place))
         return _by_stage(tokens)
     try:
-        text = place.read_text()
+        text = read_text(place)
     except (OSError, UnicodeDecodeError) as problem:
         raise InputError(f"{place}: cannot be read ({problem}); check --expect") from problem
     if place.suffix not in (".json", ".yaml", ".yml"):
@@ -81,18 +83,31 @@ def _from_split(place: Path, content: Any) -> tuple[set[str], set[str] | None]:
     if isinstance(content, dict):
         mapping = content.get("reactive_all_mapping")
         if mapping is None:
-            tokens = content.get("tokens")
-            if not isinstance(tokens, list):
+            if not isinstance(content.get("tokens"), list):
                 raise InputError(f"{place}: names no tokens; give the scene filter that lists them, or a cache folder")
-            return set(map(str, tokens)), set(map(str, content.get("reactive_synthetic_initial_tokens") or ())) or None
+            return _listed(place, content, "tokens"), _rendered(place, content) or None
     else:
         mapping = content
     try:
-        first = {str(token) for now, previous, _ in mapping for token in (now, previous)}
-        second = {str(token) for _, _, pairs in mapping for pair in pairs for token in pair}
+        first = [token for now, previous, _ in mapping for token in (now, previous)]
+        second = [token for _, _, pairs in mapping for pair in pairs for token in pair]
     except (TypeError, ValueError) as problem:
         raise InputError(f"{place}: not a list of [now, previous, pairs]; give the split's mapping") from problem
-    return first, second
+    check_texts(place, "mapping", [*first, *second])
+    return set(first), set(second)
+
+
+def _rendered(place: Path, content: dict[str, Any]) -> set[str]:
+    """Rendered scenes of a filter: those that the official loader keeps, whichever of its two lists names them."""
+    lists = [_listed(place, content, key) for key in _RENDERED_KEYS if content.get(key) is not None]
+    return set.intersection(*lists) if lists else set()
+
+
+def _listed(place: Path, content: dict[str, Any], key: str) -> set[str]:
+    if not isinstance(content[key], list):
+        raise InputError(f"{place}: {key}: must be a list of text, found {str(content[key])[:60]!r}")
+    check_texts(place, key, content[key])
+    return set(content[key])
 
 
 def _check(path: Path, expected: tuple[Tokens, Tokens]) -> None:

@@ -6,6 +6,7 @@ safetensors and JPEG have readers that are safe by themselves.
 
 from __future__ import annotations
 
+import codecs
 import sqlite3
 import zipfile
 from collections.abc import Iterable
@@ -19,6 +20,51 @@ from navsim_adapter.foundation.errors import InputError
 MEMBERS, GROWTH, FREE_GROWTH = 100_000, 200, 2**28  # of archives: entries, unpacked/packed, bytes that never matter
 YAML_BYTES, ALIASES, DEPTH = 2**20, 100, 40  # of recipes
 MAP_BYTES = 2**33
+
+
+_BEGINNINGS = (
+    (b"\x1f\x8b", "a gzip file; unpack it"),
+    (b"PK\x03\x04", "a zip archive; unpack it"),
+    (b"\xfd7zXZ\x00", "an xz file; unpack it"),
+    (b"\x5d\x00\x00", "an LZMA file; unpack it"),
+    (b"BZh", "a bzip2 file; unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file; unpack it"),
+    (b"\x00\x05\x16\x07", "macOS file attributes, no data"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with git lfs pull"),
+    (b"<!doctype html", "an HTML page, as a failed download leaves it"),
+    (b"<html", "an HTML page, as a failed download leaves it"),
+    (b"<?xml", "an XML page, as a failed download leaves it"),
+)
+
+
+def what_it_is(content: bytes) -> str | None:
+    """What a file that its reader does not understand is instead, from its beginning; None if that is not known."""
+    if not content:
+        return "an empty file"
+    if not content.strip(b"\0"):
+        return "nothing but zeros, as an interrupted copy leaves it"
+    if content[257:262] == b"ustar":
+        return "a tar archive; unpack it"
+    start = content[:64].removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n").lower()
+    for raw, name in _BEGINNINGS:
+        if content.startswith(raw) or start.startswith(raw):
+            return name
+    return None
+
+
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8, or UTF-16 with its mark; a byte order mark is no part of the text.
+
+    Raises OSError and UnicodeDecodeError.
+    """
+    content = Path(path).read_bytes()
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_wide else "utf-8-sig")
+
+
+def data_files(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder in order; hidden ones, such as macOS's `._name`, are no data."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def check_archive(path: str | Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import acos, pi, sqrt
 
-from navsim_adapter.metric.geometry import fused, quad_centroid, segment_meets_quad
+from navsim_adapter.metric.geometry import fused, is_flat, quad_centroid, segment_meets_quad
 from navsim_adapter.metric.jit import inner
 from navsim_adapter.metric.simulate import COSINE, SINE, X, Y
 from navsim_adapter.metric.traffic_index import IS_STOPPED, STOPPED_SPEED, has_flag
@@ -25,7 +25,8 @@ def at_fault(traffic, m, speed, angle, corners, object_corners) -> int:
     """Whether a contact with object m is the ego's fault.
 
     It is when the object stands (standing at first sight, metric 10.4 (1)), when the ego's front edge meets it, or when
-    the contact is lateral while the ego is off its lane; never when the ego stands or is hit from behind.
+    the contact is lateral while the ego is off its lane; never when the ego stands or is hit from behind. A box without
+    length or width is never met by the front edge: GEOS as the devkit has it sees no polygon in a line.
     speed: the ego's.  angle: the object's `bearing`.
     """
     if speed <= STOPPED_SPEED:
@@ -34,7 +35,9 @@ def at_fault(traffic, m, speed, angle, corners, object_corners) -> int:
         return YES
     if angle > BEHIND:
         return NO
-    if segment_meets_quad(corners[0, 0], corners[0, 1], corners[3, 0], corners[3, 1], object_corners):
+    if not is_flat(object_corners) and segment_meets_quad(
+        corners[0, 0], corners[0, 1], corners[3, 0], corners[3, 1], object_corners
+    ):
         return YES
     return IF_OFF_LANE
 

@@ -141,7 +141,10 @@ def ego_gap(dx, dy, cosine, sine, other_cosine, other_sine, half_length, half_wi
 
 @inner
 def quad_centroid(corners) -> tuple[float, float]:
-    """The polygon's centroid as GEOS sums it, by triangles about the first corner, in the map (metric 10.1 (4))."""
+    """The polygon's centroid as GEOS sums it, by triangles about the first corner, in the map (metric 10.1 (4)).
+
+    That of its outline where it has no area, and the first corner where it has no extent.
+    """
     base_x, base_y = corners[0, 0], corners[0, 1]
     sum_x, sum_y, area = 0.0, 0.0, 0.0
     for i in range(4):
@@ -151,7 +154,39 @@ def quad_centroid(corners) -> tuple[float, float]:
         sum_x += twice * (base_x + ax + bx)
         sum_y += twice * (base_y + ay + by)
         area += twice
+    if area == 0.0:
+        return _outline_centroid(corners)
     return sum_x / 3.0 / area, sum_y / 3.0 / area
+
+
+@inner
+def _outline_centroid(corners) -> tuple[float, float]:
+    sum_x, sum_y, total = 0.0, 0.0, 0.0
+    for i in range(4):
+        j = (i + 1) & 3
+        ax, ay, bx, by = corners[i, 0], corners[i, 1], corners[j, 0], corners[j, 1]
+        length = sqrt((ax - bx) ** 2 + (ay - by) ** 2)
+        sum_x += length * (ax + bx) / 2.0
+        sum_y += length * (ay + by) / 2.0
+        total += length
+    if total == 0.0:
+        return corners[0, 0], corners[0, 1]
+    return sum_x / total, sum_y / total
+
+
+@inner
+def is_flat(corners) -> bool:
+    """Whether two neighbouring pairs of corners coincide: a box without length or width."""
+    for i in range(2):
+        a, b, c, d = i, (i + 1) & 3, i + 2, (i + 3) & 3
+        if (
+            corners[a, 0] == corners[b, 0]
+            and corners[a, 1] == corners[b, 1]
+            and corners[c, 0] == corners[d, 0]
+            and corners[c, 1] == corners[d, 1]
+        ):
+            return True
+    return False
 
 
 @inner

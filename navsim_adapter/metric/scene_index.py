@@ -13,6 +13,7 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.metric import engine
+from navsim_adapter.metric.history import comfort_history, history_problem
 from navsim_adapter.metric.map_index import build_map_index
 from navsim_adapter.metric.packed import Packed
 from navsim_adapter.metric.simulate import literal_headings
@@ -24,7 +25,6 @@ from navsim_adapter.vehicle import STATES
 Metric = Literal["pdms", "epdms"]
 
 NO_LIGHTS = Polygons(np.empty((0, 2)), np.zeros(1, np.int64), np.zeros(1, np.int64))
-_HISTORY_STEP_US = 100_000
 _HUMAN_INTERVAL = 0.5
 
 
@@ -45,11 +45,14 @@ class SceneIndex:
 
 
 def build_index(scene: SceneCache, metric: Metric) -> SceneIndex:
-    """Index a scene; raises InputError if its log does not reach as far as the metric looks."""
+    """Index a scene; raises InputError if its log does not reach as far as the metric looks, ahead or back."""
     is_epdms = metric == "epdms"
     if not scene.versions & (EPDMS if is_epdms else PDMS):
         seconds = 4 if is_epdms else 5
         raise InputError(f"scene {scene.token}: its log ends before the {seconds} s that {metric} needs; leave it out")
+    problem = history_problem(scene.past_states, scene.past_time_us) if is_epdms else None
+    if problem:
+        raise InputError(f"scene {scene.token}: {problem}")
     ego = np.array(scene.ego_state, np.float64)
     bare = SceneIndex(
         token=scene.token,
@@ -100,20 +103,6 @@ def scene_traffic(scene: SceneCache, metric: Metric) -> Packed:
         lights=scene.lights if is_epdms else NO_LIGHTS,
         light_red=np.asarray(scene.light_red) if is_epdms else np.empty((0, STATES), bool),
     )
-
-
-def comfort_history(states: np.ndarray, times_us: np.ndarray) -> np.ndarray:
-    """The human's past (4, 11), resampled every 0.1 s without the last sample (metric 6.10): (H, 3)."""
-    times = np.asarray(times_us, np.int64)
-    query = np.arange(times[0], times[-1], _HISTORY_STEP_US)[:-1].astype(np.float64)
-    knots = times.astype(np.float64)
-    after = np.clip(np.searchsorted(knots, query), 1, len(knots) - 1)
-    before = after - 1
-    values = np.stack([states[:, 5], states[:, 6], np.unwrap(states[:, 2])], axis=1)
-    slope = (values[after] - values[before]) / (knots[after] - knots[before])[:, None]
-    sampled = slope * (query - knots[before])[:, None] + values[before]
-    sampled[:, 2] = np.mod(sampled[:, 2] + np.pi, 2 * np.pi) - np.pi
-    return np.ascontiguousarray(sampled)
 
 
 def run(

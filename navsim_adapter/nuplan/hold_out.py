@@ -13,7 +13,7 @@ from pathlib import Path
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_once
 from navsim_adapter.nuplan.root import DataRoot
-from navsim_adapter.nuplan.scenes import SceneFilter, find_logs, log_scenes
+from navsim_adapter.nuplan.scenes import SceneFilter, by_log, find_logs, log_scenes
 
 TRAIN, HELD_OUT = "train.yaml", "held_out.yaml"
 
@@ -63,9 +63,11 @@ def write_filters(out: str | Path, parts: Iterable[Part]) -> list[Path]:
 def _tokens_by_log(
     root: DataRoot, split: str, chosen: SceneFilter, progress: Callable[[int, int], None]
 ) -> dict[str, list[str]]:
-    logs, found = find_logs(root, split, chosen), {}
+    logs = find_logs(root, split, chosen)
+    found: dict[str, list[str]] = {}
     for done, path in enumerate(logs, 1):
-        found[path.stem] = [scene.token for scene in log_scenes(path, split, chosen)]
+        for name, scenes in by_log(path, log_scenes(path, split, chosen)).items():
+            found.setdefault(name, []).extend(scene.token for scene in scenes)
         progress(done, len(logs))
     return {name: tokens for name, tokens in found.items() if tokens}
 

@@ -49,10 +49,23 @@ class Frame:
     lights: tuple[tuple[str, bool], ...]  # lane connector id, is red
     annotations: Annotations | None  # None in hidden test data
     cameras: Mapping[str, str]  # CAM_F0 ... -> path relative to the split's sensor folder
+    scene_token: str = ""  # of nuPlan's scene, twenty seconds of a log
+    frame_idx: int = -1  # within it
+
+    @property
+    def has_pose(self) -> bool:
+        return bool(np.isfinite(self.ego_pose).all())
+
+    @property
+    def has_motion(self) -> bool:
+        return bool(np.isfinite(self.velocity).all() and np.isfinite(self.acceleration).all())
 
 
 def read_log(path: str | Path) -> list[Frame]:
-    """The frames of a log pickle; raises InputError naming file, frame and field where one is missing or not finite."""
+    """The frames of a log pickle; raises InputError naming file, frame and field where one is missing or misshapen.
+
+    Pose and motion may be NaN: the scenes that need them have no score (`scenes.Scene.problem`), others have.
+    """
     frames = read_pickle(path)
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         raise InputError(f"{path}: is not a list of frames; a NAVSIM log pickle is expected here")
@@ -124,6 +137,8 @@ def quaternion_yaw(rotation: np.ndarray) -> float:
     Normalised only when it is off by 1e-14 or more; the minus sign is pyquaternion's, and the arctangent must be
     numpy's: the C library's differs in the last bit for a quarter of the poses (metric 2.1, 5.1).
     """
+    if not np.isfinite(rotation).all():
+        return float("nan")
     squares = np.dot(rotation, rotation)
     if abs(1.0 - squares) >= 1e-14 and squares > 0:
         rotation = rotation / np.sqrt(squares)
@@ -155,9 +170,9 @@ def map_of(location: str) -> str:
 
 
 def _frame(content: Mapping[str, Any], fields: Fields) -> Frame:
-    translation = fields.array("ego2global_translation", (3,), np.float64)
-    yaw = quaternion_yaw(fields.array("ego2global_rotation", (4,), np.float64))
-    dynamics = fields.array("ego_dynamic_state", (4,), np.float64).astype(np.float32)
+    translation = fields.numbers("ego2global_translation", (3,)).astype(np.float64)
+    yaw = quaternion_yaw(fields.numbers("ego2global_rotation", (4,)).astype(np.float64))
+    dynamics = fields.numbers("ego_dynamic_state", (4,)).astype(np.float64).astype(np.float32)
     location = fields.text("map_location")
     objects = None
     if content.get("anns") is not None:
@@ -176,6 +191,8 @@ def _frame(content: Mapping[str, Any], fields: Fields) -> Frame:
         lights=fields.lights("traffic_lights"),
         annotations=objects,
         cameras=_cameras(fields),
+        scene_token=str(content.get("scene_token") or ""),
+        frame_idx=fields.whole("frame_idx") if "frame_idx" in content else -1,
     )
 
 

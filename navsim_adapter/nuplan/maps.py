@@ -17,11 +17,10 @@ import numpy as np
 import shapely
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.foundation.foreign import check_geopackage
-from navsim_adapter.nuplan.root import MAPS_VARIABLE
+from navsim_adapter.foundation.foreign import check_geopackage, read_text
+from navsim_adapter.nuplan.root import MAPS_FILE, MAPS_VARIABLE
 from navsim_adapter.scene_cache import AreaType, Polygons
 
-MAPS_FILE = "nuplan-maps-v1.0.json"
 _COLUMNS = {
     "lane_groups_polygons": (),
     "lane_group_connectors": ("from_lane_group_fid", "to_lane_group_fid"),
@@ -168,7 +167,7 @@ def map_path(maps_root: str | Path, name: str) -> Path:
     """`<root>/<city>/<version>/map.gpkg`, the version as in the root's JSON."""
     index = map_index(maps_root)
     try:
-        version = str(json.loads(index.read_text())[name]["version"])
+        version = str(json.loads(read_text(index))[name]["version"])
     except (ValueError, KeyError, TypeError) as problem:
         raise InputError(f"{index}: has no version for map {name}; check {MAPS_VARIABLE}") from problem
     path = Path(maps_root) / name / version / "map.gpkg"

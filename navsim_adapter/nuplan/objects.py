@@ -110,7 +110,8 @@ def track_objects(frames: Sequence[FrameObjects]) -> Tracks:
                 firsts.append((frame, place))
     knots = np.full((len(rows), PDMS_FRAMES, 3), np.nan)
     for index, frame in enumerate(frames):
-        knots[[rows[token] for token in frame.tokens], index] = frame.pose
+        backwards = [rows[token] for token in reversed(frame.tokens)]  # of two with one token the first counts
+        knots[backwards, index] = frame.pose[::-1]
     types = np.array([frame.type[place] for frame, place in firsts], np.int8)
     order, versions, is_cut = _versions(types, ~np.isnan(knots[..., 0]), len(frames))
     knots = knots[order]

@@ -11,6 +11,7 @@ from navsim_adapter.foundation.option_checks import local_path
 
 DATA_VARIABLE = "OPENSCENE_DATA_ROOT"
 MAPS_VARIABLE = "NUPLAN_MAPS_ROOT"
+MAPS_FILE = "nuplan-maps-v1.0.json"  # the index of a map root
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class DataRoot:
 def data_root(data: str | Path | None, environment: Mapping[str, str]) -> DataRoot:
     """The root named by `--data` or the environment.
 
-    Maps lie under the root where it has them; else `NUPLAN_MAPS_ROOT` says where. Without `--data` the variable,
-    where set, comes first, as in the devkit. Raises InputError if there is no such folder.
+    Maps lie under the root where their index is there; else `NUPLAN_MAPS_ROOT` says where. Without `--data` the
+    variable, where set, comes first, as in the devkit. Raises InputError if there is no such folder.
     """
     named = data or environment.get(DATA_VARIABLE)
     if not named:
@@ -47,6 +48,6 @@ def data_root(data: str | Path | None, environment: Mapping[str, str]) -> DataRo
         raise InputError(f"{root}: has no folder navsim_logs; name the dataset root with --data or {DATA_VARIABLE}")
     maps = root / "maps"
     variable = environment.get(MAPS_VARIABLE)
-    if variable and (data is None or not maps.is_dir()):
+    if variable and (data is None or not (maps / MAPS_FILE).is_file()):
         maps = local_path(MAPS_VARIABLE, variable)
     return DataRoot(root, maps)

@@ -1,20 +1,22 @@
 """Which frames make a scene: slicing logs, the devkit's scene filter, splits (metric 1.2 to 1.4).
 
 A scene is a slice of a log: `num_history_frames` (the last of them is now) and `num_future_frames`. As officially,
-nothing checks that neighbouring frames are half a second apart. Unlike officially, logs are read in sorted order.
+nothing checks that neighbouring frames are half a second apart. Unlike officially, logs are read in sorted order, and a
+file that holds several drives is cut into these first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import yaml
 
 from navsim_adapter.foundation.errors import InputError, did_you_mean
-from navsim_adapter.foundation.foreign import plain_yaml
+from navsim_adapter.foundation.foreign import data_files, plain_yaml, read_text
 from navsim_adapter.nuplan.logs import Frame, read_log
 from navsim_adapter.nuplan.objects import FrameObjects, frame_objects
 from navsim_adapter.nuplan.root import DataRoot
@@ -58,7 +60,7 @@ class SceneFilter:
     def from_yaml(path: str | Path) -> SceneFilter:
         """Read a scene filter file of the devkit; keys of second-stage scenes and Hydra are accepted and ignored."""
         try:
-            content = plain_yaml(Path(path).read_text())
+            content = plain_yaml(read_text(path))
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as problem:
             reason = " ".join(str(problem).split())[:120]
             raise InputError(f"{path}: scene filter cannot be read ({reason}); check the file") from problem
@@ -85,13 +87,15 @@ _TYPES: dict[str, type] = {
 }
 
 # Official names of splits: folder of the logs, and what differs from the default filter (metric 1.2). The published
-# token lists of navtrain and navtest belong to the devkit; give its YAML with --filter to take exactly those.
+# token lists belong to the devkit; give its YAML with --filter to take exactly those.
 SPLITS: dict[str, tuple[str, SceneFilter]] = {
     "navmini": ("mini", SceneFilter(frame_interval=None)),
     "navtrain": ("trainval", SceneFilter()),
     "navtest": ("test", SceneFilter()),
 }
-LISTED = ("navtrain", "navtest")
+LISTED = frozenset(SPLITS)
+PRIVATE = ("private_test_hard",)  # folders of hidden scenes of five frames: cut by `scene_token`, without a future
+_PRIVATE_FRAMES = 5
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,21 @@ class Scene:
         """Steps of 0.5 s after now for which objects are recorded."""
         return len(self.future) + len(self.after)
 
+    @property
+    def problem(self) -> str | None:
+        """Why the official code has no figures of it, whatever the map: frames out of order, a pose without numbers."""
+        times = np.array([frame.time_us for frame in self.frames])
+        back = np.flatnonzero(np.diff(times) < 0)
+        if len(back):
+            first, second = self.frames[back[0]].token, self.frames[back[0] + 1].token
+            return f"frame {second} is earlier than frame {first} before it; bring the log's frames in order of time"
+        lost = [frame.token for frame in self.frames if not frame.has_pose]
+        if lost:
+            return f"frame {lost[0]}: the ego's pose is NaN or infinite"
+        if not self.now.has_motion:
+            return f"frame {self.now.token}: the ego's speed or acceleration is NaN or infinite"
+        return None
+
     def moments(self, count: int) -> list[Moment]:
         """The moments now, 0.5 s later, ...; `count` of them. Raises InputError where a frame has no annotations."""
         found = []
@@ -144,21 +163,39 @@ class Scene:
         return (found + list(self.after))[:count]
 
 
+def split_name(split: str) -> str:
+    """A split's name as every record and guard has it: `test/` and `./test`, as a shell completes them, are `test`.
+
+    Raises InputError for what is no folder right under `navsim_logs`.
+    """
+    name = str(PurePosixPath(split.strip()))
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise InputError(f"--split: {split!r} is no folder right under navsim_logs; give its name alone, as in mini")
+    return name
+
+
 def split_filter(split: str, filter_file: str | Path | None = None) -> tuple[str, SceneFilter]:
     """Folder and filter of a split name: an official name, or a folder under `navsim_logs`."""
-    folder, chosen = SPLITS.get(split, (split, SceneFilter()))
+    name = split_name(split)
+    folder, chosen = SPLITS.get(name, (name, SceneFilter()))
     return folder, SceneFilter.from_yaml(filter_file) if filter_file else chosen
 
 
 def find_logs(root: DataRoot, split: str, chosen: SceneFilter | None = None) -> list[Path]:
-    """Sorted log files of a split folder; raises InputError saying what was looked for if there are none."""
+    """Sorted log files of a split folder; raises InputError saying what was looked for if there are none.
+
+    A file of several logs is named like none of them: where no file is, and the first is such a one, all are taken.
+    """
     folder = root.logs / split
     if not folder.is_dir():
         known = sorted(path.name for path in root.logs.iterdir() if path.is_dir())
         hint = did_you_mean(split, known) or (f" (there are: {', '.join(known)})" if known else "")
         raise InputError(f"{folder}: no such split{hint}; check --split and --data")
     names = chosen.log_names if chosen else None
-    logs = sorted(path for path in folder.glob("*.pkl") if names is None or path.stem in names)
+    files = data_files(folder, "*.pkl")
+    logs = [path for path in files if names is None or path.stem in names]
+    if not logs and files and len({frame.log_name for frame in read_log(files[0])}) > 1:
+        return files
     if not logs:
         among = f" among the {len(names)} names of the filter" if names is not None else ""
         raise InputError(f"{folder}: no log files (*.pkl){among}; check --split, --filter and --data")
@@ -179,12 +216,32 @@ def find_scenes(root: DataRoot, split: str, chosen: SceneFilter) -> Iterator[Sce
 
 
 def log_scenes(path: Path, split: str, chosen: SceneFilter) -> list[Scene]:
-    """The scenes of one log file (`max_scenes` is not applied)."""
-    return slice_frames(read_log(path), split, chosen)
+    """The scenes of one log file (`max_scenes` is not applied); `log_names` chooses by file, or by what it holds."""
+    frames, names = read_log(path), chosen.log_names
+    if names is not None and path.stem not in names:
+        frames = [frame for frame in frames if frame.log_name in names]
+    return slice_frames(frames, split, chosen)
 
 
 def slice_frames(frames: Sequence[Frame], split: str, chosen: SceneFilter) -> list[Scene]:
-    scenes = []
+    """The scenes that lie within one drive, drive after drive in the order of the file."""
+    if split in PRIVATE:
+        chosen = replace(chosen, num_future_frames=0, frame_interval=1)
+        drives = [drive for drive in _grouped(frames, "scene_token") if len(drive) == _PRIVATE_FRAMES]
+        drives = [sorted(drive, key=lambda frame: frame.frame_idx) for drive in drives]
+    else:
+        drives = _grouped(frames, "log_name")
+    return [scene for drive in drives for scene in _slices(drive, split, chosen)]
+
+
+def _grouped(frames: Sequence[Frame], key: str) -> list[list[Frame]]:
+    groups: dict[str, list[Frame]] = {}
+    for frame in frames:
+        groups.setdefault(getattr(frame, key), []).append(frame)
+    return list(groups.values())
+
+
+def _slices(frames: Sequence[Frame], split: str, chosen: SceneFilter) -> Iterator[Scene]:
     for start in range(0, len(frames) - chosen.num_frames + 1, chosen.interval):
         now = frames[start + chosen.num_history_frames - 1]
         if chosen.has_route and not now.roadblock_ids:
@@ -192,8 +249,15 @@ def slice_frames(frames: Sequence[Frame], split: str, chosen: SceneFilter) -> li
         if chosen.tokens is not None and now.token not in chosen.tokens:
             continue
         slice_ = tuple(frames[start : start + chosen.num_frames])
-        scenes.append(Scene(now.token, split, slice_, chosen.num_history_frames))
-    return scenes
+        yield Scene(now.token, split, slice_, chosen.num_history_frames)
+
+
+def by_log(path: Path, scenes: Iterable[Scene]) -> dict[str, list[Scene]]:
+    """A file's scenes by the log that a filter names for them: the file's own, unless it holds several."""
+    logs: dict[str, list[Scene]] = {}
+    for scene in scenes:
+        logs.setdefault(scene.now.log_name, []).append(scene)
+    return logs if len(logs) > 1 else {path.stem: [scene for own in logs.values() for scene in own]}
 
 
 def absent(chosen: SceneFilter, logs: Iterable[str], tokens: Collection[str]) -> dict[str, list[str]]:
@@ -216,20 +280,83 @@ def every_frame(tokens: Iterable[str], num_future_frames: int = 10) -> SceneFilt
     return replace(SceneFilter(), tokens=frozenset(tokens), num_future_frames=num_future_frames)
 
 
+_HYDRA_KEYS = ("defaults", "data_split")
+_NUPLAN_KEYS = (
+    "scenario_types",
+    "scenario_tokens",
+    "map_names",
+    "num_scenarios_per_type",
+    "limit_total_scenarios",
+    "timestamp_threshold_s",
+    "ego_displacement_minimum_m",
+    "ego_start_speed_threshold",
+    "ego_stop_speed_threshold",
+    "speed_noise_tolerance",
+    "expand_scenarios",
+    "remove_invalid_goals",
+    "shuffle",
+    "ego_route_radius",
+    "token_set_path",
+    "fraction_in_token_set_threshold",
+)
+
+
 def _own_keys(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
     known = [item.name for item in fields(SceneFilter)]
+    _refuse_other_files(path, content)
     for key in content:
         if key not in known and key not in _SECOND_STAGE_KEYS and not str(key).startswith("_"):
             raise InputError(f"{path}: {key}: unknown key{did_you_mean(str(key), known)}; remove it")
     return {key: content[key] for key in known if key in content}
 
 
+def _refuse_other_files(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Files that look like a scene filter and lie beside one: without their own keys they would choose every scene."""
+    nuplan = next((key for key in _NUPLAN_KEYS if key in content), None)
+    target = str(content.get("_target_", ""))
+    if nuplan or target.startswith("nuplan."):
+        raise InputError(
+            f"{path}: {nuplan or '_target_'}: this is nuPlan's scenario filter; give one of NAVSIM's, "
+            "scene_filter/NAME.yaml of the devkit"
+        )
+    for key in _HYDRA_KEYS:
+        if key in content:
+            names = _defaults(content)
+            wanted = f"scene_filter/{names[0]}.yaml" if names else "the file in scene_filter/"
+            what = "a split, which names its filter" if "data_split" in content else "put together by Hydra"
+            raise InputError(
+                f"{path}: {key}: this file is {what}; give {wanted} of the devkit with --filter, or a copy of it with "
+                "your changes"
+            )
+
+
+def _defaults(content: Mapping[str, Any]) -> list[str]:
+    """Names of the scene filters that Hydra's list of defaults brings in."""
+    listed = content.get("defaults")
+    names = []
+    for item in listed if isinstance(listed, list) else ():
+        name = item.get("scene_filter") if isinstance(item, dict) else item
+        if isinstance(name, str) and not name.startswith("_"):
+            names.append(name)
+    return names
+
+
+def check_texts(path: str | Path, key: str, values: Sequence[Any]) -> None:
+    """Raise InputError showing the first that is no text: YAML takes a token of digits alone for a number."""
+    for value in values:
+        if not isinstance(value, str):
+            raise InputError(
+                f"{path}: {key}: {str(value)[:60]} is read as {type(value).__name__}, not as text; put quotes around it"
+            )
+
+
 def _checked(path: str | Path, key: str, value: Any) -> Any:
     if key in ("log_names", "tokens"):
         if value is None:
             return None
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list):
             raise InputError(f"{path}: {key}: must be a list of text or null, found {str(value)[:60]!r}")
+        check_texts(path, key, value)
         return frozenset(value)
     may_be_null = key in ("frame_interval", "max_scenes")
     wanted = _TYPES[key]

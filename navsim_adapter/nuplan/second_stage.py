@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.foreign import data_files
 from navsim_adapter.nuplan.logs import Fields, Frame, command_name, map_of, read_annotations
 from navsim_adapter.nuplan.objects import recorded_objects
 from navsim_adapter.nuplan.scenes import Moment, Scene
@@ -26,7 +27,7 @@ _RED = 2  # nuPlan's TrafficLightStatusType.RED
 
 def second_stage_files(folder: str | Path) -> list[Path]:
     """The pickles of a two-stage folder, sorted; raises InputError if there are none."""
-    files = sorted((Path(folder) / FOLDER).glob("*.pkl"))
+    files = data_files(Path(folder) / FOLDER, "*.pkl")
     if not files:
         raise InputError(f"{Path(folder) / FOLDER}: no second-stage scenes (*.pkl); check the two-stage folder")
     return files
@@ -65,9 +66,9 @@ def _frame(fields: Fields, metadata: Fields) -> Frame:
         log_name=metadata.text("log_name"),
         map_name=map_of(metadata.text("map_name")),
         roadblock_ids=fields.texts("roadblock_ids"),
-        ego_pose=ego.array("ego_pose", (3,), np.float64),
-        velocity=ego.array("ego_velocity", (2,), np.float32),
-        acceleration=ego.array("ego_acceleration", (2,), np.float32),
+        ego_pose=ego.numbers("ego_pose", (3,)).astype(np.float64),
+        velocity=ego.numbers("ego_velocity", (2,)).astype(np.float32),
+        acceleration=ego.numbers("ego_acceleration", (2,)).astype(np.float32),
         command=command_name(ego.array("driving_command", (4,))),
         lights=fields.lights("traffic_lights"),
         annotations=read_annotations(boxes, "boxes", "names", "velocity_3d"),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.foreign import what_it_is
 
 STAND_IN_PACKAGES = ("nuplan.", "navsim.")
 _PLAIN_DTYPE = re.compile(r"^[<>|=]?[?biufcSUO]\d*$")
@@ -40,24 +41,31 @@ class Record:
         return f"Record({self.kind!r}, {self.args!r})"
 
 
-def read_pickle(path: str | Path) -> Any:
-    """The object in a pickle file; raises InputError if it is unreadable, damaged or asks for a name not allowed."""
+Names = Mapping[tuple[str, str], Any]  # (module, name) -> what stands for it: a function, or a `StandIn`
+
+
+def read_pickle(path: str | Path, names: Names | None = None) -> Any:
+    """The object in a pickle file; raises InputError if it is unreadable, damaged or asks for a name not allowed.
+
+    names: allowed besides the plain ones.
+    """
     path = Path(path)
     try:
         content = path.read_bytes()
     except OSError as problem:
         raise InputError(f"{path}: cannot be read ({problem.strerror}); check the path") from problem
-    return loads(content, str(path))
+    return loads(content, str(path), names)
 
 
-def loads(content: bytes, where: str, names: Mapping[tuple[str, str], Callable[..., Any]] | None = None) -> Any:
+def loads(content: bytes, where: str, names: Names | None = None) -> Any:
     """As `read_pickle`, from bytes; `names` adds allowed (module, name) pairs with what stands for them."""
     try:
         return _Unpickler(content, names or {}).load()
-    except _Refused as problem:
-        raise InputError(f"{where}: {problem}; only plain data and numpy arrays are read from pickles") from problem
     except Exception as problem:  # whatever a damaged stream makes the interpreter do, it is the file's fault
-        reason = " ".join(str(problem).split())[:120] or type(problem).__name__
+        other = what_it_is(content)
+        if isinstance(problem, _Refused) and not other:
+            raise InputError(f"{where}: {problem}; only plain data and numpy arrays are read from pickles") from problem
+        reason = other or " ".join(str(problem).split())[:120] or type(problem).__name__
         raise InputError(f"{where}: not a readable pickle ({reason}); replace the file") from problem
 
 
@@ -65,8 +73,8 @@ class _Refused(Exception):
     """The stream asks for something that is not plain data."""
 
 
-class _StandIn:
-    """What `find_class` gives for a class of nuPlan or NAVSIM."""
+class StandIn:
+    """What stands for a class of nuPlan or NAVSIM: calling it makes a `Record`."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -172,15 +180,16 @@ def _check_key(key: Any) -> None:
         raise _Refused(f"a key of type {type(key).__name__}")
 
 
-_NDARRAY = _StandIn("numpy.ndarray")
+_NDARRAY = StandIn("numpy.ndarray")
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _DType,
     ("_codecs", "encode"): _latin1,
     ("collections", "OrderedDict"): _ordered,
-    ("pathlib", "PosixPath"): _path,
-    ("pathlib", "PurePosixPath"): _path,
 }
+for _module in ("pathlib", "pathlib._local", "pathlib._abc"):  # as Pythons up to 3.12, 3.13 and its betas say
+    for _name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"):
+        _ALLOWED[_module, _name] = _path
 for _module in ("numpy.core", "numpy._core"):
     _ALLOWED[_module + ".multiarray", "_reconstruct"] = _reconstruct
     _ALLOWED[_module + ".multiarray", "scalar"] = _scalar
@@ -210,7 +219,7 @@ class _Unpickler(pickle._Unpickler):
         if found is not None:
             return found
         if isinstance(module, str) and isinstance(name, str) and (module + ".").startswith(STAND_IN_PACKAGES):
-            return _StandIn(f"{module}.{name}")
+            return StandIn(f"{module}.{name}")
         raise _Refused(f"asks for {str(module)[:60]}.{str(name)[:60]}")
 
     def get_extension(self, code: int) -> None:
@@ -222,7 +231,7 @@ class _Unpickler(pickle._Unpickler):
     def _make(self, kind: Any, args: Any) -> Any:
         if not isinstance(args, tuple):
             raise _Refused("a call without arguments")
-        if isinstance(kind, _StandIn) and kind is not _NDARRAY:
+        if isinstance(kind, StandIn) and kind is not _NDARRAY:
             return Record(kind.kind, args)
         if id(kind) not in self._callables or kind is _NDARRAY:
             raise _Refused(f"a call of {type(kind).__name__}")

@@ -19,6 +19,7 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.parallel import in_threads
 from navsim_adapter.metric import engine, two_frame
 from navsim_adapter.metric.aggregate import epdms
+from navsim_adapter.metric.history import history_problem
 from navsim_adapter.metric.scene_index import Metric
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.scoring.scorer import VERSIONS, Scorer, Scores
@@ -126,6 +127,13 @@ def score_scene(scene: SceneCache, poses: np.ndarray, interval: float, traffic: 
     Raises InputError where the scene's cache has no traffic arrays; a trajectory on which the official simulation
     fails has NaN and a reason, and so have all where it fails on the human of the penalty filter.
     """
+    problem = history_problem(scene.past_states, scene.past_time_us)
+    if problem:
+        return SceneScores(
+            np.full((len(poses), engine.COLUMNS), np.nan),
+            np.full((len(poses), STATES, 11), np.nan),
+            dict.fromkeys(range(len(poses)), f"scene {scene.token}: {problem}"),
+        )
     if traffic != "log-replay":
         read_traffic_scene(scene)
     policy = _RecordFailures(POLICIES[traffic])
@@ -200,7 +208,10 @@ def _unfit(scenes: Mapping[str, SceneCache], tokens: Sequence[str], metric: Metr
             scene = scenes[token]
         except KeyError:
             raise InputError(f"scene {token}: not among the scenes to score; leave the token out") from None
-        if not scene.versions & needed:
+        problem = None if metric == "pdms" else history_problem(scene.past_states, scene.past_time_us)
+        if problem:
+            unfit[token] = f"scene {token}: {problem}"
+        elif not scene.versions & needed:
             if scene.is_synthetic:
                 why = f"a rendered scene has {other} alone; choose that metric"
             else:

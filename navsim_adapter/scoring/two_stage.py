@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.foundation.foreign import plain_yaml
+from navsim_adapter.foundation.foreign import plain_yaml, read_text
 from navsim_adapter.metric.aggregate import epdms
 from navsim_adapter.metric.two_frame import compare_plans, gap_in_steps, traces_of
 
@@ -89,7 +89,7 @@ class TwoStageScores:
 def read_mapping(path: str | Path) -> list[Entry]:
     """Entries from a JSON list or from the devkit's split YAML (key ``reactive_all_mapping``)."""
     try:
-        text = Path(path).read_text()
+        text = read_text(path)
         content = json.loads(text) if str(path).endswith(".json") else plain_yaml(text)
         rows = content[MAPPING_KEY] if isinstance(content, dict) else content
         entries = [Entry(Pair(now, before), tuple(Pair(*pair) for pair in pairs)) for now, before, pairs in rows]

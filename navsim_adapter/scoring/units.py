@@ -138,6 +138,8 @@ class EntryUnit:
         reasons: dict[int, str] = {}
         for token in self.entry.tokens:
             plans = self.plans.get(token, ())
+            if not plans:  # of no planner: there is no scene either
+                continue
             if token in self.skipped:
                 reasons |= {plan.row: self.skipped[token] for plan in plans}
                 continue

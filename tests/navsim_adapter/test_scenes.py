@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from navsim_adapter.foundation.errors import InputError
@@ -91,6 +92,12 @@ def test_a_filter_of_the_devkit_is_read(tmp_path: Path) -> None:
         ("num_history_frames: '4'", "num_history_frames: must be int, found '4'"),
         ("has_route: 1", "has_route: must be bool, found 1"),
         ("tokens: abc", "tokens: must be a list of text or null"),
+        ("tokens: [a1, 1234567812345678]", "tokens: 1234567812345678 is read as int, not as text; put quotes"),
+        ("defaults:\n  - scene_filter: navtest\ndata_split: test", r"give scene_filter/navtest\.yaml"),
+        ("defaults: [navtest, _self_]\nmax_scenes: 9", r"give scene_filter/navtest\.yaml .* or a copy"),
+        ("defaults: [_self_]", "defaults: this file is put together by Hydra"),
+        ("_target_: nuplan.planning.scenario_builder.scenario_filter.ScenarioFilter\nlog_names: null", "is nuPlan's"),
+        ("scenario_types: null", "scenario_types: this is nuPlan's scenario filter"),
         ("num_history_frames: 0", "must be at least 1"),
         ("- a", "must be a mapping"),
         ("a: [", "cannot be read"),
@@ -117,6 +124,8 @@ def test_the_root_comes_from_the_option_then_the_environment(tmp_path: Path) -> 
     assert (named.logs, named.maps) == (tmp_path / "navsim_logs", tmp_path / "maps")
     variables = {"OPENSCENE_DATA_ROOT": str(tmp_path), "NUPLAN_MAPS_ROOT": str(tmp_path / "elsewhere")}
     assert data_root(None, variables).maps == tmp_path / "elsewhere"
+    assert data_root(tmp_path, variables).maps == tmp_path / "elsewhere"  # this folder of maps is not one
+    (tmp_path / "maps" / "nuplan-maps-v1.0.json").write_text("{}")
     assert data_root(tmp_path, variables).maps == tmp_path / "maps"
     with pytest.raises(InputError, match="OPENSCENE_DATA_ROOT is not set"):
         data_root(None, {})
@@ -130,3 +139,62 @@ def test_a_filter_file_without_interval_means_no_overlap_as_in_the_devkit(tmp_pa
     assert SceneFilter.from_yaml(path).interval == 14
     path.write_text("frame_interval: 1\n")
     assert SceneFilter.from_yaml(path).interval == 1
+
+
+@pytest.mark.parametrize("typed", ["test/", "./test", " test", "test//", "./test/."])
+def test_a_split_has_one_name_however_it_is_typed(typed: str) -> None:
+    assert split_filter(typed)[0] == "test"
+    assert split_filter(typed.replace("test", "navtest"))[0] == "test"
+
+
+@pytest.mark.parametrize("typed", ["../test", "a/../test", "/data/navsim_logs/test", ".", "a\\test"])
+def test_a_split_is_no_path(typed: str) -> None:
+    with pytest.raises(InputError, match="no folder right under navsim_logs"):
+        split_filter(typed)
+
+
+def test_one_file_of_several_logs_gives_the_scenes_of_each(tmp_path: Path) -> None:
+    drives = [[frame(index, log) for index in range(15)] for log in ("log-0", "log-1")]
+    mixed = [one for both in zip(*drives) for one in both]
+    for name, frames in (("whole", drives[0] + drives[1]), ("mixed", mixed)):
+        write_frames(tmp_path / name, frames, "meta_data_mini")
+        found = list(find_scenes(DataRoot(tmp_path / name, tmp_path), "mini", SceneFilter()))
+        assert [scene.token for scene in found] == [f"{log}{index:015d}" for log in (0, 1) for index in (3, 4)]
+        assert all(len({one.log_name for one in scene.frames}) == 1 for scene in found)
+        assert not any(scene.problem for scene in found)
+        chosen = SceneFilter(log_names=frozenset({"log-1"}))
+        assert _tokens(tmp_path / name, chosen) == ["1000000000000003", "1000000000000004"]
+
+
+def test_hidden_scenes_of_five_frames_are_cut_by_their_token(tmp_path: Path) -> None:
+    groups = [[frame(index, f"log-{i}", scene_token=str(i), frame_idx=index) for index in range(5)] for i in (0, 1)]
+    short = [frame(index, "log-2", scene_token="2", frame_idx=index) for index in range(4)]
+    write_frames(tmp_path, [*groups[0][::-1], *groups[1], *short], "x", split="private_test_hard")
+    scenes = list(find_scenes(_root(tmp_path), "private_test_hard", SceneFilter(num_future_frames=8)))
+    assert [scene.token for scene in scenes] == [f"{log}{index:015d}" for log in (0, 1) for index in (3, 4)]
+    assert all(len(scene.frames) == 4 and not scene.problem for scene in scenes)
+
+
+def test_frames_out_of_order_and_frames_without_numbers_are_named(tmp_path: Path) -> None:
+    frames = [frame(index) for index in range(15)]
+    frames[6]["timestamp"] = 0
+    frames[13]["ego2global_translation"] = np.array([np.nan, 0, 0])
+    frames[4]["ego_dynamic_state"] = [np.nan, 0, 0, 0]
+    write_frames(tmp_path / "a", frames)
+    found = find_scenes(_root(tmp_path / "a"), "mini", SceneFilter(4, 1))
+    problems = {scene.token[-2:]: scene.problem for scene in found}
+    assert problems["03"] is None
+    assert "frame 0000000000000004: the ego's speed" in str(problems["04"])
+    assert "frame 0000000000000006 is earlier than frame 0000000000000005" in str(problems["05"])
+    assert problems["10"] is None
+    assert "frame 0000000000000013: the ego's pose is NaN" in str(problems["12"])
+
+
+def test_a_filter_with_a_byte_order_mark_and_hidden_files_are_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_bytes(b"\xef\xbb\xbfmax_scenes: 3\n")
+    (tmp_path / "w.yaml").write_bytes("max_scenes: 3\n".encode("utf-16"))
+    assert SceneFilter.from_yaml(tmp_path / "f.yaml").max_scenes == 3
+    assert SceneFilter.from_yaml(tmp_path / "w.yaml").max_scenes == 3
+    path = write_log(tmp_path)
+    (path.parent / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")
+    assert find_logs(_root(tmp_path), "mini") == [path]

@@ -12,7 +12,11 @@ import os
 import pickle
 import pickletools
 import subprocess
+import sys
+from collections import defaultdict
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,8 +159,47 @@ def test_each_fault_of_a_file_has_its_line() -> None:
         "extra: unknown field; remove it",
         f"predictions: scene {'1' * 16}: a list instead of a trajectory; write it again",
     ]
-    two = problems({**content, "predictions": [{}, {}]})
-    assert any("found 2 elements; give one seed a file" in line for line in two)
+    assert any("one for each seed, found no list" in line for line in problems({**content, "predictions": {}}))
+
+
+def _hydra_classes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stand-ins for Hydra's classes, so that a list of its kind can be pickled."""
+    made = {}
+    for module, name in (("listconfig", "ListConfig"), ("nodes", "AnyNode"), ("base", "ContainerMetadata")):
+        fake = ModuleType(f"omegaconf.{module}")
+        made[name] = type(name, (), {"__module__": fake.__name__})
+        setattr(fake, name, made[name])
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.setitem(sys.modules, "omegaconf", ModuleType("omegaconf"))
+    return SimpleNamespace(**made)
+
+
+def test_authors_may_be_hydras_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hydra = _hydra_classes(monkeypatch)
+    nodes = []
+    for name in ("A", "B"):
+        nodes.append(hydra.AnyNode())
+        nodes[-1].__dict__.update(_val=name, _parent=None)
+    about = hydra.ContainerMetadata()
+    about.__dict__.update(ref_type=Any, object_type=list, key_type=int, resolver_cache=defaultdict(dict))
+    authors = hydra.ListConfig()
+    authors.__dict__.update(_metadata=about, _content=nodes, _parent=None)
+    content = {"team_name": "t", "authors": authors, "email": "a@b", "institution": "i", "country / region": "c"}
+    (tmp_path / "s.pkl").write_bytes(pickle.dumps({**content, "predictions": []}))
+    assert read_submission(tmp_path / "s.pkl")["authors"] == ["A", "B"]
+
+
+def test_several_seeds_are_checked_each() -> None:
+    team = {"team_name": "t", "authors": ["a"], "email": "a@b", "institution": "i", "country / region": "c"}
+    one = {"0" * 16: Plan(POSES)}
+    assert problems({**team, "predictions": [one, one, one]}, set(one)) == []
+    wrong = problems({**team, "predictions": [one, {"1" * 16: Plan(POSES * np.nan)}]}, set(one))
+    assert any("seed 2 of 2: has other scenes than the first seed" in line for line in wrong)
+    assert any("seed 2 of 2: scene 1111111111111111: poses contain NaN" in line for line in wrong)
+    two = problems({**team, "first_stage_predictions": [one, one], "second_stage_predictions": [one]})
+    assert two == [
+        "first_stage_predictions: has 2 seeds, the official two-stage scorer takes one; give each seed a file"
+    ]
 
 
 def test_a_sampling_that_does_not_fit_its_poses_is_named(tmp_path: Path) -> None:

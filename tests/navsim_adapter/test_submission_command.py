@@ -133,6 +133,26 @@ def test_expected_tokens_come_from_the_devkits_files(tmp_path: Path, name: str, 
     assert found == (({NOW, BEFORE}, {LATER, LATER_BEFORE}) if wanted == "mapping" else wanted)
 
 
+def test_rendered_scenes_of_either_list_are_expected(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text("tokens: ['a']\nsynthetic_scene_tokens: ['b', 'c']\n")
+    assert expected_tokens(path) == ({"a"}, {"b", "c"})
+    path.write_text(
+        "tokens: ['a']\nsynthetic_scene_tokens: ['b', 'c']\nreactive_synthetic_initial_tokens: ['c', 'd']\n"
+    )
+    assert expected_tokens(path) == ({"a"}, {"c"})
+    path.write_text("tokens: ['a', 1234567812345678]\n")
+    with pytest.raises(InputError, match="1234567812345678 is read as int"):
+        expected_tokens(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(f"\ufeff{NOW}\r\n{BEFORE}\r\n".encode())
+    assert expected_tokens(tmp_path / "t.txt") == ({NOW, BEFORE}, None)
+    (tmp_path / "w.txt").write_bytes(f"{NOW}\r\n".encode("utf-16"))
+    assert expected_tokens(tmp_path / "w.txt") == ({NOW}, None)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import gzip
+import lzma
 import os
 import pickle
 import pickletools
@@ -258,3 +260,30 @@ def _same(left: Any, right: Any) -> None:
     else:
         assert type(left) is type(right)
         assert left == right or (left != left and right != right)
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local", "pathlib._abc"])
+@pytest.mark.parametrize("name", ["PosixPath", "PureWindowsPath", "WindowsPath"])
+def test_paths_of_every_python_are_read(module: str, name: str) -> None:
+    content = f"c{module}\n{name}\n(Va\nVb\ntR.".encode()
+    assert loads(content, "x").parts == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "an empty file"),
+        (bytes(64), "nothing but zeros"),
+        (gzip.compress(b"x"), "a gzip file"),
+        (lzma.compress(b"x"), "an xz file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
+        (b"<HTML><body>", "an HTML page"),
+        (b"<?xml version='1.0'?><Error>", "an XML page"),
+        (b"\x00\x05\x16\x07\x00\x02", "macOS file attributes"),
+        (b"PK\x03\x04....", "a zip archive"),
+    ],
+)
+def test_what_is_no_pickle_is_named(content: bytes, what: str) -> None:
+    with pytest.raises(InputError, match=f"not a readable pickle .{what}"):
+        loads(content, "x")
