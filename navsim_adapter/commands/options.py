@@ -66,7 +66,7 @@ def selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]:
         raise InputError("--split: not given; name the folder under navsim_logs, or navmini, navtrain, navtest")
     split, chosen = split_filter(options.split, options.filter)
     name = split_name(options.split)
-    if name in LISTED and not options.filter:
+    if name in LISTED and chosen.tokens is None and chosen.log_names is None:
         print(
             f"note: this takes every scene of {split}; the scenes that are {name} are listed in the devkit's "
             f"scene_filter/{name}.yaml, give it with --filter",

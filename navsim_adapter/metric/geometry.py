@@ -175,18 +175,12 @@ def _outline_centroid(corners) -> tuple[float, float]:
 
 
 @inner
-def is_flat(corners) -> bool:
-    """Whether two neighbouring pairs of corners coincide: a box without length or width."""
+def has_no_length(corners) -> bool:
+    """Whether a box's front corners are its rear corners."""
     for i in range(2):
-        a, b, c, d = i, (i + 1) & 3, i + 2, (i + 3) & 3
-        if (
-            corners[a, 0] == corners[b, 0]
-            and corners[a, 1] == corners[b, 1]
-            and corners[c, 0] == corners[d, 0]
-            and corners[c, 1] == corners[d, 1]
-        ):
-            return True
-    return False
+        if corners[0, i] != corners[1, i] or corners[2, i] != corners[3, i]:
+            return False
+    return True
 
 
 @inner

@@ -4,7 +4,7 @@ from dipole_vla.data.splits import SeenByRL, check_not_trained_on, refuse_collec
 from navsim_adapter.foundation.errors import InputError
 
 
-@pytest.mark.parametrize("split", ["test", "navtest", "navhard_two_stage", "second-stage"])
+@pytest.mark.parametrize("split", ["test", "navtest", "navhard_two_stage", "second-stage", "test/", "./test", "a/test"])
 def test_collecting_on_an_evaluation_split_is_refused_unless_allowed(split):
     with pytest.raises(InputError, match="allow-eval-split"):
         refuse_collection(split, allow_eval_split=False)

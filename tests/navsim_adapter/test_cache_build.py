@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import pytest
 
 from navsim_adapter.cache.build import build_scene, relative_poses
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.metric.history import history_problem
+from navsim_adapter.metric.scene_index import build_index
 from navsim_adapter.nuplan.maps import Map, load_map
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import Scene, SceneFilter, every_frame, find_scenes
 from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
+from navsim_adapter.scoring.rows import score_rows
+from navsim_adapter.trajectories import Trajectories
 from tests.navsim_adapter.tiny import CITY, ORIGIN, TRACKS, frame, write_frames, write_log, write_maps
 from tests.shared import SETS, SHARED, needs_shared
 
@@ -80,6 +85,22 @@ def _broken(kind: str) -> list[dict[str, Any]]:
         del frames[9]["anns"]
     elif kind == "route":
         frames[3]["roadblock_ids"] = ["1", "404"]
+    elif kind == "off every road":
+        for one in frames:
+            one["ego2global_translation"] = one["ego2global_translation"] + [0, 250, 0]
+    elif kind == "local pose":
+        for one in frames:
+            one["ego2global_translation"] = one["ego2global_translation"] - [*ORIGIN, 0]
+    elif kind == "speed":
+        frames[3]["ego_dynamic_state"] = [np.nan, 0, 0, 0]
+    elif kind == "pose":
+        frames[5]["ego2global_translation"] = np.array([np.inf, 0, 0])
+    elif kind == "token":
+        frames[3]["anns"]["track_tokens"] = [TRACKS[0], TRACKS[0], TRACKS[2]]
+    elif kind == "later token":
+        for one in frames[3:5]:
+            one["anns"]["track_tokens"] = ["x", "y", TRACKS[2]]
+        frames[5]["anns"]["track_tokens"] = [TRACKS[0], TRACKS[0], TRACKS[2]]
     return frames
 
 
@@ -90,6 +111,12 @@ def _broken(kind: str) -> list[dict[str, Any]]:
         ("box", f"object {TRACKS[1]} has a box with NaN"),
         ("hidden", "has no annotations"),
         ("route", "has no roadblock 404"),
+        ("off every road", "has nothing within 100 m of the ego"),
+        ("local pose", "has nothing within 100 m of the ego"),
+        ("speed", "frame 0000000000000003: the ego's speed or acceleration is NaN"),
+        ("pose", "frame 0000000000000005: the ego's pose is NaN"),
+        ("token", f"2 objects of the current frame share the track token {TRACKS[0]}"),
+        ("later token", f"2 objects 1 s after now share the track token {TRACKS[0]}"),
     ],
 )
 def test_what_has_no_official_cache_has_none_here(city: Map, tmp_path: Path, kind: str, message: str) -> None:
@@ -104,6 +131,43 @@ def test_unused_velocities_may_be_missing(city: Map, tmp_path: Path, kind: str) 
     write_frames(tmp_path, _broken(kind))
     cache = build_scene(next(find_scenes(DataRoot(tmp_path, tmp_path), "mini", SceneFilter())), city)
     assert np.isfinite(cache.object_velocity).all()
+
+
+def test_history_comfort_reads_four_frames_however_many_a_filter_names(city: Map, tmp_path: Path) -> None:
+    write_log(tmp_path)
+
+    def past(count: int) -> SceneCache:
+        filtered = SceneFilter(num_history_frames=count, num_future_frames=8)
+        scenes = find_scenes(DataRoot(tmp_path, tmp_path), "mini", filtered)
+        return build_scene(next(scene for scene in scenes if scene.token.endswith("5")), city)
+
+    four, six = past(4), past(6)
+    assert six.past_states.shape == (4, 11)
+    np.testing.assert_array_equal(six.past_states, four.past_states)
+    np.testing.assert_array_equal(six.past_time_us, four.past_time_us)
+
+
+@pytest.mark.parametrize("kind", ["two frames", "milliseconds", "seconds", "nanoseconds", "zero", "repeated"])
+def test_a_history_that_is_none_leaves_pdms_alone(city: Map, tmp_path: Path, kind: str) -> None:
+    frames = [frame(index) for index in range(15)]
+    of = {"milliseconds": lambda t: t // 1000, "seconds": lambda t: t // 10**6, "nanoseconds": lambda t: t * 1000}
+    for one in frames:
+        one["timestamp"] = 0 if kind == "zero" else of.get(kind, int)(one["timestamp"])
+    if kind == "repeated":
+        frames[1]["timestamp"] = frames[0]["timestamp"]
+    write_frames(tmp_path, frames)
+    history = 2 if kind == "two frames" else 4
+    scene = next(find_scenes(DataRoot(tmp_path, tmp_path), "mini", SceneFilter(num_history_frames=history)))
+    cache = build_scene(scene, city)
+    assert cache.versions == PDMS
+    assert np.isfinite(cache.reference_pdms).all()
+    problem = history_problem(cache.past_states, cache.past_time_us)
+    assert problem
+    for scored, expected in ((cache, problem), (replace(cache, versions=PDMS | EPDMS), problem)):  # as older caches say
+        rows = Trajectories((scene.token,), ("p",), [np.zeros((8, 3))], np.full(1, 0.5))
+        assert score_rows({scene.token: scored}, rows, "epdms").failures == {0: f"scene {scene.token}: {expected}"}
+    with pytest.raises(InputError, match=r"history"):
+        build_index(replace(cache, versions=PDMS | EPDMS), "epdms")
 
 
 def test_relative_poses_undo_a_rigid_motion() -> None:

@@ -12,7 +12,7 @@ from navsim_adapter.dataset import convert
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import SceneFilter
-from tests.navsim_adapter.tiny import CITY, write_log
+from tests.navsim_adapter.tiny import CITY, frame, write_frames, write_log
 
 
 @pytest.fixture
@@ -44,6 +44,20 @@ def test_rows_hold_what_a_planner_sees_and_what_the_human_did(root: DataRoot, tm
         np.testing.assert_allclose(pose, [5.0 * (j + 1) * cosine, -5.0 * (j + 1) * sine, -0.5], atol=1e-8)
     assert np.shape(row["history_velocity"]) == np.shape(row["history_acceleration"]) == (4, 2)
     assert len(row["future"]) == 8
+
+
+def test_one_frame_without_a_speed_costs_the_scenes_that_see_it(tmp_path: Path) -> None:
+    root, frames = DataRoot(tmp_path, tmp_path), [frame(index) for index in range(20)]
+    frames[5]["ego_dynamic_state"] = [np.nan, 0, 0, 0]
+    write_frames(tmp_path, frames)
+    content = convert(root, "mini", SceneFilter(), tmp_path / "scenes")
+    assert content["count"] == 3
+    assert [item["token"][-2:] for item in content["skipped"]] == ["05", "06", "07", "08"]
+    assert "frame 0000000000000005: the ego's speed" in content["skipped"][0]["reason"]
+    every = [frame(index, ego_dynamic_state=[np.nan, 0, 0, 0]) for index in range(15)]
+    write_frames(tmp_path / "none", every)
+    with pytest.raises(InputError, match="none of 2 scenes can be converted; first: scene 0000000000000003"):
+        convert(DataRoot(tmp_path / "none", tmp_path), "mini", SceneFilter(), tmp_path / "other")
 
 
 def test_a_log_that_ends_has_no_future(root: DataRoot, tmp_path: Path) -> None:

@@ -133,3 +133,12 @@ def test_lights_hold_for_half_a_second_and_only_on_the_route() -> None:
     assert np.flatnonzero(red[0]).tolist() == list(range(5, 15))
     assert np.flatnonzero(red[1]).tolist() == [40]
     assert red_lights(frames, {})[1].shape == (0, 41)
+
+
+def test_of_two_objects_with_one_token_the_first_counts() -> None:
+    pose = np.array([[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]])
+    frames = [FrameObjects((), np.empty(0, np.int8), np.empty((0, 2)), np.empty((0, 3)), np.empty((0, 2)))] * 8
+    twice = FrameObjects(("a", "a"), np.zeros(2, np.int8), np.array([[4.0, 2.0], [5.0, 1.0]]), pose, np.zeros((2, 2)))
+    tracks = track_objects([*frames, twice])
+    assert tracks.size.tolist() == [[4.0, 2.0]]
+    np.testing.assert_array_equal(tracks.knots[0, 8], pose[0])

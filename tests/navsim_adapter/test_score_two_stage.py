@@ -15,6 +15,7 @@ from navsim_adapter.scoring.result import Facts, Result, check_layout, report
 from navsim_adapter.scoring.table import ScoreTable, read_table, write_table
 from navsim_adapter.scoring.two_stage import COLUMNS, STAGES, Entry, Pair, SceneResult, combine
 from navsim_adapter.scoring.two_stage_table import FIGURES, entry_figures, find_mapping, summarise, write_summaries
+from navsim_adapter.scoring.units import EntryUnit, Plan
 
 ENTRIES = [
     Entry(Pair("a", "b"), (Pair("a1", "b1"), Pair("a2", "b2"))),
@@ -144,3 +145,11 @@ def test_the_mapping_lies_in_the_folder_or_is_named(tmp_path: Path) -> None:
         find_mapping(tmp_path)
     with pytest.raises(InputError, match="no such file or folder"):
         find_mapping(tmp_path / "none.yaml")
+
+
+def test_a_scene_of_which_there_is_no_plan_leaves_the_entry_without_score() -> None:
+    entry = Entry(Pair("a", "b"), (Pair("c", "d"),))
+    plans = {"c": [Plan(0, "planner", np.zeros((8, 3)), 0.5)]}
+    part = EntryUnit("entry", entry, {}, {"c": "no cache"}, plans, "idm").score()
+    assert part.reasons == {0: "no cache"}
+    assert np.isnan(part.figures).all()

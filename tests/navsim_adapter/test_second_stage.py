@@ -132,6 +132,14 @@ def test_tokens_choose_and_an_empty_folder_is_refused(nuplan: ModuleType, tmp_pa
         build_second_stage(tmp_path / "empty", maps)
 
 
+def test_two_files_of_one_rendered_scene_are_refused(nuplan: ModuleType, tmp_path: Path) -> None:
+    path = _write(tmp_path, nuplan)
+    (path.parent / "y.pkl").write_bytes(path.read_bytes())
+    (path.parent / "._x.pkl").write_bytes(b"\x00\x05\x16\x07")
+    with pytest.raises(InputError, match=f"two files hold the rendered scene {TOKEN}"):
+        build_second_stage(tmp_path, write_maps(tmp_path))
+
+
 def test_rendered_scenes_become_a_table_with_their_own_pictures_and_no_future(
     nuplan: ModuleType, tmp_path: Path
 ) -> None:

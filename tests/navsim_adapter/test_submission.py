@@ -197,9 +197,8 @@ def test_several_seeds_are_checked_each() -> None:
     assert any("seed 2 of 2: has other scenes than the first seed" in line for line in wrong)
     assert any("seed 2 of 2: scene 1111111111111111: poses contain NaN" in line for line in wrong)
     two = problems({**team, "first_stage_predictions": [one, one], "second_stage_predictions": [one]})
-    assert two == [
-        "first_stage_predictions: has 2 seeds, the official two-stage scorer takes one; give each seed a file"
-    ]
+    assert len(two) == 1
+    assert two[0].startswith("first_stage_predictions: has 2 seeds, the official two-stage scorer takes one")
 
 
 def test_a_sampling_that_does_not_fit_its_poses_is_named(tmp_path: Path) -> None:

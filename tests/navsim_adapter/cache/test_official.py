@@ -6,6 +6,7 @@ from __future__ import annotations
 import lzma
 import os
 import pickle
+import shutil
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +160,18 @@ def test_a_tree_becomes_a_cache_folder_and_is_not_made_twice(tmp_path: Path) -> 
     (tmp_path / "cache" / "manifest.json").unlink()  # as after a kill at the very end
     assert import_official(DATA / "v1", tmp_path / "cache", DATA / "v2") == content
     assert file.stat().st_mtime_ns == before
+
+
+def test_scenes_that_only_the_index_has_are_named(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(DATA / "v2", tree)
+    own = "/".join(cache_file("v2").parts[-4:])
+    rows = [f"/made/elsewhere/{own}", "/made/elsewhere/log-9/unknown/0011223344556677/metric_cache.pkl"]
+    (tree / "metadata").mkdir()
+    (tree / "metadata" / "metric_cache_metadata_node_0.csv").write_text("\n".join(["file_name", *rows]))
+    content = import_official(tree, tmp_path / "cache")
+    assert content["count"] == 1
+    assert [(item["token"], item["log_name"]) for item in content["skipped"]] == [("0011223344556677", "log-9")]
 
 
 def test_an_empty_tree_is_refused(tmp_path: Path) -> None:
