@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import acos, pi, sqrt
 
-from navsim_adapter.metric.geometry import fused, has_no_length, quad_centroid, segment_meets_quad
+from navsim_adapter.metric.geometry import fused, is_flat, quad_centroid, segment_meets_quad
 from navsim_adapter.metric.jit import inner
 from navsim_adapter.metric.simulate import COSINE, SINE, X, Y
 from navsim_adapter.metric.traffic_index import IS_STOPPED, STOPPED_SPEED, has_flag
@@ -26,7 +26,7 @@ def at_fault(traffic, m, speed, angle, corners, object_corners) -> int:
 
     It is when the object stands (standing at first sight, metric 10.4 (1)), when the ego's front edge meets it, or when
     the contact is lateral while the ego is off its lane; never when the ego stands or is hit from behind. A box without
-    length is never met by the front edge: GEOS 3.11, which the devkit has, sees no polygon in a line.
+    length or width is never met by the front edge: GEOS 3.11, which the devkit has, sees no polygon in a line.
     speed: the ego's.  angle: the object's `bearing`.
     """
     if speed <= STOPPED_SPEED:
@@ -35,7 +35,7 @@ def at_fault(traffic, m, speed, angle, corners, object_corners) -> int:
         return YES
     if angle > BEHIND:
         return NO
-    if not has_no_length(object_corners) and segment_meets_quad(
+    if not is_flat(object_corners) and segment_meets_quad(
         corners[0, 0], corners[0, 1], corners[3, 0], corners[3, 1], object_corners
     ):
         return YES

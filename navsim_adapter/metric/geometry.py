@@ -175,12 +175,14 @@ def _outline_centroid(corners) -> tuple[float, float]:
 
 
 @inner
-def has_no_length(corners) -> bool:
-    """Whether a box's front corners are its rear corners."""
+def is_flat(corners) -> bool:
+    """Whether a box has no length or no width: two pairs of neighbouring corners coincide."""
     for i in range(2):
-        if corners[0, i] != corners[1, i] or corners[2, i] != corners[3, i]:
-            return False
-    return True
+        j, k, m = i + 1, i + 2, (i + 3) & 3
+        is_first = corners[i, 0] == corners[j, 0] and corners[i, 1] == corners[j, 1]
+        if is_first and corners[k, 0] == corners[m, 0] and corners[k, 1] == corners[m, 1]:
+            return True
+    return False
 
 
 @inner
