@@ -187,7 +187,7 @@ def test_other_formats_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InputError, match=f"made in cache format 99, this program reads {log_file.FORMAT}"):
         verify_or_read(cache, path)
     monkeypatch.setattr(log_file, "FORMAT", 7)
-    with pytest.raises(InputError, match="made in cache format 1, this program reads 7"):
+    with pytest.raises(InputError, match="made in cache format 2, this program reads 7"):
         open_cache(cache)
 
 
