@@ -13,11 +13,11 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range
 
 if TYPE_CHECKING:
-    from navsim_adapter.metric.scene_index import Metric
     from navsim_adapter.scoring.job import Job
     from navsim_adapter.scoring.rows import Traffic
     from navsim_adapter.scoring.units import Map
 
+METRICS = ("pdms", "epdms", "pdms-v1.1", "epdms-v2.2", "epdms-v2.2-before-2025-09-29")
 TRAFFIC = ("log-replay", "constant-velocity", "idm")
 _SECOND_STAGE_ONLY = ("second_stage_trajectories", "second_stage_cache", "mapping")
 
@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_data_arguments(parser)
     parser.add_argument("--trajectories", required=True, metavar="T.npz", help="arrays token, name, poses (M, T, 3)")
-    parser.add_argument("--metric", choices=("pdms", "epdms"), help="PDMS v1.1 (default) or EPDMS v2.2 (two stages)")
+    parser.add_argument(
+        "--metric",
+        choices=METRICS,
+        help=f"PDMS v1.1 (default), EPDMS v2.2 (two stages), or {METRICS[-1]}: as the devkit scored until its fix",
+    )
     parser.add_argument("--traffic", choices=TRAFFIC, help="default: log-replay, and idm in two stages, as officially")
     parser.add_argument("--out", required=True, metavar="CSV", help="table of sub-scores and scores, in input order")
     parser.add_argument("--format", choices=("rows", "official"), default="rows", help="our layout or the devkit's")
@@ -49,13 +53,14 @@ def run(options: argparse.Namespace) -> None:
     from navsim_adapter.scoring.means import mean_lines
     from navsim_adapter.scoring.result import check_layout, check_replacing, report, require_scores, write_result
     from navsim_adapter.scoring.rows import check_traffic
+    from navsim_adapter.scoring.scorer import family_of
     from navsim_adapter.scoring.units import Parts
 
     _check_stages(options)
     _refuse_ignored(options)
-    metric: Metric = options.metric or ("epdms" if options.two_stage else "pdms")
+    metric = options.metric or ("epdms" if options.two_stage else "pdms")
     traffic: Traffic = options.traffic or ("idm" if options.two_stage else "log-replay")
-    check_traffic(metric, traffic)
+    check_traffic(family_of(metric), traffic)
     score = _map(options)
     job = _job(options, metric, traffic)
     inputs = (options.trajectories, options.second_stage_trajectories, job.facts.source.get("mapping"))
@@ -72,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
     scored, rows = int(result.table.is_scored.sum()), len(result.table)
     shard = f" of shard {options.shard}" if options.shard else ""
     how = f"{result.facts.metric}, {traffic}"
-    print(f"{scored} of {rows} trajectories{shard} scored with {metric} in {files[0]} ({how})")
+    print(f"{scored} of {rows} trajectories{shard} scored with {family_of(metric)} in {files[0]} ({how})")
     print("\n".join(mean_lines(result)))
     require_scores(files[0], result)
 
@@ -84,7 +89,7 @@ def _check_stages(options: argparse.Namespace) -> None:
                 raise InputError(f"--{name.replace('_', '-')}: belongs to a two-stage run; add --two-stage FOLDER")
     elif not options.second_stage_trajectories:
         raise InputError("--two-stage: needs --second-stage-trajectories; name the table for the rendered scenes")
-    elif options.metric == "pdms":
+    elif options.metric and options.metric.startswith("pdms"):
         raise InputError("--metric pdms: the two-stage score is EPDMS; leave --two-stage or --metric out")
 
 
@@ -112,7 +117,7 @@ def _map(options: argparse.Namespace) -> Map:
     return run_in_processes(options.workers)
 
 
-def _job(options: argparse.Namespace, metric: Metric, traffic: Traffic) -> Job:
+def _job(options: argparse.Namespace, metric: str, traffic: Traffic) -> Job:
     from navsim_adapter.commands.options import root_of
     from navsim_adapter.foundation.shard import Shard
     from navsim_adapter.scoring.job import SecondStage, one_stage, source_of, two_stage
@@ -126,4 +131,4 @@ def _job(options: argparse.Namespace, metric: Metric, traffic: Traffic) -> Job:
     second = SecondStage(
         options.two_stage, options.second_stage_trajectories, options.mapping, options.second_stage_cache
     )
-    return two_stage(options.trajectories, source, second, traffic, shard, options.workers)
+    return two_stage(options.trajectories, source, second, traffic, shard, options.workers, metric)

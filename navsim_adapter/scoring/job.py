@@ -21,7 +21,6 @@ from navsim_adapter.cache.store import open_cache, read_scenes
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, file_stamps, sha256
 from navsim_adapter.foundation.shard import Shard
-from navsim_adapter.metric.scene_index import Metric
 from navsim_adapter.nuplan.maps import map_files
 from navsim_adapter.nuplan.objects import FUTURE_FRAMES
 from navsim_adapter.nuplan.root import DataRoot
@@ -30,7 +29,7 @@ from navsim_adapter.nuplan.second_stage import second_stage_files
 from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.scoring.result import Facts, Result
 from navsim_adapter.scoring.rows import Traffic
-from navsim_adapter.scoring.scorer import SUB_SCORES, VERSIONS
+from navsim_adapter.scoring.scorer import basis_of, columns_of
 from navsim_adapter.scoring.table import ScoreTable
 from navsim_adapter.scoring.two_stage import Entry
 from navsim_adapter.scoring.two_stage_table import FIGURES, ORIGINAL, SYNTHETIC, find_mapping
@@ -138,19 +137,20 @@ def unknown_tokens(table: Any, unknown: Sequence[str], count: int, source: Sourc
 
 
 def one_stage(
-    table_path: str, source: Source, metric: Metric, traffic: Traffic, shard: Shard | None = None, threads: int = 1
+    table_path: str, source: Source, metric: str, traffic: Traffic, shard: Shard | None = None, threads: int = 1
 ) -> Job:
-    """Every row of a trajectory table, a log a unit."""
+    """Every row of a trajectory table, a log a unit. metric: a short name or a basis, as `Scorer` takes it."""
     table = read_trajectories(table_path, any_numbers=True)
     described = {**source.describe(), **_described_table(table_path)}
     units: list[Unit] = list(_log_units(table_path, table, source, metric, traffic, threads))
+    basis = basis_of(metric)
     facts = Facts(
-        VERSIONS[metric], traffic, described, _inputs(metric, traffic, described, source.stamp()), len(table),
+        basis, traffic, described, _inputs(basis, traffic, described, source.stamp()), len(table),
         shard=str(shard) if shard else None,
     )  # fmt: skip
-    columns = (*SUB_SCORES[metric], "score")
     labels = {"token": table.tokens, "name": table.names}
-    return Job(facts, source, labels, columns, shard.take(units) if shard else units, remarks=_short(table_path, table))
+    taken = shard.take(units) if shard else units
+    return Job(facts, source, labels, columns_of(metric), taken, remarks=_short(table_path, table))
 
 
 def _short(path: str, table: Trajectories) -> list[str]:
@@ -173,7 +173,7 @@ def _described_table(path: str, key: str = "trajectories") -> dict[str, Any]:
 
 
 def _log_units(
-    table_path: str, table: Trajectories, source: Source, metric: Metric, traffic: Traffic, threads: int
+    table_path: str, table: Trajectories, source: Source, metric: str, traffic: Traffic, threads: int
 ) -> list[LogUnit]:
     """In the order of their names, so that shards agree."""
     common: dict[str, Any] = {"trajectories": str(table_path), "metric": metric, "traffic": traffic, "threads": threads}
@@ -215,8 +215,12 @@ def two_stage(
     traffic: Traffic,
     shard: Shard | None = None,
     workers: int = 1,
+    metric: str = "epdms",
 ) -> Job:
-    """The planners that are in both tables, an entry of the mapping a unit; other rows are left out with a remark."""
+    """The planners that are in both tables, an entry of the mapping a unit; other rows are left out with a remark.
+
+    metric: "epdms", or its basis by its whole name.
+    """
     mapping_path, entries = find_mapping(second.mapping or second.folder)
     tables = (read_trajectories(table_path), read_trajectories(second.trajectories))
     plans, labels, remarks = _plans(entries, tables, (table_path, second.trajectories))
@@ -240,12 +244,13 @@ def two_stage(
     units = [
         EntryUnit(
             f"entry-{place:05d}", entry, {}, {}, {token: plans[token] for token in entry.tokens if token in plans},
-            traffic, inputs,
+            traffic, inputs, basis_of(metric),
         )
         for place, entry in numbered
     ]  # fmt: skip
     facts = Facts(
-        VERSIONS["epdms"], traffic, described, _inputs("epdms", traffic, described, stamps), len(labels["token"]),
+        basis_of(metric), traffic, described, _inputs(basis_of(metric), traffic, described, stamps),
+        len(labels["token"]),
         dict(numbered), str(shard) if shard else None,
     )  # fmt: skip
 
@@ -353,11 +358,11 @@ def _second_scenes(tokens: Sequence[str], source: Source, second: SecondStage, w
     return scenes, {item.token: item.reason for item in skipped}
 
 
-def _inputs(metric: str, traffic: str, described: Mapping[str, Any], stamps: Any) -> str:
+def _inputs(basis: str, traffic: str, described: Mapping[str, Any], stamps: Any) -> str:
     """Trajectories count by their content, wherever they lie."""
     told = ("trajectories", "second_stage_trajectories", "remarks")
     named = {key: value for key, value in described.items() if key not in told}
-    return digest([metric, traffic, __version__, named, stamps])
+    return digest([basis, columns_of(basis), traffic, __version__, named, stamps])
 
 
 def source_of(cache: str | None, root: Callable[[], DataRoot], split: str | None, needs_maps: bool = False) -> Source:

@@ -15,7 +15,9 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import atomic_path
+from navsim_adapter.scoring.scorer import SUB_SCORES
 from navsim_adapter.scoring.table import ScoreTable, cell
+from navsim_adapter.scoring.two_stage import COLUMNS
 from navsim_adapter.scoring.two_stage_table import STAGES, SYNTHETIC, Summary
 
 AVERAGE = {"pdms": "average", "epdms": "average_all_frames"}
@@ -34,9 +36,9 @@ def write_official(
     for name, file in zip(names, files):
         rows = [row for row, own in enumerate(table.names) if own == name]
         if summaries is None:
-            _write(file, table.columns, _one_stage(table, rows, metric))
+            _write(file, (*SUB_SCORES[metric], "score"), _one_stage(table, rows, metric))
         else:
-            stages = [f"{column}_{stage}" for stage in STAGES[:2] for column in table.columns[1:-1]]
+            stages = [f"{column}_{stage}" for stage in STAGES[:2] for column in COLUMNS[:-1]]
             summary = next(summary for summary in summaries if summary.name == name)
             _write(file, (*stages, "score"), _two_stage(table, rows, summary))
     return files
@@ -56,7 +58,8 @@ _Line = tuple[str, bool, Sequence[float]]  # token, valid, figures
 
 
 def _one_stage(table: ScoreTable, rows: list[int], metric: str) -> list[_Line]:
-    figures, valid = table.figures[rows], table.is_scored[rows]
+    places = [table.columns.index(name) for name in (*SUB_SCORES[metric], "score")]
+    figures, valid = table.figures[np.ix_(rows, places)], table.is_scored[rows]
     lines: list[_Line] = [(table.tokens[row], bool(ok), own) for row, ok, own in zip(rows, valid, figures.tolist())]
     means = [own[~np.isnan(own)].mean() if not np.isnan(own).all() else np.nan for own in figures.T]
     return [*lines, (AVERAGE[metric], bool(valid.all()), [float(mean) for mean in means])]
@@ -64,14 +67,14 @@ def _one_stage(table: ScoreTable, rows: list[int], metric: str) -> list[_Line]:
 
 def _two_stage(table: ScoreTable, rows: list[int], summary: Summary) -> list[_Line]:
     """Each stage fills its own columns; the combined row repeats both."""
-    blank = [np.nan] * (len(table.columns) - 2)
+    blank = [np.nan] * (len(COLUMNS) - 1)
     lines: list[_Line] = []
     for row in rows:
-        *subs, score = table.figures[row, 1:].tolist()
+        *subs, score = table.figures[row, 1 : len(COLUMNS) + 1].tolist()
         is_second = table.labels["frame_type"][row] == SYNTHETIC
         figures = [*blank, *subs, score] if is_second else [*subs, *blank, score]
         lines.append((table.tokens[row], bool(table.is_scored[row]), figures))
-    (*one, first), (*two, second), (*_, both) = summary.figures.tolist()
+    (*one, first), (*two, second), (*_, both) = summary.figures[:, : len(COLUMNS)].tolist()
     valid = not np.isnan(both)
     lines.append(("extended_pdm_score_stage_one", valid, [*one, *blank, first]))
     lines.append(("extended_pdm_score_stage_two", valid, [*blank, *two, second]))

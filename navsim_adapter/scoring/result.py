@@ -17,6 +17,7 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import differs, read_json, sha256, write_json
 from navsim_adapter.foundation.option_checks import spare_inputs
 from navsim_adapter.scoring.official_table import official_paths, write_official
+from navsim_adapter.scoring.scorer import SCORE_UNFILTERED, UNFILTERED, family_of
 from navsim_adapter.scoring.table import ScoreTable, write_table
 from navsim_adapter.scoring.two_stage import Entry, Pair
 from navsim_adapter.scoring.two_stage_table import Summary, summarise, write_summaries
@@ -30,7 +31,7 @@ _PLACES = ("trajectories", "second_stage_trajectories")  # keys that say where t
 class Facts:
     """What a run scored and how.
 
-    metric: "pdms-v1.1" or "epdms-v2.2".  source: where scenes and trajectories came from, as JSON.
+    metric: the basis, e.g. "epdms-v2.2".  source: where scenes and trajectories came from, as JSON.
     inputs: a hash that is the same for runs of the same inputs.  total: rows of the whole table.
     entries: place in the mapping -> entry, of a two-stage run.  shard: "i/n" or None.
     """
@@ -45,7 +46,7 @@ class Facts:
 
     @property
     def family(self) -> str:
-        return self.metric.split("-")[0]
+        return family_of(self.metric)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,34 @@ class Result:
         if self.facts.entries is None or self.facts.shard is not None:
             return None
         return summarise([entry for _, entry in sorted(self.facts.entries.items())], self.table)
+
+    def overwritten(self) -> dict[str, dict[str, int]]:
+        """Planner -> sub-score -> in how many rows the human filter wrote 1 over something less; empty for PDMS."""
+        columns, figures = self.table.columns, self.table.figures
+        pairs = [(name, UNFILTERED + name) for name in columns if UNFILTERED + name in columns]
+        names = np.array(self.table.names)
+        return {
+            planner: {
+                name: int((figures[own, columns.index(name)] > figures[own, columns.index(raw)]).sum())
+                for name, raw in pairs
+            }
+            for planner in (dict.fromkeys(self.table.names) if pairs else ())
+            for own in [names == planner]
+        }
+
+    def unfiltered_means(self) -> dict[str, float | None]:
+        """Planner -> its mean score with the human filter off, in two stages the combined one; empty for PDMS."""
+        if SCORE_UNFILTERED not in self.table.columns:
+            return {}
+        summaries = self.summaries()
+        if summaries is not None:
+            found = {summary.name: float(summary.figures[-1, -1]) for summary in summaries}
+        else:
+            scores = self.table.figures[:, self.table.columns.index(SCORE_UNFILTERED)]
+            names = np.array(self.table.names)
+            own = {name: scores[(names == name) & self.table.is_scored] for name in dict.fromkeys(self.table.names)}
+            found = {name: float(scores.mean()) if len(scores) else np.nan for name, scores in own.items()}
+        return {name: None if np.isnan(mean) else mean for name, mean in found.items()}
 
 
 def sidecar(out: str | Path) -> Path:
@@ -222,6 +251,8 @@ def _describe(result: Result, layout: Layout, files: Sequence[Path]) -> dict[str
         "scenes": len(set(table.tokens)),
         "rows": len(table),
         "scored": int(table.is_scored.sum()),
+        **({SCORE_UNFILTERED: result.unfiltered_means()} if facts.shard is None else {}),
+        "overwritten": result.overwritten(),
         "not_scored": [{name: item[name] for name in ("reason", "names", "rows")} for item in _not_scored(result)],
         "version": __version__,
         "inputs": facts.inputs,
@@ -246,6 +277,8 @@ _OWN = (
     "scenes",
     "rows",
     "scored",
+    SCORE_UNFILTERED,
+    "overwritten",
     "not_scored",
     "version",
     "summary_entries",

@@ -22,7 +22,7 @@ from navsim_adapter.metric.aggregate import epdms
 from navsim_adapter.metric.history import history_problem
 from navsim_adapter.metric.scene_index import Metric
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
-from navsim_adapter.scoring.scorer import VERSIONS, Scorer, Scores
+from navsim_adapter.scoring.scorer import VERSIONS, Scorer, Scores, basis_of, family_of
 from navsim_adapter.traffic.constant_velocity import constant_velocity
 from navsim_adapter.traffic.idm import idm
 from navsim_adapter.traffic.log_replay import log_replay
@@ -44,7 +44,7 @@ POLICIES: dict[str, TrafficPolicy] = {
 class RowScores:
     """Figures of M rows by name, in their order; NaN in rows that have none, and then `failures` says why.
 
-    metric: "pdms-v1.1" or "epdms-v2.2".  table: (M, engine.COLUMNS).
+    metric: the basis, as `Scores` has it.  table: (M, engine.COLUMNS).
     """
 
     metric: str
@@ -62,7 +62,12 @@ class RowScores:
 
     @property
     def score(self) -> np.ndarray:
-        return self.table[:, engine.SCORE]
+        return Scores(self.metric, self.table).score
+
+    @property
+    def figures(self) -> np.ndarray:
+        """(M, F) in the order of `columns_of`."""
+        return Scores(self.metric, self.table).figures
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def check_traffic(metric: str, traffic: str) -> None:
 def score_rows(
     scenes: Mapping[str, SceneCache],
     trajectories: Trajectories,
-    metric: Metric = "pdms",
+    metric: str = "pdms",
     traffic: Traffic = "log-replay",
     *,
     threads: int = 1,
@@ -96,13 +101,15 @@ def score_rows(
 
     scenes: token -> its cache, as `open_cache` gives it.
     trajectories: as `read_trajectories` gives them.
-    metric: "pdms" or "epdms".  traffic: how other road users move; anything but "log-replay" is for EPDMS.
+    metric: "pdms", "epdms" or a basis, as `Scorer` takes it.
+    traffic: how other road users move; anything but "log-replay" is for EPDMS.
     threads: scenes at a time.  missing: token -> why the scene has no cache; its rows have no figures.
     Raises InputError for a token that is in neither `scenes` nor `missing`, and for poses that are no numbers.
     """
-    check_traffic(metric, traffic)
+    family = family_of(metric)
+    check_traffic(family, traffic)
     reasons = dict(missing or {})
-    reasons |= _unfit(scenes, [token for token in trajectories.tokens if token not in reasons], metric)
+    reasons |= _unfit(scenes, [token for token in trajectories.tokens if token not in reasons], family)
     failures = {row: reasons[token] for row, token in enumerate(trajectories.tokens) if token in reasons}
     kept = [row for row in range(len(trajectories)) if row not in failures]
     table = np.full((len(trajectories), engine.COLUMNS), np.nan)
@@ -118,7 +125,7 @@ def score_rows(
     for row in np.flatnonzero(~np.isfinite(table[:, engine.SCORE])).tolist():
         failures.setdefault(row, f"scene {trajectories.tokens[row]}: its score is no number; report this as a defect")
     table[list(failures)] = np.nan
-    return RowScores(VERSIONS[metric], traffic, table, dict(sorted(failures.items())))
+    return RowScores(basis_of(metric), traffic, table, dict(sorted(failures.items())))
 
 
 def score_scene(scene: SceneCache, poses: np.ndarray, interval: float, traffic: str) -> SceneScores:

@@ -20,11 +20,14 @@ import numpy as np
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.parallel import in_threads
 from navsim_adapter.metric import engine, two_frame
+from navsim_adapter.metric.aggregate import epdms
 from navsim_adapter.metric.scene_index import Metric, SceneIndex, build_index, run
 from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL, STATES
 
 VERSIONS = {"pdms": "pdms-v1.1", "epdms": "epdms-v2.2"}
+BEFORE_FIX = "epdms-v2.2-before-2025-09-29"  # the score of the sub-scores before the human filter (metric 7.1)
+METRICS = (*VERSIONS, *VERSIONS.values(), BEFORE_FIX)  # what callers may ask for
 SUB_SCORES: dict[str, dict[str, int]] = {
     "pdms": {
         "no_at_fault_collisions": engine.NC,
@@ -46,17 +49,45 @@ SUB_SCORES: dict[str, dict[str, int]] = {
         "two_frame_extended_comfort": engine.TWO_FRAME,
     },
 }
+UNFILTERED = "unfiltered_"
+SCORE_UNFILTERED = "score_unfiltered"
 _DIAGNOSTICS = dict(zip(engine.DIAGNOSTICS, range(engine.UNFILTERED_SCORE + 1, engine.COLUMNS)))
 _KEPT_SCENES = 256  # indexes kept in memory, about half a megabyte each
+
+
+def family_of(metric: str) -> Metric:
+    """ "pdms" or "epdms", of a short name or of a basis; raises InputError for anything else."""
+    if metric not in METRICS:
+        raise InputError(f"metric: must be one of {', '.join(METRICS)}, got {metric!r}")
+    return "pdms" if metric.startswith("pdms") else "epdms"
+
+
+def basis_of(metric: str) -> str:
+    """What the figures are called: a version, and on which side of the human filter's fix (metric 7.1)."""
+    return VERSIONS.get(metric, metric)
+
+
+def columns_of(metric: str) -> tuple[str, ...]:
+    """Columns of a score table: sub-scores in the official order, the score, and of EPDMS what the human filter hid."""
+    own = SUB_SCORES[family_of(metric)]
+    if family_of(metric) == "pdms":
+        return (*own, "score")
+    return (*own, "score", SCORE_UNFILTERED, *(UNFILTERED + name for name in _filtered(own)))
+
+
+def _filtered(own: Mapping[str, int]) -> list[str]:
+    """The sub-scores that the human filter may overwrite."""
+    return [name for name, column in own.items() if column < engine.TWO_FRAME]
 
 
 @dataclass(frozen=True)
 class Scores:
     """Named figures of trajectories, each of the shape of the call: (S, N), or (M,) for rows.
 
-    metric: "pdms-v1.1" or "epdms-v2.2".  table: (..., engine.COLUMNS).
-    EPDMS figures are after the human filter; `unfiltered_<name>` and `pdm_score` (without two-frame comfort) are the
-    ones before it. Where there is no earlier frame, two_frame_extended_comfort is NaN and out of the score.
+    metric: the basis, "pdms-v1.1", "epdms-v2.2" or "epdms-v2.2-before-2025-09-29".  table: (..., engine.COLUMNS).
+    EPDMS sub-scores are after the human filter; `unfiltered_<name>`, `score_unfiltered` and `pdm_score` (without
+    two-frame comfort) are the ones before it, and before the fix the score is that of the latter (metric 6.13, 7.1).
+    Where there is no earlier frame, two_frame_extended_comfort is NaN and out of the score.
     """
 
     metric: str
@@ -64,7 +95,33 @@ class Scores:
 
     @property
     def score(self) -> np.ndarray:
-        return self.table[..., engine.SCORE]
+        return self.score_unfiltered if self.metric == BEFORE_FIX else self.table[..., engine.SCORE]
+
+    @property
+    def score_unfiltered(self) -> np.ndarray:
+        """The score with the human filter off; that of PDMS, which has none."""
+        score = self.table[..., engine.SCORE].copy()
+        for at in zip(*np.nonzero(self._is_overwritten.any(axis=-1))):
+            row = self.table[at]
+            score[at] = epdms(*row[engine.RAW : engine.RAW + engine.TWO_FRAME].tolist(), float(row[engine.TWO_FRAME]))
+        return score
+
+    @property
+    def overwritten(self) -> dict[str, np.ndarray]:
+        """Sub-score -> bool: where the human filter wrote 1 over something less."""
+        own = SUB_SCORES[self._family]
+        return {name: self._is_overwritten[..., own[name]] for name in _filtered(own)}
+
+    @property
+    def _is_overwritten(self) -> np.ndarray:
+        """(..., engine.TWO_FRAME) bool; a row without figures has none."""
+        final, raw = self.table[..., : engine.TWO_FRAME], self.table[..., engine.RAW : engine.RAW + engine.TWO_FRAME]
+        return final > raw
+
+    @property
+    def figures(self) -> np.ndarray:
+        """(..., F) in the order of `columns_of`."""
+        return np.stack([self[name] for name in columns_of(self.metric)], axis=-1)
 
     @property
     def sub_scores(self) -> dict[str, np.ndarray]:
@@ -78,30 +135,31 @@ class Scores:
         return {name: self.table[..., column] for name, column in _DIAGNOSTICS.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name in ("score", SCORE_UNFILTERED):
+            return self.score if name == "score" else self.score_unfiltered
         return self.table[..., self._columns()[name]]
 
     @property
-    def _family(self) -> str:
-        return self.metric.split("-")[0]
+    def _family(self) -> Metric:
+        return family_of(self.metric)
 
     def _columns(self) -> dict[str, int]:
         own = SUB_SCORES[self._family]
-        raw = {f"unfiltered_{name}": engine.RAW + column for name, column in own.items() if column < engine.TWO_FRAME}
-        return {**own, "score": engine.SCORE, "pdm_score": engine.UNFILTERED_SCORE, **raw, **_DIAGNOSTICS}
+        raw = {UNFILTERED + name: engine.RAW + own[name] for name in _filtered(own)}
+        return {**own, "pdm_score": engine.UNFILTERED_SCORE, **raw, **_DIAGNOSTICS}
 
 
 class Scorer:
     """Scores under one metric; keeps the indexes of the scenes it met last.
 
     cache: a folder written by `navsim-adapter cache`, or a mapping token -> SceneCache.
-    metric: "pdms" (PDMS v1.1) or "epdms" (EPDMS v2.2).
+    metric: "pdms" (PDMS v1.1), "epdms" (EPDMS v2.2 after the fix of the human filter), or a basis by its whole name.
     threads: scenes scored at a time; the kernels run without Python's lock. The figures do not depend on it.
     May be pickled and used in worker processes, forked ones too.
     """
 
-    def __init__(self, cache: str | Path | Mapping[str, SceneCache], metric: Metric = "pdms", *, threads: int = 1):
-        if metric not in VERSIONS:
-            raise InputError(f"metric: must be pdms or epdms, got {metric!r}")
+    def __init__(self, cache: str | Path | Mapping[str, SceneCache], metric: str = "pdms", *, threads: int = 1):
+        family = family_of(metric)
         if threads < 1:
             raise InputError(f"threads: must be at least 1, got {threads}")
         if not isinstance(cache, Mapping):
@@ -109,7 +167,9 @@ class Scorer:
 
             cache = open_cache(cache)
         self.cache: Mapping[str, SceneCache] = cache
-        self.metric: Metric = metric
+        self.basis = basis_of(metric)
+        self.metric = family if self.basis == VERSIONS[family] else self.basis  # what records of a run say
+        self._family: Metric = family
         self.threads = threads
         self._indexes: OrderedDict[str, SceneIndex] = OrderedDict()
         self._lock = threading.Lock()
@@ -138,12 +198,12 @@ class Scorer:
             run(self.index(tokens[scene]), poses[scene], interval, is_thorough=thorough, table=table[scene])
 
         in_threads(one, range(len(tokens)), self.threads)
-        return Scores(VERSIONS[self.metric], table)
+        return Scores(self.basis, table)
 
     @property
     def pairs_frames(self) -> bool:
         """Whether a score also depends on the same planner's plan of the frame before, as EPDMS does."""
-        return self.metric == "epdms"
+        return self._family == "epdms"
 
     def score_rows(
         self,
@@ -172,7 +232,7 @@ class Scorer:
             for token, row, step in zip(tokens, poses, intervals)
         ]
         table = self._score_rows(list(zip(tokens, names)), checked, intervals.tolist(), thorough)
-        return Scores(VERSIONS[self.metric], table)
+        return Scores(self.basis, table)
 
     def simulate(self, token: str, trajectories: np.ndarray, interval: float = 0.5) -> np.ndarray:
         """What the ego does with trajectories (N, T, 3) of a scene: (N, 41, 11) states at 0.1 s (metric 5.2)."""
@@ -194,7 +254,7 @@ class Scorer:
             raise InputError(
                 f"scene {token}: not in the scoring cache; convert its log or leave the token out"
             ) from None
-        built = build_index(scene, self.metric)
+        built = build_index(scene, self._family)
         with self._lock:
             self._indexes[token] = built
             if len(self._indexes) > _KEPT_SCENES:
@@ -206,7 +266,7 @@ class Scorer:
     ) -> np.ndarray:
         """The table (M, engine.COLUMNS) of (token, name) rows, two-frame comfort included."""
         table = np.empty((len(rows), engine.COLUMNS))
-        traces = np.empty((len(rows), 2, STATES)) if self.metric == "epdms" else None
+        traces = np.empty((len(rows), 2, STATES)) if self._family == "epdms" else None
         frames: dict[str, tuple[str, int] | None] = {}
         bars: dict[str, tuple[float, np.ndarray]] = {}  # what a row of the scene is measured against
         groups: dict[str, dict[tuple[int, float], list[int]]] = {}
@@ -232,7 +292,7 @@ class Scorer:
         return table
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"cache": self.cache, "metric": self.metric, "threads": self.threads}
+        return {"cache": self.cache, "metric": self.basis, "threads": self.threads}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["cache"], state["metric"], threads=state["threads"])  # type: ignore[misc]

@@ -19,6 +19,7 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.foreign import plain_yaml, read_text
 from navsim_adapter.metric.aggregate import epdms
 from navsim_adapter.metric.two_frame import compare_plans, gap_in_steps, traces_of
+from navsim_adapter.scoring.scorer import BEFORE_FIX, SCORE_UNFILTERED, UNFILTERED, VERSIONS
 
 SUB_SCORES = (
     "no_at_fault_collisions",
@@ -31,6 +32,7 @@ SUB_SCORES = (
     "history_comfort",
 )
 COLUMNS = (*SUB_SCORES, "two_frame_extended_comfort", "score")
+UNFILTERED_COLUMNS = (SCORE_UNFILTERED, *(UNFILTERED + name for name in SUB_SCORES))
 STAGES = ("stage_one", "stage_two", "combined")
 KERNEL_VARIANCE = 0.1  # m2
 MAPPING_KEY = "reactive_all_mapping"
@@ -63,6 +65,7 @@ class SceneResult:
 
     sub_scores: (8,) after the human filter, in the order of SUB_SCORES.  start: (2,) the ego's rear axle, map frame.
     end: (2,) the planned last pose, map frame, not simulated.  states: (41, 11) simulated.
+    unfiltered: (8,) before the human filter; None where it changed nothing.
     """
 
     time_us: int
@@ -70,17 +73,19 @@ class SceneResult:
     start: np.ndarray
     end: np.ndarray
     states: np.ndarray
+    unfiltered: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class TwoStageScores:
-    """tokens: every scene of the entries.  table: (T, 10) COLUMNS.  weight: (T,) of a rendered scene in its group, 1
-    for recorded ones.  is_rendered: (T,) bool.  summary: stage -> (10,) COLUMNS; "combined" is the mean of the groups'
-    products of both stages.
+    """tokens: every scene of the entries.  table: (T, 10) COLUMNS.  unfiltered: (T, 9) UNFILTERED_COLUMNS.
+    weight: (T,) of a rendered scene in its group, 1 for recorded ones.  is_rendered: (T,) bool.
+    summary: stage -> (10,) COLUMNS; "combined" is the mean of the groups' products of both stages.
     """
 
     tokens: tuple[str, ...]
     table: np.ndarray
+    unfiltered: np.ndarray
     weight: np.ndarray
     is_rendered: np.ndarray
     summary: Mapping[str, np.ndarray]
@@ -116,11 +121,12 @@ def combine(
     mapping: Sequence[Entry],
     results: Mapping[str, SceneResult],
     comfort: Callable[[SceneResult, SceneResult], float] = two_frame_comfort,
+    basis: str = VERSIONS["epdms"],
 ) -> TwoStageScores:
     """Score every scene with its partner and sum up.
 
     results: token -> result; entries of which neither recorded scene is there are left out, any other missing scene
-    is an InputError, as officially.  comfort: of a pair (now, before).
+    is an InputError, as officially.  comfort: of a pair (now, before).  basis: of the scores.
     """
     used = [entry for entry in mapping if entry.first.now in results or entry.first.previous in results]
     if not used:
@@ -130,7 +136,10 @@ def combine(
         raise InputError(f"two-stage mapping: {len(missing)} scenes ({missing[0]}, …) have no result; score them too")
     tokens = tuple(token for entry in used for token in entry.tokens)
     row = {token: place for place, token in enumerate(tokens)}
-    table = np.concatenate([_entry_table(entry, results, comfort) for entry in used])
+    both = np.concatenate([_entry_table(entry, results, comfort) for entry in used])
+    table, unfiltered = np.split(both, [len(COLUMNS)], axis=1)
+    if basis == BEFORE_FIX:
+        table[:, -1] = unfiltered[:, 0]
     weight, stage_one, stage_two = np.ones(len(tokens)), [], []
     for entry in used:
         for kind in ("now", "previous"):  # each half of the pair is a group of its own
@@ -143,7 +152,7 @@ def combine(
     one, two = np.mean(stage_one, axis=0), np.mean(stage_two, axis=0)
     both = np.mean(np.array(stage_one) * np.array(stage_two), axis=0)
     is_rendered = np.array([place > 1 for entry in used for place in range(len(entry.tokens))])
-    return TwoStageScores(tokens, table, weight, is_rendered, dict(zip(STAGES, (one, two, both))))
+    return TwoStageScores(tokens, table, unfiltered, weight, is_rendered, dict(zip(STAGES, (one, two, both))))
 
 
 def kernel_weights(end: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -163,7 +172,7 @@ def kernel_weights(end: np.ndarray, starts: np.ndarray) -> np.ndarray:
 def _entry_table(
     entry: Entry, results: Mapping[str, SceneResult], comfort: Callable[[SceneResult, SceneResult], float]
 ) -> np.ndarray:
-    """(tokens, 10) rows of an entry's scenes, in the order of `entry.tokens`."""
+    """(tokens, 19) COLUMNS and UNFILTERED_COLUMNS of an entry's scenes, in the order of `entry.tokens`."""
     rows = []
     for pair in (entry.first, *entry.second):
         now, before = results[pair.now], results[pair.previous]
@@ -176,5 +185,6 @@ def _entry_table(
             )
         for result in (now, before):
             values = [float(value) for value in result.sub_scores]
-            rows.append([*values, extended, epdms(*[*values, extended])])
+            raw = values if result.unfiltered is None else [float(value) for value in result.unfiltered]
+            rows.append([*values, extended, epdms(*[*values, extended]), epdms(*[*raw, extended]), *raw])
     return np.array(rows)

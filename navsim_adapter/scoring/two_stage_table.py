@@ -15,17 +15,27 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import atomic_path
+from navsim_adapter.scoring.scorer import SCORE_UNFILTERED, VERSIONS
 from navsim_adapter.scoring.table import ScoreTable, cell
-from navsim_adapter.scoring.two_stage import COLUMNS, STAGES, Entry, SceneResult, combine, read_mapping
+from navsim_adapter.scoring.two_stage import (
+    COLUMNS,
+    STAGES,
+    UNFILTERED_COLUMNS,
+    Entry,
+    SceneResult,
+    combine,
+    read_mapping,
+)
 
 ORIGINAL, SYNTHETIC = "original", "synthetic"
-FIGURES = ("weight", *COLUMNS)  # columns of a two-stage ScoreTable
+FIGURES = ("weight", *COLUMNS, *UNFILTERED_COLUMNS)  # columns of a two-stage ScoreTable
+SUMMED = (*COLUMNS, SCORE_UNFILTERED)  # those of which there are means
 MAPPING_FILE = "mapping.json"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One planner's means. figures: (3, 10) for STAGES and COLUMNS, NaN where a scene has no score.
+    """One planner's means. figures: (3, 11) for STAGES and SUMMED, NaN where a scene has no score.
 
     entries: of the mapping, those that the planner has rows of; the means are over these.
     """
@@ -60,18 +70,24 @@ def find_mapping(folder: str | Path) -> tuple[Path, list[Entry]]:
     return place, entries
 
 
-def entry_figures(entry: Entry, results: Mapping[str, SceneResult]) -> dict[str, np.ndarray]:
-    """Token -> (11,) FIGURES of one planner's scenes in one entry.
+def entry_figures(
+    entry: Entry, results: Mapping[str, SceneResult], basis: str = VERSIONS["epdms"]
+) -> dict[str, np.ndarray]:
+    """Token -> (20,) FIGURES of one planner's scenes in one entry.
 
-    Where a scene of the entry has no result, the others keep their eight sub-scores; weight, two-frame comfort and
-    score, which need all of them, are NaN.
+    Where a scene of the entry has no result, the others keep their sub-scores; weight, two-frame comfort and scores,
+    which need all of them, are NaN.
     """
     if all(token in results for token in entry.tokens):
-        scores = combine([entry], results)
-        rows = np.column_stack([scores.weight, scores.table])
+        scores = combine([entry], results, basis=basis)
+        rows = np.column_stack([scores.weight, scores.table, scores.unfiltered])
         return dict(zip(scores.tokens, rows))
-    alone = [np.nan, np.nan]
-    return {token: np.array([np.nan, *result.sub_scores, *alone]) for token, result in results.items()}
+    return {token: _alone(result) for token, result in results.items()}
+
+
+def _alone(result: SceneResult) -> np.ndarray:
+    raw = result.sub_scores if result.unfiltered is None else result.unfiltered
+    return np.array([np.nan, *result.sub_scores, np.nan, np.nan, np.nan, *raw])
 
 
 def summarise(entries: Sequence[Entry], table: ScoreTable) -> list[Summary]:
@@ -87,18 +103,18 @@ def summarise(entries: Sequence[Entry], table: ScoreTable) -> list[Summary]:
 
 
 def _means(entries: Sequence[Entry], figures: np.ndarray, rows: Mapping[str, int]) -> np.ndarray:
-    """(3, 10): stage one, stage two, and the mean of the groups' products (metric 7.3)."""
+    """(3, 11): stage one, stage two, and the mean of the groups' products (metric 7.3)."""
     one, two = [], []
     for entry in entries:
         if any(token not in rows for token in entry.tokens):
-            return np.full((len(STAGES), len(COLUMNS)), np.nan)
+            return np.full((len(STAGES), len(SUMMED)), np.nan)
         for kind in ("now", "previous"):  # each half of the pair is a group of its own
-            second = figures[[rows[getattr(pair, kind)] for pair in entry.second]]
+            second = figures[[rows[getattr(pair, kind)] for pair in entry.second], : len(SUMMED) + 1]
             weight = second[:, 0]
-            one.append(figures[rows[getattr(entry.first, kind)], 1:])
+            one.append(figures[rows[getattr(entry.first, kind)], 1 : len(SUMMED) + 1])
             two.append(weight @ second[:, 1:] / weight.sum())
     if not one:
-        return np.full((len(STAGES), len(COLUMNS)), np.nan)
+        return np.full((len(STAGES), len(SUMMED)), np.nan)
     both = np.mean(np.array(one) * np.array(two), axis=0)
     means = np.array([np.mean(one, axis=0), np.mean(two, axis=0), both])
     return np.where(np.isnan(means).any(), np.nan, means)
@@ -108,7 +124,7 @@ def write_summaries(path: str | Path, summaries: Sequence[Summary]) -> None:
     """name, stage and the means; empty cells where a planner has none."""
     with atomic_path(path) as aside, open(aside, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["name", "stage", *COLUMNS])
+        writer.writerow(["name", "stage", *SUMMED])
         for summary in summaries:
             for stage, figures in zip(STAGES, summary.figures.tolist()):
                 writer.writerow([summary.name, stage, *map(cell, figures)])

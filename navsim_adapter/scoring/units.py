@@ -24,13 +24,13 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import LOCK, atomic_path, file_stamps, only_writer, sweep
 from navsim_adapter.foundation.parallel import in_processes
 from navsim_adapter.metric import engine
-from navsim_adapter.metric.scene_index import Metric
 from navsim_adapter.nuplan.maps import map_files
 from navsim_adapter.nuplan.objects import FUTURE_FRAMES
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import every_frame
 from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.scoring.rows import Traffic, score_rows, score_scene
+from navsim_adapter.scoring.scorer import VERSIONS, family_of
 from navsim_adapter.scoring.two_stage import Entry, SceneResult
 from navsim_adapter.scoring.two_stage_table import FIGURES, entry_figures
 from navsim_adapter.trajectories import Trajectories, read_trajectories
@@ -65,13 +65,14 @@ class Unit(Protocol):
 class LogUnit:
     """The trajectories of one log's scenes.
 
+    metric: a short name or a basis, as `Scorer` takes it.
     cache: folder to read the scenes from, else they are built from `root`.  tokens: which of the cache's scenes;
     without a cache the log itself says.  skipped: token -> why a scene of the cache's split has no cache.
     """
 
     name: str
     trajectories: str
-    metric: Metric
+    metric: str
     traffic: Traffic
     threads: int = 1
     cache: str | None = None
@@ -91,15 +92,16 @@ class LogUnit:
         rows = sorted(row for token in (*scenes, *missing) for row in places[token])
         chosen = table.take(rows)
         scores = score_rows(scenes, chosen, self.metric, self.traffic, threads=self.threads, missing=missing)
-        figures = np.column_stack([*scores.sub_scores.values(), scores.score])
-        return Part(np.array(rows, np.int64), figures, {rows[row]: text for row, text in scores.failures.items()})
+        return Part(
+            np.array(rows, np.int64), scores.figures, {rows[row]: text for row, text in scores.failures.items()}
+        )
 
     def _scenes(self, wanted: frozenset[str]) -> tuple[dict[str, SceneCache], dict[str, str]]:
         if self.cache is not None:
             cache = open_cache(self.cache)
             return {token: cache[token] for token in self.tokens}, dict(self.skipped)
         assert self.root is not None
-        chosen = replace(_filter(wanted, FUTURE_FRAMES[self.metric]), log_names=frozenset({self.name}))
+        chosen = replace(_filter(wanted, FUTURE_FRAMES[family_of(self.metric)]), log_names=frozenset({self.name}))
         scenes, skipped = build_scenes(self.root, self.split, chosen)
         return scenes, {item.token: item.reason for item in skipped}
 
@@ -119,7 +121,7 @@ class EntryUnit:
     """One entry of a two-stage mapping, with all planners' trajectories.
 
     scenes: holds the entry's tokens, or `skipped` says why not.  plans: token -> trajectories.
-    inputs: changes when the files do that the scenes are read from.
+    inputs: changes when the files do that the scenes are read from.  basis: of the scores.
     """
 
     name: str
@@ -129,6 +131,7 @@ class EntryUnit:
     plans: Mapping[str, Sequence[Plan]]
     traffic: Traffic
     inputs: str = ""
+    basis: str = VERSIONS["epdms"]
 
     def stamp(self) -> Any:
         return [*self.entry.tokens, self.inputs]
@@ -148,7 +151,7 @@ class EntryUnit:
                     reasons[plan.row] = result
                 else:
                     results.setdefault(plan.name, {})[token] = result
-        found = {name: entry_figures(self.entry, own) for name, own in results.items()}
+        found = {name: entry_figures(self.entry, own, self.basis) for name, own in results.items()}
         reasons |= self._incomplete(results)
         every = sorted((plan.row, token, plan.name) for token, plans in self.plans.items() for plan in plans)
         blank = np.full(len(FIGURES), np.nan)
@@ -184,8 +187,9 @@ def _scene_results(scene: SceneCache, plans: Sequence[Plan], traffic: str) -> It
                 yield plan, scores.failures[place]
                 continue
             end = axle + turn @ np.asarray(plan.poses[-1, :2], np.float64)
-            sub_scores = scores.table[place, : engine.TWO_FRAME]
-            yield plan, SceneResult(int(scene.time_us), sub_scores, axle, end, scores.states[place])
+            row = scores.table[place]
+            final, raw = row[: engine.TWO_FRAME], row[engine.RAW : engine.RAW + engine.TWO_FRAME]
+            yield plan, SceneResult(int(scene.time_us), final, axle, end, scores.states[place], raw)
 
 
 def _read(path: str) -> tuple[Trajectories, dict[str, list[int]]]:

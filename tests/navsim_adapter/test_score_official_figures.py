@@ -72,6 +72,13 @@ def test_epdms(root: Path, tmp_path: Path) -> None:
     compare(root, "v2", "scores_v2.csv", "trajectories.npz", tmp_path / "scores.csv", "epdms", V2)
 
 
+@pytest.mark.skipif(SHARED is None, reason="the table of official code before the fix is not beside this clone")
+def test_epdms_before_the_fix(tmp_path: Path) -> None:
+    assert SHARED is not None
+    root, basis = SHARED / "navsim_dev", "epdms-v2.2-before-2025-09-29"
+    compare(root, "v2", "scores_v2_before_fix.csv", "trajectories.npz", tmp_path / "scores.csv", basis, V2)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(SHARED is None, reason="the set with other samplings is not beside this clone")
 @pytest.mark.parametrize(("metric", "version", "columns"), [("pdms", "v1", V1), ("epdms", "v2", V2)])

@@ -14,7 +14,14 @@ from navsim_adapter.scoring.official_table import write_official
 from navsim_adapter.scoring.result import Facts, Result, check_layout, report
 from navsim_adapter.scoring.table import ScoreTable, read_table, write_table
 from navsim_adapter.scoring.two_stage import COLUMNS, STAGES, Entry, Pair, SceneResult, combine
-from navsim_adapter.scoring.two_stage_table import FIGURES, entry_figures, find_mapping, summarise, write_summaries
+from navsim_adapter.scoring.two_stage_table import (
+    FIGURES,
+    SUMMED,
+    entry_figures,
+    find_mapping,
+    summarise,
+    write_summaries,
+)
 from navsim_adapter.scoring.units import EntryUnit, Plan
 
 ENTRIES = [
@@ -49,9 +56,11 @@ def test_entries_apart_sum_up_to_what_they_do_together() -> None:
     results = _results()
     together, table = combine(ENTRIES, results), _table(results)
     assert together.tokens == tuple(table.tokens)
-    np.testing.assert_array_equal(table.figures, np.column_stack([together.weight, together.table]))
+    np.testing.assert_array_equal(
+        table.figures, np.column_stack([together.weight, together.table, together.unfiltered])
+    )
     [summary] = summarise(ENTRIES, table)
-    np.testing.assert_allclose(summary.figures, [together.summary[stage] for stage in STAGES], rtol=1e-14)
+    np.testing.assert_allclose(summary.figures[:, :-1], [together.summary[stage] for stage in STAGES], rtol=1e-14)
 
 
 def test_a_missing_result_leaves_the_entry_and_the_summary_without_score(tmp_path: Path) -> None:
@@ -67,7 +76,7 @@ def test_a_missing_result_leaves_the_entry_and_the_summary_without_score(tmp_pat
     assert np.isnan(summaries[0].figures).all()
     write_summaries(tmp_path / "s.csv", summaries)
     lines = list(csv.reader((tmp_path / "s.csv").open()))
-    assert lines == [["name", "stage", *COLUMNS], *(["planner", stage] + [""] * 10 for stage in STAGES)]
+    assert lines == [["name", "stage", *SUMMED], *(["planner", stage] + [""] * 11 for stage in STAGES)]
     write_official(tmp_path / "o.csv", table, "epdms", summaries)
     official = list(csv.DictReader((tmp_path / "o.csv").open()))
     assert [row["valid"] for row in official] == ["False"] * 6 + ["True"] * 4 + ["False"] * 3
@@ -95,9 +104,9 @@ def test_the_official_table_has_a_block_of_columns_for_each_stage(tmp_path: Path
     assert [line[1] for line in lines[-3:]] == [f"extended_pdm_score_{stage}" for stage in STAGES]
     assert lines[0][12:21] == lines[2][3:12] == [""] * 9
     assert "" not in lines[0][3:12] + lines[2][12:] + lines[-1]
-    np.testing.assert_array_equal([float(cell) for cell in lines[-1][3:12]], summary.figures[0, :-1])
+    np.testing.assert_array_equal([float(cell) for cell in lines[-1][3:12]], summary.figures[0, :9])
     np.testing.assert_array_equal(
-        [float(cell) for cell in lines[-1][12:]], [*summary.figures[1, :-1], summary.figures[2, -1]]
+        [float(cell) for cell in lines[-1][12:]], [*summary.figures[1, :9], summary.figures[2, 9]]
     )
 
 
