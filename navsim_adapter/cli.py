@@ -57,7 +57,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 _PATHS = (
     "out", "file", "shards", "data", "filter", "cache", "trajectories", "two_stage", "second_stage_trajectories",
-    "second_stage_cache", "mapping", "tree", "other", "maps", "expect",
+    "second_stage_cache", "mapping", "tree", "other", "maps", "expect", "first_stage",
 )  # fmt: skip
 
 

@@ -22,15 +22,18 @@ HUMAN_POSES = 8
 _FORECAST_CAPS = {ObjectType.VEHICLE: 50, ObjectType.PEDESTRIAN: 25, ObjectType.BICYCLE: 10}
 
 
-def build_scene(scene: Scene, city: Map) -> SceneCache:
-    """The cache of one scene; raises InputError, naming the scene, where the official code has none."""
+def build_scene(scene: Scene, city: Map, memory: set[str] | None = None) -> SceneCache:
+    """The cache of one scene; raises InputError, naming the scene, where the official code has none.
+
+    memory: of PDM-Closed, None for none (metric 10.3).
+    """
     try:
-        return _build(scene, city)
+        return _build(scene, city, memory)
     except (InputError, shapely.errors.GEOSException) as problem:
         raise InputError(f"scene {scene.token} of {scene.now.log_name}: {problem}") from problem
 
 
-def _build(scene: Scene, city: Map) -> SceneCache:
+def _build(scene: Scene, city: Map, memory: set[str] | None) -> SceneCache:
     now = scene.now
     if scene.problem:
         raise InputError(scene.problem)
@@ -90,7 +93,7 @@ def _build(scene: Scene, city: Map) -> SceneCache:
         object_knots=tracks.knots,
         versions=versions,
     )
-    return _with_reference(_with_traffic(cache, moments[0], city), plan, moments[0], city)
+    return _with_reference(_with_traffic(cache, moments[0], city), plan, moments[0], city, memory)
 
 
 def _with_traffic(cache: SceneCache, now: Moment, city: Map) -> SceneCache:
@@ -103,13 +106,15 @@ def _with_traffic(cache: SceneCache, now: Moment, city: Map) -> SceneCache:
     return replace(cache, extras={**cache.extras, **extras})
 
 
-def _with_reference(cache: SceneCache, plan: route.Route, now: Moment, city: Map) -> SceneCache:
+def _with_reference(
+    cache: SceneCache, plan: route.Route, now: Moment, city: Map, memory: set[str] | None
+) -> SceneCache:
     """Add PDM-Closed's plans, which know the current frame and its lights on the corrected route (metric 4.4)."""
     from navsim_adapter.pdm_closed import plan_references  # brings the compiled scorer
 
     red = [connector for connector, is_red in now.lights if is_red and connector in plan.lanes]
     lights = [(connector, _light_polygon(city, connector)) for connector in red]
-    plans = plan_references(cache, plan.start.speed_limit, now.objects, lights)
+    plans = plan_references(cache, plan.start.speed_limit, now.objects, lights, memory)
     pdms, epdms = plans.get("pdms", cache.reference_pdms), plans.get("epdms", cache.reference_epdms)
     return replace(cache, reference_pdms=pdms, reference_epdms=epdms)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from navsim_adapter import __version__
 from navsim_adapter.cache import log_file, store
@@ -22,16 +22,24 @@ from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import SceneFilter, absent, empty_split, find_logs, log_scenes
 from navsim_adapter.scene_cache import SceneCache
 
+Memory = Literal["none", "log"]
+MEMORIES: tuple[Memory, ...] = ("none", "log")
+REFERENCE_MEMORY, REMEMBERED = "reference_memory", "remembered"  # keys of what made a cache
+
 
 @dataclass(frozen=True)
 class LogJob:
-    """One log to cache. `made_by`: what the result depends on, apart from the log and its map."""
+    """One log to cache. `made_by`: what the result depends on, apart from the log and its map.
+
+    memory: whether PDM-Closed remembers from scene to scene, as the official builder does (metric 10.3).
+    """
 
     log: Path
     split: str
     filter: SceneFilter
     maps: Path
     made_by: Mapping[str, Any]
+    memory: bool = False
 
 
 class Skipped(NamedTuple):
@@ -63,12 +71,14 @@ def build_cache(
     out: str | Path,
     workers: int = 1,
     progress: Callable[[int, int, Built], None] | None = None,
+    reference_memory: Memory = "none",
 ) -> dict[str, Any]:
     """Cache every scene of a split into a folder; returns the content of its `scenes.json`.
 
     chosen: which scenes; `SceneFilter()` takes all that have history and future.
     workers: processes, one log each at a time.
     progress: called after each log with the number done, the number of all, and what was built.
+    reference_memory: "log" for references as the official builder makes them, one builder a log (metric 10.3).
     A finished folder of the same inputs is left alone, finished logs of an interrupted run are kept, changed logs are
     cached again; scenes without cache are listed. Raises InputError for a folder of another split or filter, an
     unreadable log or map, repeated tokens and an empty split.
@@ -83,11 +93,12 @@ def build_cache(
         "filter": describe(chosen),
         "data_root": str(root.path.resolve()),
         "maps_root": str(root.maps.resolve()),
+        **remembering(reference_memory),
     }
     logs = find_logs(root, split, chosen)
     found = {"inputs": file_stamps([*logs, *map_files(root.maps)])}
-    job_made_by = {name: made_by[name] for name in ("version", "format", "filter")}
-    jobs = [LogJob(path, split, chosen, root.maps, job_made_by) for path in logs]
+    job_made_by = {name: made_by[name] for name in ("version", "format", "filter")} | remembering(reference_memory)
+    jobs = [LogJob(path, split, chosen, root.maps, job_made_by, reference_memory == "log") for path in logs]
     built = []
     with making(out, made_by, found) as is_open:
         if not is_open:
@@ -114,6 +125,11 @@ def build_cache(
             "absent": absent(chosen, names, seen),
         }
         return store.finish_cache(out, tokens, facts, {**made_by, **found})
+
+
+def remembering(memory: Memory) -> dict[str, str]:
+    """What a record of what made a cache says of PDM-Closed's memory; nothing where there is none."""
+    return {} if memory == "none" else {REFERENCE_MEMORY: memory}
 
 
 def build_scenes(
@@ -174,8 +190,13 @@ def _cache_log(out: Path, job: LogJob) -> Built:
         return kept
     skipped: list[Skipped] = []
     made_by: dict[str, Any] = {**job.made_by, "log": job.log.name, "log_sha256": log_hash}
-    made_by |= {"maps": {}, "skipped": skipped}  # filled while the scenes are made; the footer is written after them
-    facts = log_file.write_log(path, _caches(job, skipped, made_by["maps"]), made_by)
+    made_by |= {
+        "maps": {},
+        "skipped": skipped,
+        **({REMEMBERED: []} if job.memory else {}),
+    }  # filled while the scenes are made; the footer is written after them
+    caches = _caches(job, skipped, made_by["maps"], made_by.get(REMEMBERED))
+    facts = log_file.write_log(path, caches, made_by)
     return _built(job.log.stem, facts, tuple(skipped))
 
 
@@ -185,6 +206,8 @@ def _finished(path: Path, job: LogJob, log_hash: str) -> Built | None:
     except InputError:  # absent, torn or of another format: make it again
         return None
     made_by = facts.made_by
+    if (REFERENCE_MEMORY in made_by) != job.memory:
+        return None
     same_inputs = {**job.made_by, "log_sha256": log_hash}.items() <= made_by.items()
     if not same_inputs or any(_map_hash(job.maps, name) != known for name, known in made_by["maps"].items()):
         return None
@@ -196,16 +219,23 @@ def _built(name: str, facts: log_file.LogFacts, skipped: tuple[Skipped, ...]) ->
     return Built(name, tuple(scene[0] for scene in facts.scenes), skipped, logs=tuple(sorted(logs)))
 
 
-def _caches(job: LogJob, skipped: list[Skipped], maps: dict[str, str] | None = None) -> Iterator[SceneCache]:
+def _caches(
+    job: LogJob, skipped: list[Skipped], maps: dict[str, str] | None = None, remembered: list[str] | None = None
+) -> Iterator[SceneCache]:
+    """The scenes of one log in time order; what cannot be cached goes to `skipped`, what the planner remembers at the
+    end to `remembered`."""
+    memory: set[str] | None = set() if job.memory else None
     for scene in log_scenes(job.log, job.split, job.filter)[: job.filter.max_scenes]:
         name = scene.now.map_name
         city = load_map(str(job.maps), name)
         if maps is not None and name not in maps:
             maps[name] = _map_hash(job.maps, name)
         try:
-            yield build_scene(scene, city)
+            yield build_scene(scene, city, memory)
         except InputError as problem:
             skipped.append(Skipped(scene.token, scene.now.log_name, str(problem)))
+    if remembered is not None:
+        remembered += sorted(memory or ())
 
 
 _MAP_HASHES: dict[Path, str] = {}

@@ -30,6 +30,7 @@ def plan_references(
     speed_limit: float | None,
     objects: FrameObjects,
     red_lights: Sequence[tuple[str, shapely.Geometry]],
+    memory: set[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """PDM-Closed's rear-axle poses (41, 3) as the scorer samples them, under "pdms" and "epdms".
 
@@ -37,10 +38,10 @@ def plan_references(
     None where the map has none.  objects: the raw objects of the current frame.  red_lights: (connector id, polygon)
     of the current frame's red connectors on the corrected route.  A metric that `scene.versions` lacks is left out.
 
-    Fresh for every scene: the devkit's own builder also leaves out what overlapped the ego in earlier scenes of the
-    same worker (metric 10.3).
+    memory: None for a fresh planner; else the tokens that the devkit's own builder remembers from earlier scenes of the
+    same worker, which grow by this scene's (metric 10.3).
     """
-    predicted = forecast(scene.ego_state[:3], objects, red_lights)
+    predicted = forecast(scene.ego_state[:3], objects, red_lights, memory)
     candidates = proposals(scene.ego_state, scene.centerline, speed_limit, predicted)
     area = build_map_index(scene)
     wanted = [name for name, version in (("pdms", PDMS), ("epdms", EPDMS)) if scene.versions & version]

@@ -62,14 +62,20 @@ class Forecast:
 
 
 def forecast(
-    ego_pose: np.ndarray, objects: FrameObjects, red_lights: Sequence[tuple[str, shapely.Geometry]]
+    ego_pose: np.ndarray,
+    objects: FrameObjects,
+    red_lights: Sequence[tuple[str, shapely.Geometry]],
+    memory: set[str] | None = None,
 ) -> Forecast:
     """Select the objects near the ego and say how they will move.
 
     ego_pose: (3,) rear axle.  red_lights: (connector id, polygon) of the current frame's red connectors on the
-    corrected route.  Raises InputError where an agent has no finite velocity; the devkit makes no cache (metric 7.4).
+    corrected route.  memory: what stood on the ego in earlier scenes, in the official builder's way (metric 10.3):
+    objects in it are left out before anything is counted, lights in it are `is_collided`; it grows by what stands on
+    the ego now.  Raises InputError where an agent has no finite velocity; the devkit makes no cache (metric 7.4).
     """
-    chosen = _nearest(ego_center(ego_pose), objects)
+    known = memory or set()
+    chosen = _nearest(ego_center(ego_pose), objects, np.array([token in known for token in objects.tokens], bool))
     pose, velocity, kind = objects.pose[chosen], objects.velocity[chosen], objects.type[chosen]
     if not np.isfinite(velocity).all():
         token = objects.tokens[chosen[~np.isfinite(velocity).all(axis=1)][0]]
@@ -90,6 +96,9 @@ def forecast(
     footprint = shapely.polygons(ego_corners(ego_pose))
     scene.is_collided[: len(chosen)] = shapely.intersects(shapely.polygons(scene.corners[0]), footprint)
     scene.is_collided[len(chosen) :] = shapely.covers(lights, footprint)
+    if memory is not None:
+        memory |= {name for name, is_on in zip((*scene.tokens, *scene.light_ids), scene.is_collided) if is_on}
+        scene.is_collided[len(chosen) :] |= np.array([name in known for name in scene.light_ids], bool)
     return scene
 
 
@@ -100,11 +109,14 @@ def _motion(heading: np.ndarray, velocity: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(track) * speed, np.sin(track) * speed], axis=-1)
 
 
-def _nearest(center: np.ndarray, objects: FrameObjects) -> np.ndarray:
-    """Indices of the forecast's objects in its order; on equal distances the same unstable sort as the devkit's."""
+def _nearest(center: np.ndarray, objects: FrameObjects, is_gone: np.ndarray) -> np.ndarray:
+    """Indices of the forecast's objects in its order, without those that are gone (M,).
+
+    On equal distances the same unstable sort as the devkit's.
+    """
     offset = objects.pose[:, :2] - center
     distance = np.sqrt((offset**2).sum(axis=-1))
-    near = distance <= RADIUS
+    near = (distance <= RADIUS) & ~is_gone
     static = np.flatnonzero(near & (objects.type > ObjectType.BICYCLE))
     groups = [static[np.argsort(distance[static])][:NEAREST_STATIC]]
     for kind, limit in NEAREST_AGENTS.items():
