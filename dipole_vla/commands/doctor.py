@@ -27,6 +27,8 @@ from navsim_adapter.foundation.exits import Unwell
 from navsim_adapter.foundation.option_checks import local_path
 
 Level = Literal["ok", "note", "FAIL"]
+LOOKED_AT = 64  # scenes of a scoring cache
+PICTURED = 2000  # scenes whose pictures are looked for
 SLOW_SYNC = 0.1  # s for a small synced write; a checkpoint makes a few
 REACH = timedelta(seconds=90)
 
@@ -234,11 +236,25 @@ def _inputs(case: Case) -> Iterator[Finding]:
             yield Finding("FAIL", "data", f"{key}: {problem}")
         else:
             yield Finding("ok", "data", f"{key}: {folder} is complete")
+            if key == "cache":
+                yield _health(folder)
             if key == "scenes":
                 yield from _pictures(Path(folder), named.get("sensors"))
 
 
-_LOOKED_AT = 2000  # scenes whose pictures are looked for
+def _health(cache: str) -> Finding:
+    """Some scenes of a scoring cache, spread evenly, are none of a failed fit."""
+    from navsim_adapter.cache.inspect import require_sound
+    from navsim_adapter.cache.store import open_cache
+
+    try:
+        scenes = open_cache(cache)
+        tokens = list(scenes)
+        chosen = tokens[:: max(len(tokens) // LOOKED_AT, 1)]
+        require_sound(scenes, chosen, cache)
+    except InputError as problem:
+        return Finding("FAIL", "data", f"cache: {problem}")
+    return Finding("ok", "data", f"cache: {len(chosen)} of {len(tokens)} scenes are sound")
 
 
 def _has_content(path: Path) -> bool:
@@ -255,7 +271,7 @@ def _pictures(scenes: Path, sensors: Any) -> Iterator[Finding]:
     from dipole_vla.data.tables import SceneTable
 
     table = SceneTable(scenes, Path(sensors) if sensors else None)
-    chosen = np.unique(np.linspace(0, len(table) - 1, min(len(table), _LOOKED_AT)).astype(int)).tolist()
+    chosen = np.unique(np.linspace(0, len(table) - 1, min(len(table), PICTURED)).astype(int)).tolist()
     missing = {
         i: path for i in chosen for path in (table.row(i)["cameras"] or {}).values()
         if path and not _has_content(Path(table.sensors) / path)

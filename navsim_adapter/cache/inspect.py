@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from navsim_adapter.cache.health import Humans
 from navsim_adapter.cache.store import LOGS, SUFFIX, open_cache, read_scenes
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.files import MANIFEST, read_json, verify
@@ -52,13 +53,31 @@ def describe_scene(folder: str | Path, token: str) -> list[str]:
 
 
 def verify_cache(folder: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
-    """Check the checksums of every file and scene; returns how many scenes there are."""
+    """Check the checksums of every file and scene, and that the scenes are sound; returns how many there are.
+
+    Raises InputError for a damaged file, and for a cache made where the devkit's fit had failed (`health`).
+    """
     verify(folder)
     cache = open_cache(folder)
-    for done, token in enumerate(cache, 1):
-        _ = cache[token]
-        progress(done, len(cache))
+    require_sound(cache, list(cache), folder, progress)
     return len(cache)
+
+
+def require_sound(
+    cache: Mapping[str, SceneCache],
+    tokens: Sequence[str],
+    where: str | Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Read these scenes; raises InputError for sick ones."""
+    humans = Humans()
+    for done, token in enumerate(tokens, 1):
+        try:
+            humans.see(cache[token])
+        except InputError as problem:
+            raise InputError(f"{where}: {problem}") from problem
+        progress(done, len(tokens))
+    humans.require_sound(where)
 
 
 def _objects(scene: SceneCache) -> str:
