@@ -57,7 +57,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 _PATHS = (
     "out", "file", "shards", "data", "filter", "cache", "trajectories", "two_stage", "second_stage_trajectories",
-    "second_stage_cache", "mapping", "tree", "other", "maps", "expect", "first_stage",
+    "second_stage_cache", "mapping", "tree", "other", "maps", "expect", "first_stage", "a", "b",
 )  # fmt: skip
 
 
@@ -90,6 +90,7 @@ COMMANDS: dict[str, Command] = {
     "import": _leaf("navsim_adapter.commands.import_", "Turn the devkit's metric cache into ours."),
     "score": _leaf("navsim_adapter.commands.score", "Score trajectories with an official metric."),
     "merge": _leaf("navsim_adapter.commands.merge", "Put the shards of a score run together."),
+    "compare": _leaf("navsim_adapter.commands.compare", "Say why two score tables differ, row by row."),
     "inspect": _leaf("navsim_adapter.commands.inspect", "Say what a scoring cache holds."),
     "baseline": _leaf("navsim_adapter.commands.baseline", "Trajectories of a planner that needs no weights."),
     "submission": _leaf("navsim_adapter.commands.submission", "Write or check an official submission file."),

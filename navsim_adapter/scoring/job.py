@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter import __version__
-from navsim_adapter.cache.folder import build_scenes, skipped_in
+from navsim_adapter.cache.folder import REFERENCE_MEMORY, build_scenes, skipped_in
 from navsim_adapter.cache.second_stage import build_second_stage
 from navsim_adapter.cache.store import open_cache, read_scenes
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.foundation.files import MANIFEST, file_stamps, sha256
+from navsim_adapter.foundation.files import MANIFEST, file_stamps, read_json, sha256
 from navsim_adapter.foundation.shard import Shard
 from navsim_adapter.nuplan.maps import map_files
 from navsim_adapter.nuplan.objects import FUTURE_FRAMES
@@ -59,7 +59,10 @@ class Source:
             return {"split": self.split, "data_root": str(self.root.path.resolve()), "cache": None}
         open_cache(self.cache)  # says what is wrong with it
         content = read_scenes(self.cache)
-        return {"split": content["split"], "data_root": content["data_root"], "cache": str(Path(self.cache).resolve())}
+        made_by = read_json(Path(self.cache) / MANIFEST).get("made_by", {})
+        memory = {REFERENCE_MEMORY: made_by[REFERENCE_MEMORY]} if REFERENCE_MEMORY in made_by else {}
+        where = {"data_root": content["data_root"], "cache": str(Path(self.cache).resolve())}
+        return {"split": content["split"], **where, **memory}
 
     def stamp(self) -> Any:
         """Changes when the scenes do, as far as that is cheap to know."""
@@ -141,7 +144,7 @@ def one_stage(
 ) -> Job:
     """Every row of a trajectory table, a log a unit. metric: a short name or a basis, as `Scorer` takes it."""
     table = read_trajectories(table_path, any_numbers=True)
-    described = {**source.describe(), **_described_table(table_path)}
+    described = {**source.describe(), **_described_table(table_path, table)}
     units: list[Unit] = list(_log_units(table_path, table, source, metric, traffic, threads))
     basis = basis_of(metric)
     facts = Facts(
@@ -167,9 +170,15 @@ def _short(path: str, table: Trajectories) -> list[str]:
     ]
 
 
-def _described_table(path: str, key: str = "trajectories") -> dict[str, Any]:
-    """Which table, and what made it, if it says so."""
-    return {key: str(path), f"{key}_sha256": sha256(path), f"{key}_about": read_about(path) or None}
+def _described_table(path: str, table: Trajectories, key: str = "trajectories") -> dict[str, Any]:
+    """Which table, its samplings, and what made it, if it says so."""
+    samplings = sorted({(len(poses), float(interval)) for poses, interval in zip(table.poses, table.interval)})
+    return {
+        key: str(path),
+        f"{key}_sha256": sha256(path),
+        f"{key}_sampling": [f"{count} x {interval:g} s" for count, interval in samplings],
+        f"{key}_about": read_about(path) or None,
+    }
 
 
 def _log_units(
@@ -226,12 +235,12 @@ def two_stage(
     plans, labels, remarks = _plans(entries, tables, (table_path, second.trajectories))
     described = {
         **source.describe(),
-        **_described_table(table_path),
+        **_described_table(table_path, tables[0]),
         "two_stage": str(Path(second.folder).resolve()),
         "mapping": str(mapping_path),
         "mapping_sha256": sha256(mapping_path),
         "second_stage_cache": str(Path(second.cache).resolve()) if second.cache else None,
-        **_described_table(second.trajectories, "second_stage_trajectories"),
+        **_described_table(second.trajectories, tables[1], "second_stage_trajectories"),
         "remarks": remarks,
     }
     stamps = [source.stamp(), sha256(Path(second.cache) / MANIFEST) if second.cache else None]

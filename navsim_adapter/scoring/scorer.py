@@ -102,8 +102,8 @@ class Scores:
         """The score with the human filter off; that of PDMS, which has none."""
         score = self.table[..., engine.SCORE].copy()
         for at in zip(*np.nonzero(self._is_overwritten.any(axis=-1))):
-            row = self.table[at]
-            score[at] = epdms(*row[engine.RAW : engine.RAW + engine.TWO_FRAME].tolist(), float(row[engine.TWO_FRAME]))
+            row = self.table[at].tolist()
+            score[at] = epdms(*[*row[engine.RAW : engine.RAW + engine.TWO_FRAME], row[engine.TWO_FRAME]])
         return score
 
     @property
