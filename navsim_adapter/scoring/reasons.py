@@ -93,10 +93,23 @@ def explain(pair: Pair) -> list[Finding]:
         return [_finding(pair, "poisoned cache", differing, "; ".join(sick))]
     found = [*_of_scores(pair), *_of_sub_scores(pair)]
     known = {row for finding in found for row in finding.rows}
+    found = [_with_hidden(pair, finding, known) for finding in found]
+    known = {row for finding in found for row in finding.rows}
     rest = [row for row in differing.tolist() if row not in known]
     if rest:
         found.append(_finding(pair, "unknown", rest, _what_is_odd(pair, rest)))
     return sorted(found, key=lambda finding: REASONS.index(finding.reason))
+
+
+def _with_hidden(pair: Pair, finding: Finding, known: set[int]) -> Finding:
+    """The same reason for rows where it shows in the score alone, made of what the filter hides in the columns."""
+    if finding.reason not in ("traffic", "another trajectory sampling"):
+        return finding
+    rows = [row for row in np.flatnonzero(pair.apart["score"] & ~pair.parted).tolist() if row not in known]
+    if not rows or not all(_off(table).any() and _is_old(table, rows) for table in (pair.a, pair.b)):
+        return finding
+    text = f"{finding.evidence}; in {len(rows)} rows it is under the human filter, whose columns the scores are not of"
+    return _finding(pair, finding.reason, sorted({*finding.rows, *rows}), text)
 
 
 def _finding(pair: Pair, reason: str, rows: Sequence[int] | np.ndarray, evidence: str) -> Finding:
@@ -117,7 +130,7 @@ def _of_scores(pair: Pair) -> Iterator[Finding]:
     off = {name: rows[_off(table)[rows]] for name, table in (("A", pair.a), ("B", pair.b))}
     said = [table.facts.get("metric") for table in (pair.a, pair.b)]
     for (name, old), (other, new) in ((("A", pair.a), ("B", pair.b)), (("B", pair.b), ("A", pair.a))):
-        if not len(off[name]) or len(off[other]):
+        if not len(off[name]) or _off(new).any():
             continue
         if pair.a.family == "epdms" and all(_is_before(old, new, *scene) for scene in _by_token(pair, off[name])):
             recorded = " (its JSON says so)" if BEFORE_FIX in said else ""
@@ -269,7 +282,7 @@ def _carried(pair: Pair, rows: np.ndarray) -> Finding | None:
     if not all(_is_one_factor(pair, pair.tokens[token]) for token in scenes):
         return None
     is_alone = all(len(pair.tokens[token]) == 1 for token in scenes)
-    if is_alone and len(scenes) > len(pair.tokens) / 2:  # nothing to compare within a scene
+    if is_alone and (len(scenes) > len(pair.tokens) / 2 or _drift(pair, rows)):  # nothing to compare within a scene
         return None
     text = (
         f"only progress differs, in {len(scenes)} of {len(pair.tokens)} scenes"
@@ -297,22 +310,27 @@ def _is_one_factor(pair: Pair, own: Sequence[int]) -> bool:
 
 
 def _sampling(pair: Pair, rows: np.ndarray) -> Finding | None:
-    """Progress moves a little both ways nearly everywhere it can, and a few verdicts of what the plan itself does."""
+    """Progress moves a little both ways nearly everywhere it can, and few verdicts change."""
+    drift = None if _odd_scores(pair, rows) else _drift(pair, rows)
+    return _finding(pair, "another trajectory sampling", rows, drift) if drift else None
+
+
+def _drift(pair: Pair, rows: np.ndarray) -> str | None:
+    """How progress drifts, where it does so as between nearly the same plans."""
     a, b = pair.a.figures[EP], pair.b.figures[EP]
     free = (a > 0) & (a < 1) & (b > 0) & (b < 1)
     moved = a[free] - b[free]
-    if free.sum() < 5 or _odd_scores(pair, rows):
+    if free.sum() < 5:
         return None
     share = (np.abs(moved) > TOLERANCE).mean()
     ups = (moved > TOLERANCE).sum() / max((np.abs(moved) > TOLERANCE).sum(), 1)
     flips = np.mean([pair.apart[name][rows].mean() for name in pair.names if name != EP])
     if share < 0.5 or np.median(np.abs(moved)) > _NEAR or not 0.05 <= ups <= 0.95 or flips > 0.2:
         return None
-    text = (
+    return (
         f"progress moves in {share:.0%} of the rows where it can, both ways, by {np.median(np.abs(moved)):.1g} in the "
         f"median; {flips:.0%} of the other verdicts change: nearly the same plans"
     )
-    return _finding(pair, "another trajectory sampling", rows, text)
 
 
 def _odd_scores(pair: Pair, rows: Sequence[int] | np.ndarray) -> bool:
