@@ -62,7 +62,7 @@ def pairs_frames(scorer: Scorer) -> bool:
 def drive_columns(
     scorer: Any, logs: Sequence[str], tokens: Sequence[str], planners: Sequence[str], poses: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """`columns` (M,) of M plans in their drives: a planner's plans of neighbouring scenes are compared.
+    """`columns` and `hidden` (M,) of M plans in their drives: a planner's plans of neighbouring scenes are compared.
 
     logs, tokens, planners, poses (T, 3): one per plan, whole logs of them, since neighbours are of one log.
     """
@@ -72,7 +72,7 @@ def drive_columns(
         for log in range(len(kinds)):
             own = np.flatnonzero(of_log == log).tolist()
             scores = scorer.score_rows([tokens[i] for i in own], [planners[i] for i in own], [poses[i] for i in own])
-            for name, values in columns(scores).items():
+            for name, values in {**columns(scores), **hidden(scores)}.items():
                 found.setdefault(name, np.empty(len(of_log)))[own] = values
             progress.advance()
     return found
@@ -81,3 +81,14 @@ def drive_columns(
 def columns(scores: Scores) -> dict[str, np.ndarray]:
     """Sub-scores in their official order, then `score`."""
     return {**scores.sub_scores, "score": scores.score}
+
+
+UNFILTERED, OVERWRITTEN = "score_unfiltered", "overwritten_"
+
+
+def hidden(scores: Any) -> dict[str, np.ndarray]:
+    """What NAVSIM's human filter hides, of a scorer that says so: the score without it, and per sub-score 1 where it
+    wrote full marks over a failure."""
+    overwritten = getattr(scores, "overwritten", None) or {}
+    counts = {OVERWRITTEN + name: np.asarray(own, np.float64) for name, own in overwritten.items()}
+    return {UNFILTERED: scores.score_unfiltered, **counts} if counts else {}

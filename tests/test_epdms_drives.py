@@ -43,6 +43,8 @@ def scored(folder: Path, cache: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def assert_same(rows: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """In what both have: a score table also says what the human filter hid."""
+    expected = expected[[name for name in expected.columns if "unfiltered" not in name]]
     found = rows.set_index(["token", "name"]).loc[expected.index, expected.columns]
     pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=0, atol=1e-12)
 
@@ -98,6 +100,10 @@ def test_a_setting_is_one_planner_over_the_whole_split(
     assert_same(rows, scored(tmp_path, loop / "cache" / "test", rows))
 
     single = plans[plans.policy == "reference"].assign(name=lambda own: own["index"].astype(str))
-    mean = scored(tmp_path / "single", loop / "cache" / "test", single).score.mean()
+    off = scored(tmp_path / "single", loop / "cache" / "test", single)
+    mean = off.score.mean()
     reference = next(row for row in summaries[0] if (row["policy"], row["candidates"]) == ("reference", 1))
+    assert reference["score_unfiltered"] == pytest.approx(off.score_unfiltered.mean())
+    for name, share in reference["overwritten"].items():
+        assert share == pytest.approx((off[name] > off[f"unfiltered_{name}"]).mean())
     assert reference["score"] == pytest.approx(mean), "N = 1 is the mean over as many planners as plans were drawn"

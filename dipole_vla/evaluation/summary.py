@@ -19,7 +19,7 @@ from dipole_vla.evaluation.choice import choice_here
 from dipole_vla.evaluation.settings import REFERENCE, Setting, fewest_of, several_starts
 from dipole_vla.evaluation.statistics import TOO_FEW, LogIntervals, verdict
 from dipole_vla.evaluation.subsets import best_of
-from dipole_vla.scoring import Scorer, drive_columns, pairs_frames
+from dipole_vla.scoring import OVERWRITTEN, UNFILTERED, Scorer, drive_columns, pairs_frames
 
 PLAN_COLUMNS = ("token", "log_name", "policy", "omega", "start_scale", "guidance", "index", "q", "poses")
 HUMAN = Setting("human", start_scale=None)
@@ -162,7 +162,7 @@ def _measured(
         scenes = {setting: _expected(pool, setting, names) for setting, pool in pools.items()}
     else:
         kept = _driven({setting: _groups(pool, setting) for setting, pool in pools.items()}, scorer)
-        scenes = {setting: table.groupby("token")[list(names)].mean() for setting, table in kept.items()}
+        scenes = {setting: table.groupby("token")[[*names, *_hidden(table)]].mean() for setting, table in kept.items()}
     return scenes, [_first_group(setting, table) for setting, table in kept.items()]
 
 
@@ -202,10 +202,15 @@ def _driven(kept: dict[Setting, pd.DataFrame], scorer: Scorer) -> dict[Setting, 
     return {setting: together.loc[place] for place, setting in enumerate(kept)}
 
 
+def _hidden(kept: pd.DataFrame) -> list[str]:
+    """Columns of what the human filter hides, where the scorer says it."""
+    return [name for name in kept.columns if name == UNFILTERED or name.startswith(OVERWRITTEN)]
+
+
 def _first_group(setting: Setting, kept: pd.DataFrame) -> pd.DataFrame:
     """One plan per scene, the one that would have been driven first; rows of `rows.parquet`."""
     facts = {name: np.nan if value is None else value for name, value in setting.facts().items()}
-    first = kept.query("group == 0").drop(columns="group").assign(**facts)
+    first = kept.query("group == 0").drop(columns=["group", *_hidden(kept)]).assign(**facts)
     return first.sort_values("token", ignore_index=True)
 
 
@@ -242,7 +247,16 @@ def _row(
         **against("fairest_gain", Setting.of(fair) if fair else None),
         **against("human_gain", HUMAN),
         **{name: None if own[name].isna().all() else float(own[name].mean()) for name in names if name != "score"},
+        **_filter_facts(own),
     }
+
+
+def _filter_facts(own: pd.DataFrame) -> dict[str, Any]:
+    """The mean score with the human filter off, and the share of scenes in which it hid a failure, by sub-score."""
+    if UNFILTERED not in own.columns:
+        return {}
+    shares = {name.removeprefix(OVERWRITTEN): float(own[name].mean()) for name in _hidden(own) if name != UNFILTERED}
+    return {UNFILTERED: float(own[UNFILTERED].mean()), "overwritten": shares}
 
 
 def _listed(interval: tuple[float, float] | None) -> list[float] | None:

@@ -93,6 +93,7 @@ def _content(evaluation: Evaluation, scenes: int) -> dict[str, Any]:
         "own_start": f"{evaluation.reference.start_scale:g}",
         "columns": [(sub_score(name).short, sub_score(name).title) for name in evaluation.sub_scores],
         "table": tables.score_table(evaluation),
+        "filter_sentence": tables.filter_sentence(evaluation),
         "curve": Markup(charts.omega_curve(evaluation)),
         "curve_sentence": tables.curve_sentence(evaluation),
         "changes": tables.changes(evaluation),

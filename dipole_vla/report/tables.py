@@ -259,6 +259,17 @@ def _explanation(key: Setting) -> str:
     return "guided" + (", critic chooses" if many else "")
 
 
+def filter_sentence(evaluation: Evaluation) -> str:
+    """What NAVSIM's human filter hides (metric 6.13); empty where the evaluation does not say it."""
+    chosen, baseline = (evaluation.summary_row(key) for key in (evaluation.chosen, evaluation.baseline))
+    if "overwritten" not in chosen or "score_unfiltered" not in baseline:
+        return ""
+    shares = {sub_score(name).short: share for name, share in chosen["overwritten"].items() if share > 0}
+    hidden = ", ".join(f"{name} in {share:.1%} of scenes" for name, share in shares.items()) or "nowhere"
+    scores = " against ".join(points(row["score_unfiltered"]) for row in (chosen, baseline))
+    return f"With the human filter off: {scores}. It overwrote a failure of the chosen setting: {hidden}."
+
+
 def changes(evaluation: Evaluation) -> list[Change]:
     """Per sub-score: scenes fixed and broken by the chosen policy, largest movement first kept in metric order."""
     after, before = evaluation.paired(evaluation.chosen, evaluation.baseline)

@@ -20,7 +20,7 @@ from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 FASTEST = 100.0  # m/s; logs have up to 35
 FARTHEST = 50.0  # m from the human's path to its simulation; sound scenes have up to 5
 ELSEWHERE = 1000.0  # m from the ego to where anybody can be within 4 s, or a route start
-FEWEST = 5  # scenes below which "most" says nothing
+FEWEST = 3  # scenes below which "most" says nothing
 MOST = 0.5
 KEY = "human"  # in what made a log's file: how many scenes have a human, of these off the road, and uncomfortable
 REMEDY = (

@@ -7,12 +7,14 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow.parquet
 import pytest
 from report_evaluation import CHOSEN, write_evaluation
 
+from dipole_vla.report import tables
 from dipole_vla.report.inputs import load_evaluation
 from dipole_vla.report.page import write_report
 from dipole_vla.report.scenes import extreme_cards
@@ -370,3 +372,15 @@ def test_the_page_names_start_noise_where_there_is_more_than_one(copy: Path, tmp
         r"against [\d.]+ for", "against 70.0 for", page
     )
     assert "against fairest reference" in page
+
+
+def test_what_the_human_filter_hides_is_said() -> None:
+    after = {"score_unfiltered": 0.6, "overwritten": {"lane_keeping": 0.25, "no_at_fault_collisions": 0.0}}
+    rows = {"chosen": after, "baseline": {"score_unfiltered": 0.5}}
+    evaluation = SimpleNamespace(chosen="chosen", baseline="baseline", summary_row=rows.__getitem__)
+    said = tables.filter_sentence(evaluation)  # type: ignore[arg-type]
+    assert "60.0 against 50.0" in said
+    assert "LK in 25.0% of scenes" in said
+    assert "NC" not in said
+    rows["chosen"] = {"score": 1.0}
+    assert tables.filter_sentence(evaluation) == ""  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.scoring.official_table import write_official
 from navsim_adapter.scoring.result import Facts, Result, check_layout, report
+from navsim_adapter.scoring.scorer import BEFORE_FIX
 from navsim_adapter.scoring.table import ScoreTable, read_table, write_table
 from navsim_adapter.scoring.two_stage import COLUMNS, STAGES, Entry, Pair, SceneResult, combine
 from navsim_adapter.scoring.two_stage_table import (
@@ -61,6 +63,21 @@ def test_entries_apart_sum_up_to_what_they_do_together() -> None:
     )
     [summary] = summarise(ENTRIES, table)
     np.testing.assert_allclose(summary.figures[:, :-1], [together.summary[stage] for stage in STAGES], rtol=1e-14)
+
+
+def test_before_the_fix_a_recorded_scene_scores_what_it_had_before_the_filter() -> None:
+    results = _results()
+    token = ENTRIES[0].first.now
+    hidden = results[token].sub_scores.copy()
+    hidden[:7] = 1.0, 1.0, 1.0, 1.0, 0.5, 0.0, 1.0
+    results[token] = replace(results[token], sub_scores=np.ones(8), unfiltered=hidden)
+    before, after = (combine(ENTRIES, results, basis=basis) for basis in (BEFORE_FIX, "epdms-v2.2"))
+    row = before.tokens.index(token)
+    comfort, rest = after.table[row, 8], 2.5 + 0.0 + 2.0 + 2.0 * hidden[7]
+    assert before.table[row, -1] == after.unfiltered[row, 0] == pytest.approx((rest + 2.0 * comfort) / 16)
+    assert after.table[row, -1] == pytest.approx((14.0 + 2.0 * comfort) / 16)
+    np.testing.assert_array_equal(before.table[:, :-1], after.table[:, :-1])
+    assert before.summary["combined"][-1] < after.summary["combined"][-1]
 
 
 def test_a_missing_result_leaves_the_entry_and_the_summary_without_score(tmp_path: Path) -> None:
