@@ -159,6 +159,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 FEWEST = 5  # rows below which "most" says nothing
+MOST = 0.75  # share of rows; where the fit fails it is nearly all of them
 
 
 def sickness(table: ForeignTable, fewest: int = FEWEST) -> str | None:
@@ -176,11 +177,11 @@ def sickness(table: ForeignTable, fewest: int = FEWEST) -> str | None:
     for prefix in ("human_", UNFILTERED, ""):
         area = figures.get(f"{prefix}drivable_area_compliance")
         own = scored & (human if prefix != "human_" else np.ones_like(human))
-        if area is not None and own.sum() >= fewest and (area[own] == 0).mean() > 0.5:
+        if area is not None and own.sum() >= fewest and (area[own] == 0).mean() > MOST:
             return f"the human is off the drivable area in {int((area[own] == 0).sum())} of {own.sum()} rows"
     if comfort is None or scored.sum() < fewest:
         return None
-    if human[scored].sum() >= fewest and (comfort[scored & human] == 0).mean() > 0.5:
+    if human[scored].sum() >= fewest and (comfort[scored & human] == 0).mean() > MOST:
         return f"the human is uncomfortable in {int((comfort[scored & human] == 0).sum())} of {human.sum()} rows"
     area, keeping = figures["drivable_area_compliance"][scored], figures.get("lane_keeping")
     rough = (comfort[scored] == 0).mean()

@@ -281,6 +281,8 @@ def _carried(pair: Pair, rows: np.ndarray) -> Finding | None:
         return _finding(pair, "carried state", mine, f"only progress differs, and of the caches' memories {said}")
     if not all(_is_one_factor(pair, pair.tokens[token]) for token in scenes):
         return None
+    if len(scenes) == len(pair.tokens) > 1:  # the first scene of a builder has nothing to remember
+        return None
     is_alone = all(len(pair.tokens[token]) == 1 for token in scenes)
     if is_alone and (len(scenes) > len(pair.tokens) / 2 or _drift(pair, rows)):  # nothing to compare within a scene
         return None

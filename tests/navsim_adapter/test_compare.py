@@ -202,6 +202,20 @@ def other_thresholds(table: Table) -> Table:
     return other.settle()
 
 
+def other_roads(table: Table) -> Table:
+    """Another map: the drivable area is left and kept elsewhere."""
+    other, random = table.copy(), np.random.default_rng(4)
+    other.figures["drivable_area_compliance"] = (random.random(len(table.keys)) < 0.5).astype(float)
+    return other.settle()
+
+
+def other_progress(table: Table) -> Table:
+    """Progress that no one reference explains."""
+    other, random = table.copy(), np.random.default_rng(5)
+    other.figures["ego_progress"] *= random.uniform(0.5, 1.0, len(table.keys))
+    return other.settle()
+
+
 def zeroed(table: Table) -> Table:
     """Scores set to 0 here and there."""
     other = table.copy()
@@ -236,6 +250,8 @@ PAIRS: dict[str, tuple[str, Callable[[Table], Table], str]] = {
     "other weights in PDMS": ("unknown", other_weights, "pdms"),
     "another limit of comfort": ("unknown", lambda t: plain(other_thresholds(t)), "epdms"),
     "scores set to zero": ("unknown", lambda t: plain(zeroed(t)), "epdms"),
+    "another map": ("unknown", lambda t: plain(other_roads(t)), "epdms"),
+    "another progress": ("unknown", lambda t: plain(other_progress(t)), "epdms"),
     "another planner": ("unknown", lambda t: plain(other_planner(t)), "epdms"),
 }
 
