@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.navsim_adapter.score_world import (
-    SUB_SCORES,
     TOKENS,
     broken_world,
     facts_of,
@@ -37,7 +36,7 @@ def test_a_scene_without_cache_is_a_line_and_empty_cells(tmp_path: Path, capsys:
     for row in rows_of(tmp_path / "s.csv"):
         has_score = row["token"].startswith("0")
         assert (row["score"] != "") == has_score
-        assert (list(row.values())[2:] == [""] * (SUB_SCORES + 1)) == (not has_score)
+        assert any(list(row.values())[2:]) == has_score
     facts = facts_of(tmp_path / "s.csv")
     assert facts["scored"] == 8
     assert [item["names"] for item in facts["not_scored"]] == [["slow", "steady", "swerve", "stop"]] * 2
