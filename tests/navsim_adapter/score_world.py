@@ -14,7 +14,6 @@ from tests.navsim_adapter.tiny import frame, write_frames, write_log, write_maps
 
 LOGS = ("log-0", "log-1", "log-2")
 TOKENS = [f"{log}{index:015d}" for log in (0, 1, 2) for index in (3, 4)]
-SUB_SCORES = 9  # of EPDMS
 
 
 def write_world(root: Path) -> Path:
