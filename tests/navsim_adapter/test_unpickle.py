@@ -283,6 +283,7 @@ def test_paths_of_every_python_are_read(module: str, name: str) -> None:
         (b"\x00\x05\x16\x07\x00\x02", "macOS file attributes"),
         (b"PK\x03\x04....", "a zip archive"),
     ],
+    ids=range(10),  # a gzip file holds the time it was made
 )
 def test_what_is_no_pickle_is_named(content: bytes, what: str) -> None:
     with pytest.raises(InputError, match=f"not a readable pickle .{what}"):
