@@ -27,7 +27,7 @@ USAGE = """usage: dipole-vla COMMAND [options]      (dipole-vla COMMAND --help s
   drive      a policy's plan in every scene, as a table for navsim-adapter score and submission
   launch     a recipe as a Slurm job, requeued and resumed until it is finished
   doctor     GPUs, network, storage, data and disk space, checked before a long job
-  export     a policy as PEFT folders, as one distilled network, or as a TorchScript loop
+  export     a policy as PEFT folders, as one distilled network, or as a loop (ONNX, torch.export)
   plan       what a training recipe needs: parameters, memory per GPU, steps, hours
   data       offline RL data sets: OGBench made or downloaded, a substitute in ExORL's format
   rl         one RL task by recipe: critic and every method, offline and online, the whole table

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_vla.paths import Prediction, Schedule, noise_level, time_for_network, to_x0
+from dipole_vla.paths import Prediction, Schedule, noise_level, time_for_network, x0_coefficients, x0_from
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 Role = Literal["positive", "negative"] | None
@@ -202,6 +202,57 @@ def roles_for(omega: Omega, negative: Role = "negative") -> tuple[Role, ...]:
     return (negative,) if (values == -1).all() else ("positive", negative)
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What guidance takes from the schedule at one time, fixed before the loop where that is to compute none of it.
+
+    at: (rows,) or (1,) the time as the network is given it. level: the noise level, where two roles are combined.
+    parts: of the clean action, see `paths.x0_from`.
+    """
+
+    at: Tensor
+    level: float | None
+    parts: tuple[Tensor, Tensor] | None
+
+
+def moment_of(schedule: Schedule, prediction: Prediction, t: Tensor, x_t: Tensor, is_combined: bool = True) -> Moment:
+    """t: (rows,) or (1,). x_t: only its dtype counts."""
+    level = float(noise_level(schedule, t[:1])) if is_combined else None
+    parts = None if prediction == "sample" else x0_coefficients(prediction, schedule, t)
+    return Moment(time_for_network(schedule, t, x_t), level, parts)
+
+
+def guided_estimator(
+    predict: Predict,
+    omega: Omega,
+    roles: tuple[Role, ...],
+    combination: Combination,
+    predict_both: PredictBoth | None = None,
+    predict_guided: PredictGuided | None = None,
+) -> Callable[[Tensor, Moment], Tensor]:
+    """(x_t, moment) -> clean action; arguments as `guided_denoiser`, with one role or two that are combined."""
+
+    def both(x_t: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = (predict(x_t, at, role) for role in roles)
+        return first, second
+
+    def output(x_t: Tensor, at: Tensor, level: float | None) -> Tensor:
+        if level is None:
+            return predict(x_t, at, roles[0])
+        if not combination.guides_at(level):
+            return predict(x_t, at, "positive")
+        if predict_guided is not None:
+            return predict_guided(x_t, at)
+        assert omega is not None
+        return combination.combine(*(predict_both or both)(x_t, at), omega, level)
+
+    def estimate(x_t: Tensor, moment: Moment) -> Tensor:
+        level = moment.level if len(roles) == 2 else None
+        return x0_from(moment.parts, output(x_t, moment.at.expand(len(x_t)), level), x_t)
+
+    return estimate
+
+
 def guided_denoiser(
     predict: Predict,
     schedule: Schedule,
@@ -219,21 +270,10 @@ def guided_denoiser(
     negative: who takes the negative place; None (the base) for weighting rules that train no negative adapter.
     predict_both, predict_guided: used where both roles are needed, instead of two calls of `predict`.
     """
-    roles, combination = roles_for(omega, negative), combination or Combination()
+    roles = roles_for(omega, negative)
+    estimate = guided_estimator(predict, omega, roles, combination or Combination(), predict_both, predict_guided)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        at = time_for_network(schedule, t, x_t)
-        if len(roles) == 1:
-            return to_x0(prediction, schedule, predict(x_t, at, roles[0]), x_t, t)
-        level = float(noise_level(schedule, t[:1]))
-        if not combination.guides_at(level):
-            output = predict(x_t, at, "positive")
-        elif predict_guided is not None:
-            output = predict_guided(x_t, at)
-        else:
-            assert omega is not None
-            both = predict_both or (lambda x, t: (predict(x, t, "positive"), predict(x, t, negative)))
-            output = combination.combine(*both(x_t, at), omega, level)
-        return to_x0(prediction, schedule, output, x_t, t)
+        return estimate(x_t, moment_of(schedule, prediction, t, x_t, len(roles) == 2))
 
     return denoise

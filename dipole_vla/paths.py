@@ -243,12 +243,23 @@ def target(prediction: Prediction, schedule: Schedule, x0: Tensor, noise: Tensor
 
 def to_x0(prediction: Prediction, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """Clean action meant by a network's `output` at (x_t, t); undefined for noise at pure noise (alpha = 0)."""
-    output, x_t = _at_least_float(output), _at_least_float(x_t)
-    if prediction == "sample":
-        return output
+    return x0_from(None if prediction == "sample" else x0_coefficients(prediction, schedule, t), output, x_t)
+
+
+def x0_coefficients(prediction: Prediction, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(c, d) of t's shape with x0 = c x_t - d output."""
     (a, b), alpha, sigma = _coefficients(prediction, schedule, t), schedule.alpha(t), schedule.sigma(t)
     determinant = alpha * b - sigma * a
-    return _rows(b / determinant, x_t) * x_t - _rows(sigma / determinant, x_t) * output
+    return b / determinant, sigma / determinant
+
+
+def x0_from(coefficients: tuple[Tensor, Tensor] | None, output: Tensor, x_t: Tensor) -> Tensor:
+    """`to_x0` with the coefficients at hand; None where the output is the clean action."""
+    output, x_t = _at_least_float(output), _at_least_float(x_t)
+    if coefficients is None:
+        return output
+    of_state, of_output = coefficients
+    return _rows(of_state, x_t) * x_t - _rows(of_output, x_t) * output
 
 
 def to_noise(prediction: Prediction, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -256,9 +267,15 @@ def to_noise(prediction: Prediction, schedule: Schedule, output: Tensor, x_t: Te
     output, x_t = _at_least_float(output), _at_least_float(x_t)
     if prediction == "noise":
         return output
+    of_output, of_state = noise_coefficients(prediction, schedule, t)
+    return _rows(of_output, x_t) * output - _rows(of_state, x_t) * x_t
+
+
+def noise_coefficients(prediction: Prediction, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(c, d) of t's shape with noise = c output - d x_t."""
     (a, b), alpha, sigma = _coefficients(prediction, schedule, t), schedule.alpha(t), schedule.sigma(t)
     determinant = alpha * b - sigma * a
-    return _rows(alpha / determinant, x_t) * output - _rows(a / determinant, x_t) * x_t
+    return alpha / determinant, a / determinant
 
 
 def _coefficients(prediction: Prediction, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:

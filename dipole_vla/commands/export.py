@@ -12,7 +12,8 @@ from dipole_vla.data.tables import SceneTable
 from dipole_vla.evaluation.statistics import TOO_FEW
 from dipole_vla.export.distil import Distillation, distil
 from dipole_vla.export.peft import write_peft
-from dipole_vla.export.program import write_program
+from dipole_vla.export.program import FILES, check_packages, write_loop
+from dipole_vla.export.torchscript import write_torchscript
 from dipole_vla.policy import AdapterPair, GuidedPolicy, load_policy
 from dipole_vla.progress import console, skipped, wrote
 from dipole_vla.provenance import provenance
@@ -22,12 +23,13 @@ from navsim_adapter.foundation.files import finish, is_made, making, stamp
 from navsim_adapter.foundation.option_checks import check_range
 
 REPORT = "export.json"
+LOOPS = (*FILES, "torchscript")
 
 
 def export(
     policy: Path,
     out: Path | None = None,
-    format: Literal["peft", "distilled", "torchscript"] = "peft",
+    format: Literal["peft", "distilled", "program", "onnx", "torchscript"] = "peft",
     omega: float | None = None,
     candidates: int = 1,
     solver_steps: int | None = None,
@@ -45,16 +47,18 @@ def export(
     backbone: Path | None = None,
     recipe: dict[str, Any] | None = None,
 ) -> None:
-    """Write POLICY as plain PEFT adapters, as one distilled network, or as a TorchScript sampling loop.
+    """Write POLICY as plain PEFT adapters, as one distilled network, or as a sampling loop that leaves this program.
 
     Args:
         policy: policy folder written by `dipole-vla fit`.
         out: folder to write.
         format: peft = positive/ and negative/, each loadable by PEFT alone; distilled = a policy folder whose guidance
-            takes one pass, for any omega; torchscript = one file, pictures and noise in, plans out.
-        omega: greed; of the loop (torchscript) or to report at (distilled); null is the policy's own.
-        candidates: plans per scene of the loop (torchscript).
-        solver_steps: of the loop (torchscript); null is the backbone's own.
+            takes one pass, for any omega; program, onnx = an encoder and a sampling loop that takes omega, by
+            torch.export or as ONNX; torchscript = one file, pictures and noise in, plans out.
+        omega: greed; of the loop (torchscript), to report at (distilled) or to suggest (program, onnx); null is the
+            policy's own.
+        candidates: plans per scene of the loop.
+        solver_steps: of the loop; null is the backbone's own.
         scenes: scenes to distil on, as written by `navsim-adapter convert`; no score is read.
         sensors: root of the camera paths; default is the one recorded in `scenes`.
         scorer: with `cache` of the scenes, scores guided and distilled plans of the held-out ones.
@@ -78,31 +82,35 @@ def export(
     made_by: dict[str, Any] = {"command": "export", "format": format, "policy": stamp(policy), "omega": omega}
     if format == "distilled":
         made_by |= _distilled_of(training, scenes, sensors, scorer, out)
-    elif format == "torchscript":
+    elif format in LOOPS:
         made_by |= {"candidates": candidates, "solver_steps": solver_steps, "seed": seed}
 
-    def write(actor: GuidedPolicy, pair: AdapterPair) -> dict[str, Any]:
+    def write(actor: GuidedPolicy) -> dict[str, Any]:
+        if format == "program" or format == "onnx":
+            return write_loop(actor, out, format, candidates, solver_steps, seed)
         if format == "peft":
             return write_peft(actor, out)
         if format == "torchscript":
-            return write_program(actor, out, candidates, solver_steps, seed)
+            return write_torchscript(actor, out, candidates, solver_steps, seed)
         assert scenes is not None
-        about = distil(actor, pair, out, training, scenes, sensors, scorer)
+        assert isinstance(actor.pair, AdapterPair)
+        about = distil(actor, actor.pair, out, training, scenes, sensors, scorer)
         _save_distilled(actor, policy, backbone, out, recipe or {})
         return about
 
     if is_made(out, made_by):
         return skipped("export", out)
+    check_packages(format)
     console.print(f"export {format}: loading {policy}", markup=False, soft_wrap=True)
-    actor = load_policy(policy, backbone, device)
-    if not isinstance(actor.pair, AdapterPair):
+    actor = load_policy(policy, backbone, "cpu" if format == "onnx" else device)
+    if actor.pair is None or (format not in FILES and not isinstance(actor.pair, AdapterPair)):
         raise InputError(f"{policy}: has no pair of LoRA adapters to export")
     if omega is not None:
         actor.guidance = replace(actor.guidance, omega=omega)
     with making(out, made_by) as is_open:
         if not is_open:
             return skipped("export", out)
-        about = {"format": format, "policy": str(policy), **write(actor, actor.pair)}
+        about = {"format": format, "policy": str(policy), **write(actor)}
         write_json(out / REPORT, {**about, "provenance": provenance(recipe or {})})
         for line in _lines(about):
             console.print(line, soft_wrap=True, markup=False)

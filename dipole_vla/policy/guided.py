@@ -28,6 +28,7 @@ from dipole_vla.guidance import (
     LIMIT,
     SIGNS,
     Combination,
+    Moment,
     Omega,
     PredictBoth,
     PredictGuided,
@@ -36,6 +37,7 @@ from dipole_vla.guidance import (
     are_numbers,
     as_omega,
     guided_denoiser,
+    guided_estimator,
     roles_for,
 )
 from dipole_vla.objective import rule_named
@@ -144,12 +146,28 @@ class GuidedPolicy:
         """Scenes to pass to `sample` and `act` again and again, for many omegas and candidates."""
         return EncodedScenes(self, observation)
 
-    def encoded(self, context: Context) -> EncodedScenes:
-        """The same from a context that `Backbone.encode` gave before; the pair must share contexts."""
-        assert self.pair is None or self.pair.shares_context
-        scenes = EncodedScenes(self, {}, len(context))
-        scenes._encoded[None] = context
+    def encoded(self, context: Context | Mapping[Role, Context]) -> EncodedScenes:
+        """The same from what `Backbone.encode` gave before: one context, or one for each role if none is shared."""
+        contexts = {None: context} if isinstance(context, Context) else dict(context)
+        assert self.pair is None or self.pair.shares_context is isinstance(context, Context)
+        scenes = EncodedScenes(self, {}, len(next(iter(contexts.values()))))
+        scenes._encoded.update(contexts)
         return scenes
+
+    def estimator(
+        self, scenes: EncodedScenes, omega: Tensor, combination: Combination, guided: PredictGuided | None
+    ) -> Callable[[Tensor, Moment], Tensor]:
+        """The clean estimate whatever omega (rows,) is, with no look at it: both roles are asked at every step.
+
+        omega: times the rule's `greed`. guided: of the distilled network, instead of both.
+        """
+        predict, both = self._predict(scenes), self._predict_both(scenes)
+        return guided_estimator(predict, omega, self.roles, combination, both, guided)
+
+    @property
+    def roles(self) -> tuple[Role, Role]:
+        """Whose predictions guidance combines."""
+        return "positive", rule_named(self.guidance.rule).negative_role
 
     @torch.no_grad()
     def sample(
@@ -174,8 +192,8 @@ class GuidedPolicy:
         InputError names the argument that cannot be meant.
         """
         scenes = self._scenes(observation)
-        spec = self._solver(steps, start_scale)
         combination = self.combination(guidance)
+        spec = self.solver(combination, steps, start_scale)
         count = self.guidance.candidates if candidates is None else whole("candidates", candidates)
         omega = as_omega(self.guidance.omega if isinstance(omega, str) and omega == "default" else omega)
         omega = None if omega is None else omega * rule_named(self.guidance.rule).greed
@@ -188,12 +206,11 @@ class GuidedPolicy:
             self.backbone.prediction,
             flat_omega,
             combination,
-            rule_named(self.guidance.rule).negative_role,
+            self.roles[1],
             self._predict_both(scenes),
             self._predict_distilled(scenes, flat_omega, count),
         )
         self._check_has_pair(flat_omega)
-        spec = replace(spec, clamp=combination.clamp, clamp_at="estimate") if combination.clamp else spec
         with scenes.explaining():
             action = solve(spec, self.backbone.schedule, denoise, start.flatten(0, 1), generator)
         return self.backbone.action.decode(action.unflatten(0, (batch, count)))
@@ -288,8 +305,7 @@ class GuidedPolicy:
         """Both roles' predictions in one batch; what depends on the scenes alone is prepared at the first call."""
         if not isinstance(self.pair, AdapterPair):
             return None
-        pair = self.pair
-        roles: tuple[Role, Role] = ("positive", rule_named(self.guidance.rule).negative_role)
+        pair, roles = self.pair, self.roles
 
         def together(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             return pair.denoise_both(scenes.prepared_both(roles), x_t, t, roles)
@@ -315,9 +331,11 @@ class GuidedPolicy:
             return None
         return distilled_prediction(self.distilled, scenes, omega, count)
 
-    def _solver(self, steps: int | None, start_scale: float | None) -> SolverSpec:
+    def solver(self, combination: Combination, steps: int | None, start_scale: float | None = None) -> SolverSpec:
+        """The backbone's own with what is given, and with the clamp of the guidance, where it has one."""
         spec = self.backbone.solver.with_steps(None if steps is None else whole("steps", steps))
-        return spec if start_scale is None else spec.with_start(start_scale)
+        spec = spec if start_scale is None else spec.with_start(start_scale)
+        return replace(spec, clamp=combination.clamp, clamp_at="estimate") if combination.clamp else spec
 
     def combination(self, given: Mapping[str, Any] | None) -> Combination:
         """The policy's own guidance with what is given; InputError where the distilled network cannot follow it."""

@@ -53,12 +53,12 @@ class SeparatePair:
         self.copies = nn.ModuleDict({role: nn.ModuleList(copy.deepcopy(own)) for role in SIGNS})
         backbone.freeze()
         self.copies.requires_grad_(True).eval()
-        self._views: dict[Role, Backbone] = {None: backbone}
+        self.views: dict[Role, Backbone] = {None: backbone}
         within = backbone.network_name and f"{backbone.network_name}."
         for role in SIGNS:
             copies: Any = self.copies[role]
             parts = {f"{within}{path}": part for path, part in zip(self.paths, copies)}
-            self._views[role] = _with_parts(backbone, parts)
+            self.views[role] = _with_parts(backbone, parts)
         self._has_encoded = False
 
     @property
@@ -72,7 +72,7 @@ class SeparatePair:
                 context = self.backbone.encode(observation)
             self._has_encoded = True
             return dict.fromkeys(roles, context)
-        return {role: self._views[role].encode(observation) for role in roles}
+        return {role: self.views[role].encode(observation) for role in roles}
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
@@ -94,11 +94,11 @@ class SeparatePair:
 
     def prepare(self, context: Context, role: Role) -> Context:
         """The head's work on the context alone, under `role`: valid for that role's `denoise` only."""
-        return self._views[role].prepare(context)
+        return self.views[role].prepare(context)
 
     def denoise(self, context: Context, x_t: Tensor, t: Tensor, role: Role) -> Tensor:
         """Native prediction of one role, float32, shape of x_t (B*G, horizon, dim); see `Backbone.denoise`."""
-        return self._views[role].denoise(context, x_t, t)
+        return self.views[role].denoise(context, x_t, t)
 
     def denoiser(self, contexts: Mapping[Role, Context], group: int = 1) -> Denoise:
         """What `objective.dichotomous_loss` calls, for a batch of `group` actions per scene of the contexts."""
