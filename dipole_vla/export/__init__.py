@@ -1,1 +1,1 @@
-"""A policy in the forms that leave this program: plain PEFT adapters, one distilled network, a TorchScript loop."""
+"""A policy in the forms that leave this program: plain PEFT adapters, one distilled network, a sampling loop."""

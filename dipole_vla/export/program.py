@@ -343,23 +343,33 @@ def _files(
 ) -> list[dict[str, Any]]:
     """Of both files their inputs and outputs in order, made without this program."""
     (_, _, context_names), (loop_inputs, _, _) = signatures
-    context = [_fact(name, tensor, "of the encoder", "none") for name, tensor in zip(context_names, loop_inputs)]
+    context = [_fact(name, tensor, "from the encoder", "none") for name, tensor in zip(context_names, loop_inputs)]
     *_, omega, noise = loop_inputs
     greed = "greed: -1 the negative policy, 0 the positive one, above 0 greedier; one for each plan"
     if policy.distilled is not None:
         greed = greed.replace("for each plan", "for all plans")
-    own = [_fact("omega", omega, greed, "none"), described("noise", noise)]
-    plans = {"name": "plans", "shape": [*noise.shape[:2], *policy.backbone.action.raw_shape], "dtype": "torch.float32"}
+    own = [_fact("omega", omega, greed, "none"), _plain(described("noise", noise))]
+    plans = {"name": "plans", "shape": [*noise.shape[:2], *policy.backbone.action.raw_shape], "dtype": "float32"}
     meaning = PLANS if hasattr(policy.backbone.action, "interval") else "actions in raw units"
     encoder, loop = paths
     return [
-        {"file": encoder.name, "inputs": [described(*each) for each in observation.items()], "outputs": context},
+        {
+            "file": encoder.name,
+            "inputs": [_plain(described(*each)) for each in observation.items()],
+            "outputs": context,
+        },
         {"file": loop.name, "inputs": [*context, *own], "outputs": [{**plans, "meaning": meaning}]},
     ]
 
 
 def _fact(name: str, tensor: Tensor, meaning: str, unit: str) -> dict[str, Any]:
-    return {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype), "unit": unit, "meaning": meaning}
+    facts = {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype), "unit": unit, "meaning": meaning}
+    return _plain(facts)
+
+
+def _plain(fact: dict[str, Any]) -> dict[str, Any]:
+    """With the dtype in numpy's words."""
+    return {**fact, "dtype": fact["dtype"].removeprefix("torch.")}
 
 
 def _opset(path: Path) -> int:

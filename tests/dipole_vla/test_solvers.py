@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dipole_vla.paths import CosineTable, LinearFlow, VPLinear, log_snr
-from dipole_vla.solvers import SOLVERS, SolverSpec, solve
+from dipole_vla.solvers import SOLVERS, SolverSpec, solve, step_table, walk
 from navsim_adapter.foundation.errors import InputError
 
 CASES = {
@@ -32,6 +32,19 @@ def test_an_oracle_gives_the_data(name):
     x0 = noise_of() * 0.5
     result = solve(spec, schedule, lambda x_t, t: x0, noise_of())
     torch.testing.assert_close(result, x0, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loop_never_looks_at_a_time(name):
+    """It hands on what the table holds in its place, so all that follows from a time can be fixed before."""
+    spec, schedule = CASES[name]
+    table = step_table(spec, schedule)
+    ends, seen = [], []
+    wanted = solve(spec, schedule, lambda x, t: ends.append(t[0]) or torch.tanh(x), noise_of())
+    named = [step._replace(t=f"step {index}") for index, step in enumerate(table)]
+    assert torch.equal(walk(spec, named, lambda x, t: seen.append(t) or torch.tanh(x), noise_of()), wanted)
+    assert seen == [f"step {index}" for index in range(len(table))]
+    assert torch.equal(torch.stack(ends), torch.stack([step.t for step in table]))
 
 
 def gaussian_denoiser(schedule, mean, std):
