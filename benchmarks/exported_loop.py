@@ -55,9 +55,8 @@ def main() -> None:
         lambda: policy.sample(policy.encoded(encoded), 1.0, options.candidates, noise, steps=options.steps),
         options.repeats,
     )
-    print(
-        f"loop, N={options.candidates}, {options.steps} steps: onnxruntime {1e3 * exported:.1f} ms, ours {1e3 * ours:.1f} ms"
-    )
+    print(f"loop, N={options.candidates}, {options.steps} steps:")
+    print(f"onnxruntime {1e3 * exported:.1f} ms, ours {1e3 * ours:.1f} ms")
     print(f"ratio {exported / ours:.2f} (at most 1) {'ok' if exported <= ours else 'MISSED'}")
 
 
