@@ -47,7 +47,16 @@ def observation_of(policy: GuidedPolicy, seed: int | None = None) -> dict[str, T
     else:
         picture = np.random.default_rng(seed).integers(0, 256, (1080, 1920, 3), dtype=np.uint8)
         observation = example_observation(policy.backbone, 1, OTHER_SCENE, picture)
-    return {name: value.to(policy.device) for name, value in observation.items()}
+    return {name: value.to(policy.device) for name, value in _all_shown(observation).items()}
+
+
+def _all_shown(observation: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the picture's own tiles alone, which are as many in every scene: no file can have as many as data say."""
+    tiles = observation.get("tiles")
+    if tiles is None:
+        return observation
+    rest = {name: value for name, value in observation.items() if name != "tiles"}
+    return {**rest, "pixels": rest["pixels"][:, : int(tiles[0])]}
 
 
 def described(name: str, value: Tensor) -> dict[str, Any]:

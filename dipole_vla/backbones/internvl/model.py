@@ -90,13 +90,16 @@ def build(sizes: InternVLSizes) -> InternVLModel:
     return InternVLModel(sizes.native())
 
 
-def hidden_states(model: InternVLModel, tiles: Tensor, counts: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+def hidden_states(model: InternVLModel, tiles: Tensor, counts: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
     """(B, length, width) last hidden states, after the final norm, of padding rows too.
 
-    tiles (B, T, 3, S, S), of which the first counts (B,) are real; ids, mask (B, length), padded on the left. Rows of
+    tiles (B, T, 3, S, S), of which the first counts (B,) are real, all if None; ids, mask (B, length), padded on the left. Rows of
     padding attend to nothing (their attention is zero, as with the flash kernels of the published training).
     """
-    shown = tiles[torch.arange(tiles.shape[1], device=tiles.device) < counts[:, None]]
+    if counts is None:
+        shown = tiles.flatten(0, 1)
+    else:
+        shown = tiles[torch.arange(tiles.shape[1], device=tiles.device) < counts[:, None]]
     positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 1)
     output = model(
         input_ids=ids, pixel_values=shown, attention_mask=mask.long(), position_ids=positions, use_cache=False

@@ -184,8 +184,6 @@ class ReCogDrive(Prompted):
             raise InputError("recogdrive: this model is the planner alone; give it last_hidden_state, not pictures")
         pixels = observation["pixels"]
         counts = observation.get("tiles")
-        if counts is None:
-            counts = torch.full(pixels.shape[:1], pixels.shape[1], device=pixels.device)
         ids = observation["input_ids"]
         mask = observation.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
