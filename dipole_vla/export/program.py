@@ -328,10 +328,13 @@ def _refused(policy: GuidedPolicy, format: str) -> Iterator[None]:
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as problem:
-        said = " ".join(next((line for line in str(problem).splitlines() if line.strip()), repr(problem)).split())
+        first: BaseException = problem
+        while first.__cause__ is not None:  # the outer ones tell how to report it to torch
+            first = first.__cause__
+        said = " ".join(next((line for line in str(first).splitlines() if line.strip()), repr(first)).split())
         raise InputError(
             f"--format {format}: the family {policy.backbone.family!r} cannot be written so "
-            f"({type(problem).__name__}: {said[:200]}); use --format torchscript"
+            f"({type(first).__name__}: {said[:200]}); use --format torchscript"
         ) from problem
     finally:
         for log, level in zip(logs, levels):

