@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
     outputs: their names, "context.NAME", or "ROLE.NAME" where each role has a context of its own.
     """
 
-    def __init__(self, policy: GuidedPolicy, observation: Mapping[str, Tensor]) -> None:
+    def __init__(self, policy: GuidedPolicy, observation: dict[str, Tensor]) -> None:
         super().__init__()
         self.networks = _networks(policy)
         self._policy, self.names = [policy], list(observation)
@@ -140,7 +140,10 @@ def _networks(policy: GuidedPolicy) -> nn.ModuleList:
 
 def _short(moment: Moment) -> Moment:
     """With coefficients in float32, to which they would be rounded at each step."""
-    return moment if moment.parts is None else replace(moment, parts=tuple(part.float() for part in moment.parts))
+    if moment.parts is None:
+        return moment
+    of_x, of_output = moment.parts
+    return replace(moment, parts=(of_x.float(), of_output.float()))
 
 
 def check_packages(format: str) -> dict[str, str]:
@@ -160,7 +163,7 @@ def write_loop(
     candidates: int = 1,
     steps: int | None = None,
     seed: int = 0,
-    observations: Sequence[Mapping[str, Tensor]] = (),
+    observations: Sequence[dict[str, Tensor]] = (),
 ) -> dict[str, Any]:
     """Write both files and `loop.json`, read them again, run them, compare; returns what `loop.json` says.
 
@@ -222,7 +225,7 @@ def write_loop(
 
 
 def _apart(
-    policy: GuidedPolicy, loop: Loop, runs: Sequence[Run], others: Sequence[Mapping[str, Tensor]], seed: int
+    policy: GuidedPolicy, loop: Loop, runs: Sequence[Run], others: Sequence[dict[str, Tensor]], seed: int
 ) -> tuple[float, float]:
     """Largest difference of the written files' plans from the policy's, m, and the largest that rounding explains."""
     encode, sample = runs
@@ -342,7 +345,7 @@ def _refused(policy: GuidedPolicy, format: str) -> Iterator[None]:
 
 
 def _files(
-    paths: Sequence[Path], signatures: Sequence[Any], observation: Mapping[str, Tensor], policy: GuidedPolicy
+    paths: Sequence[Path], signatures: Sequence[Any], observation: dict[str, Tensor], policy: GuidedPolicy
 ) -> list[dict[str, Any]]:
     """Of both files their inputs and outputs in order, made without this program."""
     (_, _, context_names), (loop_inputs, _, _) = signatures

@@ -148,7 +148,7 @@ class GuidedPolicy:
 
     def encoded(self, context: Context | Mapping[Role, Context]) -> EncodedScenes:
         """The same from what `Backbone.encode` gave before: one context, or one for each role if none is shared."""
-        contexts = {None: context} if isinstance(context, Context) else dict(context)
+        contexts: dict[Role, Context] = {None: context} if isinstance(context, Context) else dict(context)
         assert self.pair is None or self.pair.shares_context is isinstance(context, Context)
         scenes = EncodedScenes(self, {}, len(next(iter(contexts.values()))))
         scenes._encoded.update(contexts)
