@@ -168,7 +168,7 @@ def test_every_path_of_the_adapters_commands_is_checked() -> None:
     [
         ("evaluate", "evaluate", ("--omega", "1"), ("command line", "omega", "a list, as [0, 1]", "got 1")),
         ("evaluate", "evaluate", ("--omega", "0,1,2"), ("omega", "a list", "got 0,1,2")),
-        ("evaluate", "evaluate", ("--scorer.metric", "pdm"), ("scorer.metric", "pdms, epdms", "did you mean 'pdms'")),
+        ("evaluate", "evaluate", ("--scorer.metric", "pdm"), ("scorer.metric", "pdms, epdms", "did you mean 'pdms")),
         ("evaluate", "evaluate", ("--batch_size", "x"), ("batch_size", "a whole number", "got x")),
         ("fit", "evaluate", (), ("evaluate.yaml", "recipe of `dipole-vla evaluate`")),
         ("fit", "collect", (), ("collect.yaml", "recipe of `dipole-vla collect`")),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingDataset
 from dipole_vla.data.splits import RL_TOKENS
+from dipole_vla.members import Member
 from dipole_vla.policy.critic import (
     Critic,
     CriticConfig,
@@ -29,43 +29,9 @@ from dipole_vla.policy.critic import (
 )
 from dipole_vla.progress import bar
 from dipole_vla.training.base import FineTuning, split_decay, stored_context
-from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_json
-from navsim_adapter.foundation.option_checks import check_range
 
 FEATURES_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Member:
-    """One of several critics; null is the model's own key.
-
-    Args:
-        kind: pooled = networks on the scene's pooled features; tokens = each plan attends to the scene's tokens.
-        hidden: width of its networks.
-        layers: hidden layers, or layers of attention.
-        ensemble: number of Q networks.
-        dropout: after every hidden layer.
-        lr: learning rate.
-    """
-
-    kind: Literal["pooled", "tokens"] = "pooled"
-    hidden: int | None = None
-    layers: int | None = None
-    ensemble: int | None = None
-    dropout: float | None = None
-    lr: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("pooled", "tokens"):
-            raise InputError(f"model.members: kind must be pooled or tokens, got {self.kind!r}")
-        check_range("model.members.lr", self.lr, 0)
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """What was said of the networks."""
-        said = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("kind", "lr")}
-        return {name: value for name, value in said.items() if value is not None}
 
 
 class CriticModule(FineTuning):

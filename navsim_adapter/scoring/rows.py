@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from navsim_adapter.metric.aggregate import epdms
 from navsim_adapter.metric.history import history_problem
 from navsim_adapter.metric.scene_index import Metric
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
-from navsim_adapter.scoring.scorer import VERSIONS, Scorer, Scores, basis_of, family_of
+from navsim_adapter.scoring.scorer import VERSIONS, MetricName, Scorer, Scores, basis_of, family_of
 from navsim_adapter.traffic.constant_velocity import constant_velocity
 from navsim_adapter.traffic.idm import idm
 from navsim_adapter.traffic.log_replay import log_replay
@@ -117,7 +117,7 @@ def score_rows(
         chosen = trajectories.take(kept)
         check_poses(chosen)
         if traffic == "log-replay":
-            scorer = Scorer(scenes, metric, threads=threads)
+            scorer = Scorer(scenes, cast(MetricName, metric), threads=threads)  # a name that is none is refused there
             table[kept] = scorer.score_rows(chosen.tokens, chosen.names, chosen.poses, chosen.interval).table
         else:
             table[kept], found = _score_in_traffic(scenes, chosen, traffic, threads)

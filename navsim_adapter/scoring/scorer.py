@@ -13,11 +13,11 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.parallel import in_threads
 from navsim_adapter.metric import engine, two_frame
 from navsim_adapter.metric.aggregate import epdms
@@ -26,8 +26,9 @@ from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL, STATES
 
 VERSIONS = {"pdms": "pdms-v1.1", "epdms": "epdms-v2.2"}
+MetricName = Literal["pdms", "epdms", "pdms-v1.1", "epdms-v2.2", "epdms-v2.2-before-2025-09-29"]
 BEFORE_FIX = "epdms-v2.2-before-2025-09-29"  # the score of the sub-scores before the human filter (metric 7.1)
-METRICS = (*VERSIONS, *VERSIONS.values(), BEFORE_FIX)  # what callers may ask for
+METRICS: tuple[str, ...] = get_args(MetricName)  # what callers may ask for
 SUB_SCORES: dict[str, dict[str, int]] = {
     "pdms": {
         "no_at_fault_collisions": engine.NC,
@@ -58,7 +59,9 @@ _KEPT_SCENES = 256  # indexes kept in memory, about half a megabyte each
 def family_of(metric: str) -> Metric:
     """ "pdms" or "epdms", of a short name or of a basis; raises InputError for anything else."""
     if metric not in METRICS:
-        raise InputError(f"metric: must be one of {', '.join(METRICS)}, got {metric!r}")
+        raise InputError(
+            f"metric: must be one of {', '.join(METRICS)}, got {metric!r}{did_you_mean(str(metric), list(METRICS))}"
+        )
     return "pdms" if metric.startswith("pdms") else "epdms"
 
 
@@ -158,7 +161,7 @@ class Scorer:
     May be pickled and used in worker processes, forked ones too.
     """
 
-    def __init__(self, cache: str | Path | Mapping[str, SceneCache], metric: str = "pdms", *, threads: int = 1):
+    def __init__(self, cache: str | Path | Mapping[str, SceneCache], metric: MetricName = "pdms", *, threads: int = 1):
         family = family_of(metric)
         if threads < 1:
             raise InputError(f"threads: must be at least 1, got {threads}")

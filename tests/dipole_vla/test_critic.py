@@ -10,6 +10,7 @@ from scipy.stats import expectile as scipy_expectile
 
 from dipole_vla.advantage import group_relative, informative
 from dipole_vla.backbones.base import Context
+from dipole_vla.members import Member
 from dipole_vla.policy.critic import (
     CriticConfig,
     MeanCritic,
@@ -20,7 +21,6 @@ from dipole_vla.policy.critic import (
     load_critic,
     scene_features,
 )
-from dipole_vla.training.critic import Member
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_json
 from tests.same_numbers import GRADIENT, assert_same_numbers

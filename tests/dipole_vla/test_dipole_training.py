@@ -22,13 +22,13 @@ from dipole_vla.data.splits import check_not_trained_on
 from dipole_vla.data.stream import StepStream
 from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.guidance import SIGNS
+from dipole_vla.members import Member
 from dipole_vla.objective import RULES, dichotomous_loss
 from dipole_vla.plugin import Dipole
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.policy.critic import CriticConfig, OneStepCritic, scene_features
 from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
 from dipole_vla.training.base import suspects
-from dipole_vla.training.critic import Member
 from dipole_vla.training.ema import WeightMean
 from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import FORWARD, SAMPLED, assert_same_numbers
