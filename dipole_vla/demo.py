@@ -105,7 +105,7 @@ def improve(
     omega: of a guided policy, whose pair is then trained on; None: the reference drives, as in the offline loop.
     """
     scenes, cache = out / "scenes", out / "cache"
-    train = {"scenes": scenes / "train", "candidates": folder / "candidates"}
+    train = {"scenes": scenes / "train", "candidates": folder / "candidates", "contexts": out / "contexts"}
     reference = {"backbone": backbone}
     collect: list = ["dipole-vla", "collect", "--config", recipes / "collect.yaml", "--policy", policy]
     collect += ["--scenes", scenes / "train", "--scorer.cache", cache / "train", "--out", folder / "candidates"]

@@ -26,6 +26,8 @@ SMALLER = {
         "4",
         "--data.batch_size",
         "4",
+        "--model.pair",
+        "lora",
         "--model.rank",
         "4",
         "--checkpoint_every",

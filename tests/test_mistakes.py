@@ -123,6 +123,7 @@ def test_evaluating_on_the_scenes_of_rl_is_refused_or_said_in_red(loop, tmp_path
         ("evaluate", ("--variants", "-1"), ("--variants", "at least 0", "-1")),
         ("collect", ("--batch_size", "0"), ("--batch_size", "at least 1", "0")),
         ("collect", ("--omega", ".nan"), ("--omega", "finite", "nan")),
+        ("collect", ("--start_scale", "-1"), ("--start_scale", "at least 0", "-1")),
         ("evaluate", ("--batch_size", "-1"), ("--batch_size", "at least 1", "-1")),
         ("evaluate", ("--omega", "[0, .inf]"), ("--omega", "finite", "inf")),
         ("contexts", ("--batch_size", "0"), ("--batch_size", "at least 1", "0")),

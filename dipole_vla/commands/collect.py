@@ -36,6 +36,7 @@ def collect(
     candidates: int = 16,
     omega: float | None = None,
     with_human: bool = True,
+    start_scale: float | None = None,
     variants: int = 0,
     seed: int = 0,
     recipe: dict[str, Any] | None = None,
@@ -47,6 +48,8 @@ def collect(
         candidates: trajectories sampled per scene.
         omega: greed of the collecting policy; null is the reference policy.
         with_human: also score the human's own future as candidate 0.
+        start_scale: standard deviation of the start noise; null is the backbone's own, more makes candidates that
+            differ more.
         variants: copies of each plan that are driven faster or slower and drift to a side, scored for the critic alone.
         seed: start noise.
         recipe: filled by the command line with the resolved recipe.
@@ -54,6 +57,7 @@ def collect(
     check_range("--candidates", candidates, 1)
     check_range("--variants", variants, 0)
     check_range("--omega", omega)
+    check_range("--start_scale", start_scale, 0)
     table = SceneTable(run.scenes, run.sensors)
     refuse_collection(table.split, run.allow_eval_split)
     made_by = {
@@ -63,6 +67,7 @@ def collect(
         "omega": omega,
         "with_human": with_human,
         "seed": seed,
+        **({} if start_scale is None else {"start_scale": start_scale}),  # not so in tables of before
         **({"variants": variants} if variants else {}),  # not so in folders of before
     }
     if is_finished(run, made_by):
@@ -74,7 +79,7 @@ def collect(
 
     def score(positions: range) -> pa.Table:
         return _score_part(
-            actor, table, positions, scorer, candidates, omega, with_human, variants, run.batch_size, seed
+            actor, table, positions, scorer, candidates, omega, with_human, start_scale, variants, run.batch_size, seed
         )
 
     def assemble(rows: pa.Table) -> None:
@@ -92,6 +97,7 @@ def _score_part(
     candidates: int,
     omega: float | None,
     with_human: bool,
+    start_scale: float | None,
     variants: int,
     batch_size: int,
     seed: int,
@@ -101,9 +107,10 @@ def _score_part(
     for batch in batches(table, positions, actor.processor, batch_size, actor.device):
         noise = start_noise(batch.tokens, candidates, actor.noise_shape, seed).to(actor.device)
         with torch.inference_mode():
-            drawn.append(
-                actor.sample(batch.observation, omega=omega, candidates=candidates, noise=noise).cpu().double().numpy()
+            plans = actor.sample(
+                batch.observation, omega=omega, candidates=candidates, noise=noise, start_scale=start_scale
             )
+        drawn.append(plans.cpu().double().numpy())
         tokens += batch.tokens
     poses = np.concatenate(drawn)
     if with_human:
