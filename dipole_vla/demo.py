@@ -21,7 +21,8 @@ from dipole_vla.report.metrics import sub_score
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json
 
-SCENES = 240  # of validation and of test: worlds are cheap, and few scenes make a choice a toss of a coin
+# Worlds are cheap: few scenes to learn from are learnt by heart, and few to choose on make a choice a toss of a coin.
+SCENES = {"train": 1200, "validation": 240, "test": 240}
 SPLITS = {"train": "trainval", "validation": "mini", "test": "test"}  # ours -> NAVSIM's folder
 
 
@@ -81,7 +82,7 @@ def prepare(out: Path, seed: int) -> list[list[str]]:
     """World, scenes and caches."""
     world, scenes, cache = out / "world", out / "scenes", out / "cache"
     lines: list[list] = [["navsim-adapter", "synth", "--out", world, "--seed", seed]]
-    lines[0] += ["--validation", SCENES, "--test", SCENES]
+    lines[0] += [word for split, count in SCENES.items() for word in (f"--{split}", count)]
     for ours, theirs in SPLITS.items():
         lines.append(["navsim-adapter", "convert", "--data", world, "--split", theirs, "--out", scenes / ours])
         lines.append(["navsim-adapter", "cache", "--data", world, "--split", theirs, "--out", cache / ours])
