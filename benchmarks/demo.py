@@ -71,11 +71,14 @@ def _expected(pool: pd.DataFrame, setting: Setting, scenes: int) -> np.ndarray:
     return best_of(score[:, :, None], pool.q.to_numpy().reshape(scenes, -1), setting.candidates)[:, 0]
 
 
+def intervals_of(demos: Sequence[Demo]) -> LogIntervals:
+    return LogIntervals([f"{number}/{log}" for number, demo in enumerate(demos) for log in demo.logs])
+
+
 def said(differences: Sequence[np.ndarray], demos: Sequence[Demo]) -> str:
     """Mean and interval in points; logs of different worlds are different logs."""
     values = 100 * np.concatenate(differences)
-    logs = [f"{number}/{log}" for number, demo in enumerate(demos) for log in demo.logs]
-    low, high = LogIntervals(logs).interval(values) or (float("nan"), float("nan"))
+    low, high = intervals_of(demos).interval(values) or (float("nan"), float("nan"))
     return f"{values.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
 
 

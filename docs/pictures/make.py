@@ -1,53 +1,52 @@
-"""Draw score_against_omega.png from a finished demo, and print the figures that README and docs/demo.md quote.
+"""Draw score_against_omega.png from finished demos, whose figures `benchmarks/demo.py` prints.
 
-python docs/pictures/make.py [runs/demo/evaluation]
+python docs/pictures/make.py runs/seed*
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-import pandas as pd
+import numpy as np
 from matplotlib.figure import Figure
 
-from dipole_vla.evaluation.statistics import LogIntervals
-from dipole_vla.report.charts import BLUE, GREEN, GREY, INK, RC
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
-Scores = dict[tuple[str, float | None, int], pd.Series]  # (policy, omega, N) -> score x 100 of each scene, by token
-
-
-def scores_of(folder: Path) -> tuple[Scores, LogIntervals]:
-    """N = 1 is the mean over every drawn plan, as in summary.json; larger N is what the critic chose."""
-    rows, plans = (pd.read_parquet(folder / f"{name}.parquet") for name in ("rows", "plans"))
-    found: Scores = {}
-    for table, counts in ((rows, rows["candidates"]), (plans, 1)):
-        table = table.assign(candidates=counts)
-        for (policy, omega, count), group in table.groupby(["policy", "omega", "candidates"], dropna=False):
-            key = (policy, None if pd.isna(omega) else float(omega), int(count))
-            found[key] = 100 * group.groupby("token")["score"].mean().sort_index()
-    logs = rows.drop_duplicates("token").set_index("token").sort_index()["log_name"]
-    return found, LogIntervals(logs.tolist())
+from benchmarks.demo import HUMAN, Demo, intervals_of  # noqa: E402
+from dipole_vla.evaluation.settings import REFERENCE, Setting  # noqa: E402
+from dipole_vla.report.charts import BLUE, GREEN, GREY, INK, RC  # noqa: E402
 
 
-def draw(scores: Scores, intervals: LogIntervals, path: Path) -> None:
-    most = max(count for _, _, count in scores)
-    omegas = sorted(omega for policy, omega, count in scores if policy == "dipole" and count == most)
+def mean_of(demos: Sequence[Demo], setting: Setting) -> np.ndarray:
+    """Score x 100 of every world's test scenes, one after the other."""
+    return 100 * np.concatenate([demo.scores[setting] for demo in demos])
+
+
+def draw(demos: Sequence[Demo], path: Path) -> None:
+    """Means by omega at the start noise that most worlds chose for that N; bands are of the gain over the reference."""
+    intervals = intervals_of(demos)
+    omegas = sorted({s.omega for s in demos[0].scores if s.policy == "dipole" and s.omega is not None})
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(8, 3.9), layout="constrained", facecolor="white")
         axes = figure.add_subplot(facecolor="white")
-        for count, color, marker in ((1, BLUE, "o"), (most, GREEN, "^")):
-            base = scores["reference", None, count]
-            gains = [scores["dipole", omega, count] - base for omega in omegas]
-            bands = [intervals.interval(gain.to_numpy()) for gain in gains]
+        for count, color, marker in ((1, BLUE, "o"), (demos[0].most, GREEN, "^")):
+            start = Counter(demo.chosen(count)[0].start_scale for demo in demos).most_common(1)[0][0]
+            base = mean_of(demos, Setting(REFERENCE, None, count, start))
+            gains = [mean_of(demos, Setting("dipole", omega, count, start)) - base for omega in omegas]
+            bands = [intervals.interval(gain) for gain in gains]
             low, high = ([base.mean() + band[side] for band in bands if band] for side in (0, 1))
             axes.fill_between(omegas, low, high, color=color, alpha=0.16, linewidth=0)
-            words = "one plan" if count == 1 else f"best of {count} by the critic"
+            words = f"one plan, start noise {start:g}" if count == 1 else f"best of {count}, start noise {start:g}"
             label = f"DIPOLE, {words}"
             axes.plot(omegas, [base.mean() + g.mean() for g in gains], color=color, marker=marker, label=label)
             axes.axhline(base.mean(), color=color, linestyle=(0, (4, 3)), linewidth=1.2, label=f"imitation, {words}")
-        axes.axhline(scores["human", None, 1].mean(), color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="human")
+        human = mean_of(demos, HUMAN).mean()
+        axes.axhline(human, color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="human")
         axes.axvline(0, color=GREY, linewidth=0.6)
         axes.set_xticks(omegas, [f"{omega:g}".replace("-", "−") for omega in omegas])
         axes.set_xlabel("greed ω at inference (−1: negative policy, 0: positive policy)")
@@ -60,20 +59,5 @@ def draw(scores: Scores, intervals: LogIntervals, path: Path) -> None:
         figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
-def say(scores: Scores, intervals: LogIntervals) -> None:
-    """Each row's mean, its gain over the reference, and its gain over the reference with as many candidates."""
-
-    def gain(score: pd.Series, base: pd.Series) -> str:
-        low, high = intervals.interval((score - base).to_numpy()) or (float("nan"),) * 2
-        return f"{(score - base).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
-
-    for (policy, omega, count), score in scores.items():
-        bases = scores["reference", None, 1], scores["reference", None, count]
-        cells = [policy, "" if omega is None else f"{omega:g}", f"{count}", f"{score.mean():.1f}"]
-        print("|", " | ".join(cells + [gain(score, base) for base in bases]), "|")
-
-
 if __name__ == "__main__":
-    scores, intervals = scores_of(Path(*sys.argv[1:] or ["runs/demo/evaluation"]))
-    draw(scores, intervals, Path(__file__).with_name("score_against_omega.png"))
-    say(scores, intervals)
+    draw([Demo.read(Path(word)) for word in sys.argv[1:]], Path(__file__).with_name("score_against_omega.png"))
