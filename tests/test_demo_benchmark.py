@@ -41,7 +41,7 @@ def test_the_choice_is_made_on_validation_among_its_own_n(loop: Path) -> None:
 
 def test_the_tables_name_every_world_and_all(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demos = [Demo.read(loop), Demo.read(loop)]
-    gains(demos, 1)
+    gains(demos, None, "as chosen")
     dial(demos)
     said = capsys.readouterr().out
     assert said.count(f"| {loop.name} |") == 4
