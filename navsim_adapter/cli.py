@@ -57,7 +57,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 _PATHS = (
     "out", "file", "shards", "data", "filter", "cache", "trajectories", "two_stage", "second_stage_trajectories",
-    "second_stage_cache", "mapping", "tree", "other", "maps", "expect", "first_stage", "a", "b",
+    "second_stage_cache", "mapping", "tree", "other", "maps", "expect", "first_stage", "a", "b", "vocabulary",
 )  # fmt: skip
 
 
@@ -89,6 +89,9 @@ COMMANDS: dict[str, Command] = {
     "cache": _leaf("navsim_adapter.commands.cache", "Build the scoring cache of a split from logs and maps."),
     "import": _leaf("navsim_adapter.commands.import_", "Turn the devkit's metric cache into ours."),
     "score": _leaf("navsim_adapter.commands.score", "Score trajectories with an official metric."),
+    "vocabulary": _leaf(
+        "navsim_adapter.commands.vocabulary", "Score one set of trajectories in every scene of a cache."
+    ),
     "merge": _leaf("navsim_adapter.commands.merge", "Put the shards of a score run together."),
     "compare": _leaf("navsim_adapter.commands.compare", "Say why two score tables differ, row by row."),
     "inspect": _leaf("navsim_adapter.commands.inspect", "Say what a scoring cache holds."),

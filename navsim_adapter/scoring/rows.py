@@ -109,7 +109,7 @@ def score_rows(
     family = family_of(metric)
     check_traffic(family, traffic)
     reasons = dict(missing or {})
-    reasons |= _unfit(scenes, [token for token in trajectories.tokens if token not in reasons], family)
+    reasons |= unfit_scenes(scenes, [token for token in trajectories.tokens if token not in reasons], family)
     failures = {row: reasons[token] for row, token in enumerate(trajectories.tokens) if token in reasons}
     kept = [row for row in range(len(trajectories)) if row not in failures]
     table = np.full((len(trajectories), engine.COLUMNS), np.nan)
@@ -206,8 +206,8 @@ def _score_in_traffic(
     return table, failures
 
 
-def _unfit(scenes: Mapping[str, SceneCache], tokens: Sequence[str], metric: Metric) -> dict[str, str]:
-    """Token -> why the scene's cache does not serve this metric."""
+def unfit_scenes(scenes: Mapping[str, SceneCache], tokens: Sequence[str], metric: Metric) -> dict[str, str]:
+    """Token -> why the scene's cache does not serve this metric; empty where all do."""
     needed, other = (PDMS, VERSIONS["epdms"]) if metric == "pdms" else (EPDMS, VERSIONS["pdms"])
     unfit = {}
     for token in dict.fromkeys(tokens):

@@ -8,9 +8,10 @@ Input is checked here and trusted below: whatever cannot be scored raises InputE
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -184,12 +185,15 @@ class Scorer:
         interval: float = 0.5,
         *,
         thorough: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Scores:
         """Score N unrelated trajectories for each of S scenes; figures come as (S, N).
 
         tokens: S of them.
         trajectories: (S, N, T, 3) ego-frame x, y (m), heading (rad) every `interval` seconds, without t = 0.
+            They are not copied: `np.broadcast_to(vocabulary, (S, N, T, 3))` costs the memory of one scene.
         thorough: also count the steps in each kind of area.
+        progress: called after each scene with the number done and the number of all.
         Plans of neighbouring scenes are not compared: under EPDMS two-frame comfort is NaN and out of the score.
         `score_rows` knows which planner a plan is of, and compares.
         Raises InputError for a wrong shape, NaN or infinite poses, or a token that the cache lacks.
@@ -197,8 +201,12 @@ class Scorer:
         poses = _checked(tokens, trajectories, interval)
         table = np.empty((*poses.shape[:2], engine.COLUMNS))
 
+        done = itertools.count(1)
+
         def one(scene: int) -> None:
-            run(self.index(tokens[scene]), poses[scene], interval, is_thorough=thorough, table=table[scene])
+            run(self.index(tokens[scene]), _numbers(poses[scene]), interval, is_thorough=thorough, table=table[scene])
+            if progress is not None:
+                progress(next(done), len(tokens))
 
         in_threads(one, range(len(tokens)), self.threads)
         return Scores(self.basis, table)
@@ -231,7 +239,7 @@ class Scorer:
                 f"rows: {len(tokens)} tokens, {len(names)} names, {len(poses)} trajectories; give one of each per row"
             )
         checked = [
-            _checked((token,), np.asarray(row)[None, None], float(step))[0, 0]
+            _checked((token,), _numbers(row)[None, None], float(step))[0, 0]
             for token, row, step in zip(tokens, poses, intervals)
         ]
         table = self._score_rows(list(zip(tokens, names)), checked, intervals.tolist(), thorough)
@@ -239,7 +247,7 @@ class Scorer:
 
     def simulate(self, token: str, trajectories: np.ndarray, interval: float = 0.5) -> np.ndarray:
         """What the ego does with trajectories (N, T, 3) of a scene: (N, 41, 11) states at 0.1 s (metric 5.2)."""
-        poses = _checked((token,), np.asarray(trajectories)[None], interval)[0]
+        poses = _checked((token,), _numbers(trajectories)[None], interval)[0]
         states = np.empty((len(poses), STATES, 11))
         run(self.index(token), poses, interval, states=states)
         return states
@@ -301,9 +309,14 @@ class Scorer:
         self.__init__(state["cache"], state["metric"], threads=state["threads"])  # type: ignore[misc]
 
 
+def _numbers(poses: Any) -> np.ndarray:
+    """As the engine takes them."""
+    return np.ascontiguousarray(poses, np.float64)
+
+
 def _checked(tokens: Sequence[str], trajectories: np.ndarray, interval: float) -> np.ndarray:
-    """The poses as (S, N, T, 3) float64, or InputError naming the scene."""
-    poses = np.ascontiguousarray(trajectories, np.float64)
+    """The poses as (S, N, T, 3), as they were given, or InputError naming the scene."""
+    poses = np.asarray(trajectories)
     if poses.ndim != 4 or len(poses) != len(tokens) or poses.shape[3] != 3 or 0 in poses.shape[1:3]:
         where = f"scene {tokens[0]}: " if len(tokens) == 1 else ""
         raise InputError(
@@ -312,10 +325,15 @@ def _checked(tokens: Sequence[str], trajectories: np.ndarray, interval: float) -
         )
     if not SHORTEST_INTERVAL <= interval <= LONGEST_INTERVAL:
         raise InputError(f"interval: must be {SHORTEST_INTERVAL} to {LONGEST_INTERVAL} seconds, got {interval}")
-    if not np.abs(poses).max(initial=0.0) <= FARTHEST:  # also true of NaN
-        scene, candidate, step = (int(at[0]) for at in np.nonzero(~(np.abs(poses) <= FARTHEST).all(axis=3)))
-        raise InputError(
-            f"scene {tokens[scene]}: trajectory {candidate} has NaN, infinite or absurd poses at step {step} "
-            f"({poses[scene, candidate, step].tolist()}); repair it or leave it out"
-        )
+    for scene, token in enumerate(tokens):  # one by one: the whole may be a view of something far smaller
+        _check_places(token, _numbers(poses[scene]))
     return poses
+
+
+def _check_places(token: str, poses: np.ndarray) -> None:
+    if not np.abs(poses).max(initial=0.0) <= FARTHEST:  # also true of NaN
+        candidate, step = (int(at[0]) for at in np.nonzero(~(np.abs(poses) <= FARTHEST).all(axis=2)))
+        raise InputError(
+            f"scene {token}: trajectory {candidate} has NaN, infinite or absurd poses at step {step} "
+            f"({poses[candidate, step].tolist()}); repair it or leave it out"
+        )
