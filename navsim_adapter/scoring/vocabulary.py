@@ -58,7 +58,8 @@ def read_vocabulary(path: str | Path, interval: float | None = None) -> Vocabula
         raise InputError(f"{path}: shape {poses.shape}; expected (K, T, 3), K trajectories of x, y, heading")
     if poses.dtype.kind not in "fiu":
         raise InputError(f"{path}: holds {poses.dtype}, expected numbers; convert the array")
-    bad = np.argwhere(~(np.abs(poses.astype(np.float64)) <= FARTHEST).all(axis=2))  # also where it is NaN
+    poses = poses.astype(np.float64)  # once, not for every scene
+    bad = np.argwhere(~(np.abs(poses) <= FARTHEST).all(axis=2))  # also where it is NaN
     if len(bad):
         row, step = bad[0].tolist()
         raise InputError(

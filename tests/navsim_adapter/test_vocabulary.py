@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ def test_the_table_is_what_the_scorer_gives(world: Path, tmp_path: Path, metric:
         np.testing.assert_array_equal(found, expected[name].astype(np.float32))
     assert len(np.unique(expected.score)) > 2, "the plans must differ"
     assert pq.ParquetFile(tmp_path / "out" / "logs" / "log-0.parquet").num_row_groups == 2, "a scene can be read alone"
+
+
+def test_thousands_of_plans_cost_the_memory_of_one_scene(world: Path) -> None:
+    scorer, many = Scorer(world / "cache"), np.broadcast_to(poses(4000), (len(TOKENS), 4000, 40, 3))
+    scorer.score(TOKENS, many[:, :1], interval=0.1)  # reads the scenes
+    done: list[tuple[int, int]] = []
+    tracemalloc.start()
+    table = scorer.score(TOKENS, many, interval=0.1, progress=lambda *now: done.append(now)).table
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert done == [(scene, len(TOKENS)) for scene in range(1, len(TOKENS) + 1)]
+    assert peak < table.nbytes + 3 * many[0].size * 8, "all scenes' poses at once are six times as much"
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(
