@@ -23,8 +23,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"))
 
 
-def test_merged_shards_are_the_whole_bit_for_bit(data: Path, tmp_path: Path) -> None:
-    arguments = ("--metric", "epdms", "--traffic", "idm")
+@pytest.mark.parametrize(
+    "arguments", [("--metric", "pdms"), ("--metric", "epdms"), ("--metric", "epdms", "--traffic", "idm")]
+)
+def test_merged_shards_are_the_whole_bit_for_bit(data: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / "whole").mkdir()
     whole, merged = tmp_path / "whole" / "s.csv", tmp_path / "s.csv"
     assert score(data, whole, *arguments) == 0
