@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.option_checks import check_range
 
 Normalise = Literal["std", "mean", "none"]
@@ -35,6 +35,10 @@ class Reward:
     gates: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.weights, Mapping):
+            raise InputError(f"data.advantage.reward.weights: must be {{sub-score: weight}}, got {self.weights!r}")
+        if isinstance(self.gates, str) or not all(isinstance(name, str) for name in self.gates):
+            raise InputError(f"data.advantage.reward.gates: must be a list of sub-scores, got {self.gates!r}")
         for name, weight in self.weights.items():
             check_range(f"data.advantage.reward.weights.{name}", weight, 0)
         if self.weights and not sum(self.weights.values()):
@@ -77,7 +81,7 @@ class Advantage:
     reward: Reward = field(default_factory=Reward)
 
     def __post_init__(self) -> None:
-        if self.normalise not in HOW:
+        if self.normalise not in tuple(HOW):
             known = ", ".join(HOW)
             raise InputError(f"data.advantage.normalise: must be one of {known}, got {self.normalise!r}")
         check_range("data.advantage.quantile", self.quantile, 0, 1)
@@ -89,8 +93,8 @@ class Advantage:
     @classmethod
     def of(cls, keys: Mapping[str, Any] | None) -> Advantage:
         """From plain data, as a resolved recipe or the record of a policy has it; None is the defaults."""
-        known = dict(keys or {})
-        return cls(**{**known, "reward": Reward(**known.get("reward", {}))})
+        known = _keys_of(cls, keys, "data.advantage")
+        return cls(**{**known, "reward": Reward(**_keys_of(Reward, known.get("reward"), "data.advantage.reward"))})
 
     @property
     def is_recorded(self) -> bool:
@@ -119,6 +123,17 @@ class Advantage:
             "human_sign": f"human's rows {'positive' if self.human_sign > 0 else 'negative'} only",
         }
         return "; ".join([text, *(words for name, words in parts.items() if name in self.asked)])
+
+
+def _keys_of(kind: type, given: Any, where: str) -> dict[str, Any]:
+    """What a file says of a dataclass; InputError for what is no mapping of its keys."""
+    names = [each.name for each in fields(kind)]
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"{where}: must be a mapping of {', '.join(names)}, got {given!r}")
+    unknown = [name for name in given or {} if name not in names]
+    if unknown:
+        raise InputError(f"{where}: no key {unknown[0]!r}{did_you_mean(str(unknown[0]), names)}")
+    return dict(given or {})
 
 
 AS_RECORDED = Advantage()

@@ -75,6 +75,21 @@ def test_recipe_mistakes_name_the_key(loop, recipe, tmp_path, capsys, section, k
     assert not (out / "manifest.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("recipe_name", "option", "value", "key"),
+    [
+        ("dipole.yaml", "--data.advantage", "mean", "data.advantage: "),
+        ("dipole.yaml", "--data.advantage", "[1]", "data.advantage: "),
+        ("dipole.yaml", "--data.advantage", "{reward: some}", "data.advantage.reward: "),
+        ("dipole.yaml", "--data.advantage", "{reward: [1]}", "data.advantage.reward: "),
+        ("critic.yaml", "--model.members", "[pooled]", "model.members: "),
+    ],
+)
+def test_what_should_be_keys_and_values_says_so(tmp_path, capsys, recipe_name, option, value, key) -> None:
+    line = ["fit", "--config", shipped_recipes() / recipe_name, "--out", tmp_path / "out", option, value]
+    refused(line, capsys, f" {key}", "mapping" if "[1]" in value else "keys and values, as {key: value}, got ")
+
+
 def test_a_class_outside_the_known_packages_is_not_even_imported(loop, recipe, tmp_path, capsys) -> None:
     (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Model: ...\n")
     path = recipe("dipole.yaml", lambda r: r["model"].update(class_path="evil_module.Model"))
@@ -98,6 +113,12 @@ def test_collecting_on_an_evaluation_split_is_refused(loop, tmp_path, capsys) ->
     arguments = ["collect", "--config", shipped_recipes() / "collect.yaml", "--policy", loop / "imitation"]
     arguments += ["--scenes", loop / "scenes/test", "--scorer.cache", loop / "cache/test", "--out", tmp_path / "c"]
     refused(arguments, capsys, "split 'test'", "--allow-eval-split")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_plan_that_would_be_compared_with_nothing_is_not_collected(loop, tmp_path, capsys) -> None:
+    line = [*line_of("collect", loop), "--out", tmp_path / "c", "--candidates", "1", "--with_human", "false"]
+    refused(line, capsys, "--candidates: 1", "--with_human")
     assert not (tmp_path / "c").exists()
 
 

@@ -25,6 +25,7 @@ from dipole_vla.policy import load_policy
 from dipole_vla.progress import wrote
 from dipole_vla.provenance import provenance
 from dipole_vla.scoring import Scorer, columns, identity, require_scenes
+from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_json
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.variants import varied
@@ -58,6 +59,8 @@ def collect(
     check_range("--variants", variants, 0)
     check_range("--omega", omega)
     check_range("--start_scale", start_scale, 0)
+    if candidates + with_human < 2:
+        raise InputError("--candidates: 1 without the human is compared with nothing; give 2, or --with_human true")
     table = SceneTable(run.scenes, run.sensors)
     refuse_collection(table.split, run.allow_eval_split)
     made_by = {

@@ -285,7 +285,9 @@ def _shorten(text: str, known: list[str], elsewhere: Mapping[str, str], within: 
     text = re.sub(r"\s*\n\s*", " ", text).strip()
     text = re.sub(r" - Expected a <class 'NoneType'>.*", "", text)  # the other branch of an Optional
     text = re.sub(r"Does not validate against any of the Union subtypes .*?Errors: - ", "", text)
-    key = ".".join(filter(None, [within, *re.findall(r'Parser key "([^"]+)": ?', text)]))
+    key = within
+    for part in re.findall(r'Parser key "([^"]+)": ?', text):
+        key = key if f".{key}".endswith(f".{part}") else f"{key}.{part}".strip(".")  # one is said twice
     text = re.sub(r'Parser key "[^"]+": ?', "", text)
     named = re.match(r"Problem with given class_path '([^']+)': ?(.*)", text)
     if named:
@@ -321,6 +323,9 @@ _WORDS = {
 def _in_words(text: str) -> str:
     """The parser's names of types in words, and what was meant where it lists what there is."""
     text = re.sub(r"Expected an? <class '([\w.]+)'>", lambda found: f"expected {_WORDS.get(found[1], found[1])}", text)
+    no_keys = re.search(r"Unable to load config '([^']*)'.*|Expected a dot import path string: (.*)", text)
+    if no_keys:
+        text = text.replace(no_keys[0], f"expected {_WORDS['dict']}, got {no_keys[1] or no_keys[2]}")
     choice = re.search(r"Expected a typing\.Literal\[([^\]]*)\]\. Got value: (\S+)", text)
     if choice:
         names = [name.strip(" '\"") for name in choice[1].split(",")]

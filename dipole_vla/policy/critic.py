@@ -19,6 +19,7 @@ from dipole_vla.backbones import weights
 from dipole_vla.backbones.base import Backbone, Context
 from dipole_vla.policy.plan_attention import PlanAttention
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import check_range
 
 MEAN = "mean_critic"  # family of a folder with members
 
@@ -41,10 +42,12 @@ class CriticConfig:
     def __post_init__(self) -> None:
         if self.feature_dim < 1:
             raise InputError(f"critic.feature_dim: must be >= 1, got {self.feature_dim}; pass the features' width")
-        if self.ensemble < 1:
-            raise InputError(f"critic.ensemble: must be >= 1, got {self.ensemble}")
+        for name, least in (("hidden", 1), ("layers", 0), ("ensemble", 1)):
+            check_range(f"critic.{name}", getattr(self, name), least)
         if not 0 < self.expectile < 1:
             raise InputError(f"critic.expectile: must be in (0, 1), got {self.expectile}; 0.5 is the mean")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"critic.dropout: must be in [0, 1), got {self.dropout}; 0 is none")
 
 
 class OneStepCritic(nn.Module):
@@ -134,6 +137,12 @@ class TokenConfig(CriticConfig):
     tokens: int = 0
     token_width: int = 0
     heads: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("critic.layers: of kind tokens", self.layers, 1)
+        if self.hidden % self.heads:
+            raise InputError(f"critic.hidden: of kind tokens: {self.hidden} is no multiple of the {self.heads} heads")
 
 
 class TokenCritic(OneStepCritic):
@@ -258,8 +267,10 @@ def scene_features(backbone: Backbone, context: Context, with_tokens: bool) -> T
     features = backbone.features(context)
     if not with_tokens:
         return features
-    if "tokens" not in context:
-        raise InputError(f"critic: kind tokens: {backbone.family} keeps no tokens of a scene; use kind pooled")
+    if "tokens" not in context or "proprio" not in context:
+        raise InputError(
+            f"critic: kind tokens: {backbone.family} keeps no tokens of a scene, or no ego state; use kind pooled"
+        )
     return torch.cat([features, *(context[name].float().flatten(1) for name in ("proprio", "tokens"))], dim=1)
 
 

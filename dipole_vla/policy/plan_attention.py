@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from navsim_adapter.foundation.errors import InputError
-
 
 class PlanAttention(nn.Module):
     """(B, N, query_width) of plans and (B, L, token_width) of their scenes -> (B, N, 1)."""
@@ -16,10 +14,6 @@ class PlanAttention(nn.Module):
         self, query_width: int, tokens: int, token_width: int, hidden: int, layers: int, heads: int, dropout: float
     ) -> None:
         super().__init__()
-        if hidden % heads:
-            raise InputError(
-                f"critic.hidden: {hidden} is no multiple of the {heads} heads of a critic that reads tokens"
-            )
         self.query = nn.Sequential(
             nn.Linear(query_width, hidden),
             nn.LayerNorm(hidden),

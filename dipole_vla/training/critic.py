@@ -20,10 +20,8 @@ from dipole_vla.data.splits import RL_TOKENS
 from dipole_vla.members import Member
 from dipole_vla.policy.critic import (
     Critic,
-    CriticConfig,
     MeanCritic,
     OneStepCritic,
-    TokenConfig,
     TokenCritic,
     scene_features,
 )
@@ -32,6 +30,7 @@ from dipole_vla.training.base import FineTuning, split_decay, stored_context
 from navsim_adapter.foundation.files import write_json
 
 FEATURES_BATCH = 64
+KINDS: dict[str, type[OneStepCritic]] = {"pooled": OneStepCritic, "tokens": TokenCritic}
 
 
 class CriticModule(FineTuning):
@@ -79,6 +78,8 @@ class CriticModule(FineTuning):
         self.members = [
             (member, {"expectile": expectile} | sizes | member.sizes) for member in (list(members) or [Member()])
         ]
+        for member, own in self.members:  # before features are read
+            KINDS[member.kind].config_class(feature_dim=1, **own)
         self.critic: Critic | None = None
         self.features: dict[str, Tensor] = {}
         self.looked = {"ego": 0, "tokens": 0, "token_width": 0}  # sizes in a scene, where a member reads tokens
@@ -112,7 +113,7 @@ class CriticModule(FineTuning):
     def parameter_groups(self) -> list[dict[str, Any]]:
         assert self.critic is not None
         critics = self.critic.members if isinstance(self.critic, MeanCritic) else [self.critic]
-        rates = [member.lr or self.lr for member, _ in self.members]
+        rates = [self.lr if member.lr is None else member.lr for member, _ in self.members]
         groups = [split_decay(one.named_parameters(), self.weight_decay, lr=lr) for one, lr in zip(critics, rates)]
         return [group for groups_of_one in groups for group in groups_of_one]
 
@@ -149,9 +150,8 @@ class CriticModule(FineTuning):
         """One critic of that kind. width: of what all members together read of a scene."""
         looked = self.looked
         pooled = width - looked["ego"] - looked["tokens"] * looked["token_width"]
-        if member.kind == "pooled":
-            return OneStepCritic(CriticConfig(pooled, horizon, **sizes))
-        return TokenCritic(TokenConfig(pooled, horizon, **sizes, **looked))
+        kind = KINDS[member.kind]
+        return kind(kind.config_class(pooled, horizon, **sizes, **(looked if kind.reads_tokens else {})))
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the critic's folder: the networks, whose features they read, and what reinforcement learning saw."""

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from navsim_adapter.foundation.errors import InputError
 
@@ -31,9 +32,16 @@ def local_path(option: str, path: str | Path) -> Path:
     return Path(text)
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, OverflowError):  # no number, or one beyond a float
+        return False
+
+
 def check_range(option: str, value: float | None, least: float = -math.inf, most: float = math.inf) -> None:
     """A number must be finite and in its range. None is one that was not given."""
-    if value is None or (math.isfinite(value) and least <= value <= most):
+    if value is None or (_is_finite(value) and least <= value <= most):
         return
     bounds = "a finite number" if least == -math.inf else f"at least {least}"
     if most < math.inf:

@@ -194,6 +194,13 @@ def test_a_critics_g_is_not_formed_of_returns() -> None:
         (lambda: Reward({"ttc": -1.0}), r"reward\.weights\.ttc"),
         (lambda: Reward({"ttc": 0.0}), r"reward\.weights: are all 0"),
         (lambda: Reward({"ttc": 1.0}, ["ttc"]), r"reward: ttc is there twice"),
+        (lambda: Reward({"ttc": "much"}), r"reward\.weights\.ttc: must be at least 0, got much"),
+        (lambda: Reward(["ttc"]), r"reward\.weights: must be"),
+        (lambda: Reward(gates="comfort"), r"reward\.gates: must be a list"),
+        (lambda: Advantage(normalise=["std"]), r"advantage\.normalise: must be one of"),
+        (lambda: Advantage.of(["mean"]), r"data\.advantage: must be a mapping"),
+        (lambda: Advantage.of({"reward": [1]}), r"data\.advantage\.reward: must be a mapping"),
+        (lambda: Advantage.of({"normalize": "mean"}), r"no key 'normalize' \(did you mean 'normalise'\?\)"),
     ],
 )
 def test_values_that_cannot_be_meant_are_one_line(make, words: str) -> None:

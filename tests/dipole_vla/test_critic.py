@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dipole_vla.policy.critic import (
     load_critic,
     scene_features,
 )
+from dipole_vla.training.critic import CriticModule
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_json
 from tests.same_numbers import GRADIENT, assert_same_numbers
@@ -193,6 +195,8 @@ def test_tokens_of_a_scene_are_asked_of_a_backbone_that_keeps_some():
         scene_features(Pooling(), Context({"mean": torch.zeros(1, 2)}), True)
     context = Context({"mean": torch.zeros(1, 2), "proprio": torch.ones(1, 1), "tokens": torch.ones(1, 3, 4)})
     assert scene_features(Pooling(), context, True).shape == (1, 15)
+    with pytest.raises(InputError, match="or no ego state"):
+        scene_features(Pooling(), Context({"mean": torch.zeros(1, 2), "tokens": torch.ones(1, 3, 4)}), True)
     assert scene_features(Pooling(), context, False).shape == (1, 2)
 
 
@@ -201,6 +205,12 @@ def test_a_member_of_an_unknown_kind_is_refused():
         Member("sums")
     with pytest.raises(InputError, match="no multiple of the 4 heads"):
         TokenCritic(TokenConfig(feature_dim=2, hidden=10, tokens=3, token_width=4))
+
+
+def test_a_member_keeps_its_learning_rate_also_where_it_is_nothing():
+    critic = OneStepCritic(CriticConfig(feature_dim=2, hidden=4))
+    module = SimpleNamespace(critic=critic, members=[(Member(lr=0.0), {})], lr=1.0, weight_decay=0.0)
+    assert {group["lr"] for group in CriticModule.parameter_groups(module)} == {0.0}
 
 
 def test_the_mean_of_one_critic_is_that_critic(tmp_path):
@@ -225,3 +235,8 @@ def test_a_bad_critic_configuration_names_its_field():
         CriticConfig(feature_dim=5, expectile=1.0)
     with pytest.raises(InputError, match="feature_dim"):
         CriticConfig()
+    for wrong in ({"hidden": 0}, {"layers": -1}, {"ensemble": 0}, {"dropout": 1.0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            CriticConfig(feature_dim=5, **wrong)
+    with pytest.raises(InputError, match="layers: of kind tokens"):
+        TokenConfig(feature_dim=5, layers=0)
