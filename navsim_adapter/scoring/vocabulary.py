@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.foundation.parallel import in_processes
 from navsim_adapter.foundation.shard import Shard
 from navsim_adapter.scoring.rows import unfit_scenes
-from navsim_adapter.scoring.scorer import Scorer, basis_of, columns_of, family_of
+from navsim_adapter.scoring.scorer import MetricName, Scorer, basis_of, columns_of, family_of
 from navsim_adapter.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL
 
 TABLE = "table.json"
@@ -139,7 +139,7 @@ class Run:
                 unfit = unfit_scenes(scene, [token], family_of(self.metric))
                 not_scored |= unfit
                 if not unfit:
-                    file.write_table(self._row(token, Scorer(scene, self.metric)))
+                    file.write_table(self._row(token, Scorer(scene, cast(MetricName, self.metric))))
             file.add_key_value_metadata({_NOT_SCORED: json.dumps(not_scored)})
 
     def _row(self, token: str, scorer: Scorer) -> pa.Table:
