@@ -116,7 +116,7 @@ def _reference_label(evaluation: Evaluation) -> str:
     baseline, many = evaluation.baseline, evaluation.several_starts
     words = baseline.words(many)
     label = words if baseline.policy == MEAN else words.replace("reference, ", "reference at ", 1)
-    return f"{label}, the fairest on {evaluation.summary['chosen']['on']}," if many else label
+    return f"{label} (the fairest on {evaluation.summary['chosen']['on']})" if many else label
 
 
 def _shares(evaluation: Evaluation) -> str:

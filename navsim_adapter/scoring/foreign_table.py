@@ -6,6 +6,7 @@ Columns are known by name, rows by token and planner. What a table closes with (
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json
+from navsim_adapter.foundation.foreign import read_text
 from navsim_adapter.metric.aggregate import epdms, pdms
 from navsim_adapter.scoring.scorer import SUB_SCORES, UNFILTERED, VERSIONS
 from navsim_adapter.scoring.two_stage import STAGES
@@ -106,16 +108,17 @@ def read_scores(path: str | Path) -> ForeignTable:
 
 
 def _lines(path: Path) -> tuple[list[str], list[list[str]]]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a CSV of navsim-adapter score or of the devkit")
     try:
-        with open(path, newline="") as file:
-            header, *lines = csv.reader(file)
-    except (OSError, ValueError, UnicodeDecodeError, csv.Error) as problem:
+        header, *lines = list(csv.reader(io.StringIO(read_text(path), newline=""))) or [[]]
+    except (UnicodeDecodeError, csv.Error) as problem:
         reason = " ".join(str(problem).split())[:120]
         raise InputError(f"{path}: is no score table ({reason}); give a CSV of navsim-adapter score") from problem
-    short = next((place for place, line in enumerate(lines, 2) if len(line) != len(header)), None)
+    short = next((place for place, line in enumerate(lines, 2) if line and len(line) != len(header)), None)
     if short:
         raise InputError(f"{path}: line {short} has not as many cells as the header; replace the file")
-    return header, lines
+    return header, [line for line in lines if line]
 
 
 def _key(header: list[str], line: list[str]) -> Key:

@@ -372,6 +372,8 @@ def test_the_page_names_start_noise_where_there_is_more_than_one(copy: Path, tmp
         r"against [\d.]+ for", "against 70.0 for", page
     )
     assert "against fairest reference" in page
+    assert "(the fairest on" in page
+    assert not re.search(r"on validation,[,.<]", page)  # a label within a sentence
 
 
 def test_what_the_human_filter_hides_is_said() -> None:

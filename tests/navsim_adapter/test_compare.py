@@ -319,6 +319,19 @@ def test_what_is_no_score_table_is_refused_in_one_line(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_what_is_not_there_is_said_so(after: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = str(after.write(tmp_path / "a.csv"))
+    for absent in (tmp_path / "absent.csv", tmp_path):
+        assert main(["compare", known, str(absent)]) == 2
+        assert f"{absent}: no such file" in capsys.readouterr().err
+
+
+def test_a_table_that_a_spreadsheet_saved_is_the_same(after: Table, tmp_path: Path) -> None:
+    known = after.write(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text("\ufeff" + known.read_text() + "\n\n", encoding="utf-8")
+    assert not compare(known, tmp_path / "b.csv").findings
+
+
 def test_runs_of_the_scorer_say_what_they_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Traffic, sampling and basis stand in the JSON beside each table, in either layout."""
     data = write_world(tmp_path)
