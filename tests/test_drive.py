@@ -176,6 +176,9 @@ def test_a_table_of_other_inputs_is_never_overwritten(loop: Path, tmp_path: Path
     before = table.read_bytes()
     assert drive(loop, table, "--omega", 0) == 2
     assert "omega: this table was made with 1.0, now 0.0; remove it or choose another --out" in capsys.readouterr().err
+    assert drive(loop, tmp_path / "narrow.npz", "--start_scale", 0.5) == 0
+    assert drive(loop, tmp_path / "narrow.npz") == 2  # what is no longer asked for is another table, too
+    assert "start_scale: this table was made with 0.5" in capsys.readouterr().err
     assert drive(loop, foreign) == 2
     assert "was not made by drive" in capsys.readouterr().err
     assert (table.read_bytes(), foreign.read_text()) == (before, "x")

@@ -71,7 +71,8 @@ def drive(
     more: dict[str, Any] = {"start_scale": start_scale, "guidance": guidance or None, "variants": copies or None}
     asked |= {key: value for key, value in more.items() if value is not None}  # not so in tables of before
     made_by = {**inputs("drive", run, table, before), **asked}
-    if _is_made(run.out, made_by):
+    wanted = {**more, **made_by}  # a table of before that was asked for one of these is another one
+    if _is_made(run.out, wanted):
         return skipped("drive", run.out)
     taken: list[float] = []  # seconds a scene, of the parts made here
 
@@ -84,7 +85,7 @@ def drive(
     if not run_parts(unfinished, made_by, f"drive {table.split}", len(table), plan, run.shard):
         return
     with only_writer(unfinished, wait=True):
-        if not _is_made(run.out, made_by):  # another shard may have put them together
+        if not _is_made(run.out, wanted):  # another shard may have put them together
             about = {**made_by, **_facts(actor, table), "rl_on_eval_split": leaks}
             _write(run.out, name, read_parts(unfinished), actor, about)
         shutil.rmtree(unfinished)
