@@ -83,7 +83,7 @@ def formed(how: Advantage, columns: Mapping[str, np.ndarray], folder: Path, is_c
     returns = returns_of(how.reward, columns, folder)
     advantage = columns["advantage"]
     if not how.is_recorded:
-        advantage = group_relative(torch.from_numpy(returns), how.normalise).numpy()
+        advantage = group_relative(torch.tensor(returns), how.normalise).numpy()  # a copy: the table is read-only
     apart = informative(advantage)
     if how.quantile is not None:
         advantage = advantage - np.quantile(advantage, how.quantile, axis=1, method="higher", keepdims=True)
