@@ -57,7 +57,7 @@ def test_every_command_takes_the_family_of_a_package(loop: Path, tmp_path: Path,
         "[0, 1]",
     ]
     pair = ["--model.backbone", base, "--model.critic", "null", "--model.rank", 4, "--data.candidates", candidates]
-    pair += ["--model.rule", "ramp"]
+    pair += ["--model.rule", "ramp", "--model.pair", "lora"]
     lines = [
         ["init", "--family", "my_vla", "--out", tmp_path / "init", "--sizes.width", 16],
         ["fit", "--config", recipes / "imitation.yaml", "--model.backbone", tmp_path / "init", "--out", base, *few],
