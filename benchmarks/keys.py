@@ -50,10 +50,10 @@ OTHER_REWARD = {
     "gates": ["no_at_fault_collisions", "drivable_area_compliance"],
 }
 VARIANTS: dict[str, Variant] = {
-    "plain": Variant(),
-    "normalise mean": _g(normalise="mean"),
-    "normalise mean, beta x 5": Variant({"data.advantage.normalise": "mean", "model.beta": 20}),
-    "normalise none, shift -2": Variant({"data.advantage.normalise": "none", "model.shift": -2}),
+    "plain": Variant(),  # the demo's recipe: normalise mean, beta 16
+    "normalise std, beta 4": Variant({"data.advantage.normalise": "std", "model.beta": 4}),
+    "normalise std, beta 1": Variant({"data.advantage.normalise": "std", "model.beta": 1}),
+    "normalise none, shift -10": Variant({"data.advantage.normalise": "none", "model.shift": -10}),
     "shift +1": Variant({"model.shift": 1}),
     "shift -1": Variant({"model.shift": -1}),
     "reference_below 0.9": _g(reference_below=0.9),
@@ -79,6 +79,12 @@ def folder_of(demo: Path, name: str, seed: int) -> Path:
     return demo / "keys" / "".join(c if c.isalnum() or c in ".-+" else "_" for c in name) / f"seed-{seed}"
 
 
+def reference_of(demo: Path) -> Path:
+    """The policy a demo started from: its own, of --from-scratch, or the shipped one."""
+    own = demo / "imitation"
+    return own if own.is_dir() else shipped_recipes() / "reference"
+
+
 def trained(demo: Path, name: str, seed: int) -> Path:
     """The policy that a variant drives: its own, or the plain one."""
     return folder_of(demo, "plain" if VARIANTS[name].guidance is not None else name, seed) / "policy"
@@ -88,7 +94,7 @@ def fit_line(demo: Path, name: str, seed: int, more: Sequence[str]) -> list[str]
     """The demo's own recipe with the variant's keys; the frozen encoder is asked once for all runs."""
     line: list[Any] = ["fit", "--config", shipped_recipes() / "dipole.yaml", "--out", trained(demo, name, seed)]
     given = {
-        "model.backbone": demo / "imitation", "model.critic": demo / "critic", "model.seed": seed, "data.seed": seed,
+        "model.backbone": reference_of(demo), "model.critic": demo / "critic", "model.seed": seed, "data.seed": seed,
         "data.scenes": demo / "scenes" / "train", "data.candidates": demo / "candidates",
         "data.contexts": demo / "contexts",
     }  # fmt: skip

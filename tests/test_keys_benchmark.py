@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,3 +54,9 @@ def test_differences_are_paired_by_scene_and_averaged_over_seeds(keys, monkeypat
     assert row["by_seed"] == pytest.approx([2, 4])
     assert row["ci95"] == pytest.approx((3, 3))
     assert row["verdict"] == "better beyond chance"
+
+
+def test_no_benchmark_hides_a_package_that_numba_looks_for() -> None:
+    """A script's folder comes first on its path: one named coverage.py was taken for the package of that name."""
+    done = subprocess.run([sys.executable, "-c", "import numba"], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -2,7 +2,7 @@
 
 Scenes of one log overlap in time, so they are not independent: whole logs are the observations. The mean over scenes is
 then a ratio; its variance is the bias-reduced one of Bell and McCaffrey ("CR2", Survey Methodology 28(2), 2002) with a
-t quantile at Satterthwaite's degrees of freedom. `benchmarks/coverage.py` counts how often the truth is inside.
+t quantile at Satterthwaite's degrees of freedom. `benchmarks/interval_coverage.py` counts how often it holds the truth.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def table():
-    """benchmarks/coverage.py as a module."""
-    spec = importlib.util.spec_from_file_location("coverage_table", BENCHMARKS / "coverage.py")
+    """benchmarks/interval_coverage.py as a module."""
+    spec = importlib.util.spec_from_file_location("coverage_table", BENCHMARKS / "interval_coverage.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

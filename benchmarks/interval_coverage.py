@@ -1,6 +1,6 @@
 """How often a 95 % interval over logs holds the truth, on noise whose mean is known.
 
-    python benchmarks/coverage.py [--trials 2000] [--seed 2026]
+    python benchmarks/interval_coverage.py [--trials 2000] [--seed 2026]
 
 Bar: 93 to 97 % for 10 to 50 logs, at least 90 % for 3 to 9; with two logs there is no interval, which counts as
 holding the truth, since nothing is called proof. The settings of `evaluation.statistics` were chosen on other seeds.
