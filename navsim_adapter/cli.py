@@ -24,6 +24,9 @@ class Command:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an InputError, or what the system refuses, becomes one line on stderr and exit status 2."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if words and words[0] in REMOVED:
+        print(f"navsim-adapter {words[0]}: is no command any more: {REMOVED[words[0]]}", file=sys.stderr)
+        return 2
     options = _parser(words[0] if words else "").parse_args(words)
     try:
         _check_paths(options)
@@ -56,7 +59,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 
 _PATHS = (
-    "out", "file", "shards", "data", "filter", "cache", "trajectories", "two_stage", "second_stage_trajectories",
+    "out", "file", "data", "filter", "cache", "trajectories", "two_stage", "second_stage_trajectories",
     "second_stage_cache", "mapping", "tree", "other", "maps", "expect", "first_stage", "a", "b", "vocabulary",
 )  # fmt: skip
 
@@ -92,13 +95,14 @@ COMMANDS: dict[str, Command] = {
     "vocabulary": _leaf(
         "navsim_adapter.commands.vocabulary", "Score one set of trajectories in every scene of a cache."
     ),
-    "merge": _leaf("navsim_adapter.commands.merge", "Put the shards of a score run together."),
     "compare": _leaf("navsim_adapter.commands.compare", "Say why two score tables differ, row by row."),
     "inspect": _leaf("navsim_adapter.commands.inspect", "Say what a scoring cache holds."),
     "baseline": _leaf("navsim_adapter.commands.baseline", "Trajectories of a planner that needs no weights."),
     "submission": _leaf("navsim_adapter.commands.submission", "Write or check an official submission file."),
     "render": _leaf("navsim_adapter.commands.render", "Draw scenes and trajectories from above."),
 }
+
+REMOVED = {"merge": "give all shards of `score --shard i/n` one --out; the last to finish writes the table"}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -143,7 +143,6 @@ def test_an_output_that_is_no_path_here_is_refused(loop, tmp_path, capsys, monke
     ):
         assert adapter(words([*line, "--out", out])) == 2
         assert "--out: " in capsys.readouterr().err
-    assert adapter(["merge", out, "s.csv"]) == 2
     assert adapter(["submission", out, "--trajectories", "t.npz"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 

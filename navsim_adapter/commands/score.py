@@ -1,4 +1,4 @@
-"""The command `navsim-adapter score`: trajectories in, official scores out, whole or as one of many shards.
+"""The command `navsim-adapter score`: trajectories in, official scores out, by one run or by many shards of it.
 
 From options to units of work (`scoring.job`), units to rows (`scoring.units`), rows to files (`scoring.result`).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from navsim_adapter.foundation.errors import InputError
@@ -15,7 +16,7 @@ from navsim_adapter.foundation.option_checks import check_range
 if TYPE_CHECKING:
     from navsim_adapter.scoring.job import Job
     from navsim_adapter.scoring.rows import Traffic
-    from navsim_adapter.scoring.units import Map
+    from navsim_adapter.scoring.units import Map, Part, Parts
 
 METRICS = ("pdms", "epdms", "pdms-v1.1", "epdms-v2.2", "epdms-v2.2-before-2025-09-29")
 TRAFFIC = ("log-replay", "constant-velocity", "idm")
@@ -44,14 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many = parser.add_argument_group("many processors")
     many.add_argument("--threads", type=int, default=1, help="scenes scored at a time in a process; one stage only")
     many.add_argument("--workers", type=int, default=1, help="processes, a log or mapping entry each")
-    many.add_argument("--shard", metavar="I/N", help="score the I-th of N parts; put them together with merge")
+    many.add_argument("--shard", metavar="I/N", help="score the I-th of N parts; the last writes OUT, the same for all")
     many.add_argument("--ray", metavar="ADDRESS", help="score on this Ray cluster; auto: the running one; local: start")
 
 
 def run(options: argparse.Namespace) -> None:
     from navsim_adapter.foundation.progress import Progress
-    from navsim_adapter.scoring.means import mean_lines
-    from navsim_adapter.scoring.result import check_layout, check_replacing, report, require_scores, write_result
+    from navsim_adapter.foundation.shard import Shard
+    from navsim_adapter.scoring.result import check_layout, check_replacing, identity, is_written
     from navsim_adapter.scoring.rows import check_traffic
     from navsim_adapter.scoring.scorer import family_of
     from navsim_adapter.scoring.units import Parts
@@ -62,22 +63,43 @@ def run(options: argparse.Namespace) -> None:
     traffic: Traffic = options.traffic or ("idm" if options.two_stage else "log-replay")
     check_traffic(family_of(metric), traffic)
     score = _map(options)
+    shard = Shard.parse(options.shard) if options.shard else None
     job = _job(options, metric, traffic)
     inputs = (options.trajectories, options.second_stage_trajectories, job.facts.source.get("mapping"))
     check_layout(options.out, options.format, job.labels["name"], job.facts, inputs)
-    parts = Parts(options.out, job.facts.inputs)
-    with parts.held():
-        check_replacing(options.out, options.format, job.labels["name"], job.facts, lambda: parts.holds(job.units))
-        with Progress("entries" if options.two_stage else "logs") as progress:
-            result = job.run(parts, score, progress.show)
-        files = write_result(options.out, result, options.format)
+    parts, of_units = Parts(options.out, identity(job.facts)), "entries" if options.two_stage else "logs"
+    if shard and is_written(options.out, options.format, job.facts):
+        return print(f"shard {shard}: {options.out} is already complete")
+    with parts.held(shard):
+        check_replacing(
+            options.out, options.format, job.labels["name"], job.facts, lambda: bool(job.units) and not job.left(parts)
+        )
+        with Progress(of_units) as progress:
+            found = job.run(parts, score, progress.show, shard)
+        if not shard:
+            return _write(options, job, parts, found)
+    left = job.left(parts)
+    if left and not is_written(options.out, options.format, job.facts):
+        return print(f"shard {shard}: done; {left} of {len(job.units)} {of_units} are still with the others")
+    with parts.held(wait=True):
+        if not is_written(options.out, options.format, job.facts):  # another shard may have put them together
+            return _write(options, job, parts, parts.all_of(job.units))
         parts.clear()
+        print(f"shard {shard}: done; another one has written {options.out}")
+
+
+def _write(options: argparse.Namespace, job: Job, parts: Parts, found: Sequence[Part]) -> None:
+    """The result, on disk and on the terminal."""
+    from navsim_adapter.scoring.means import mean_lines
+    from navsim_adapter.scoring.result import report, require_scores, write_result
+
+    result = job.result(found)
+    files = write_result(options.out, result, options.format)
+    parts.clear()
     for line in (*job.remarks, *report(result)):
         print(line, file=sys.stderr)
-    scored, rows = int(result.table.is_scored.sum()), len(result.table)
-    shard = f" of shard {options.shard}" if options.shard else ""
-    how = f"{result.facts.metric}, {traffic}"
-    print(f"{scored} of {rows} trajectories{shard} scored with {family_of(metric)} in {files[0]} ({how})")
+    scored, rows, facts = int(result.table.is_scored.sum()), len(result.table), result.facts
+    print(f"{scored} of {rows} trajectories scored with {facts.family} in {files[0]} ({facts.metric}, {facts.traffic})")
     print("\n".join(mean_lines(result)))
     require_scores(files[0], result)
 
@@ -119,16 +141,14 @@ def _map(options: argparse.Namespace) -> Map:
 
 def _job(options: argparse.Namespace, metric: str, traffic: Traffic) -> Job:
     from navsim_adapter.commands.options import root_of
-    from navsim_adapter.foundation.shard import Shard
     from navsim_adapter.scoring.job import SecondStage, one_stage, source_of, two_stage
 
-    shard = Shard.parse(options.shard) if options.shard else None
     if not options.two_stage:
         source = source_of(options.cache, lambda: root_of(options), options.split)
-        return one_stage(options.trajectories, source, metric, traffic, shard, options.threads)
+        return one_stage(options.trajectories, source, metric, traffic, options.threads)
     needs_maps = not options.second_stage_cache
     source = source_of(options.cache, lambda: root_of(options), options.split, needs_maps)
     second = SecondStage(
         options.two_stage, options.second_stage_trajectories, options.mapping, options.second_stage_cache
     )
-    return two_stage(options.trajectories, source, second, traffic, shard, options.workers, metric)
+    return two_stage(options.trajectories, source, second, traffic, options.workers, metric)

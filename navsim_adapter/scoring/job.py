@@ -74,7 +74,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """labels: column name -> texts of the whole table.  columns: names of the figures.  units: those of the shard.
+    """labels: column name -> texts of the table.  columns: names of the figures.  units: what is scored, in order.
 
     prepare: makes units ready that no earlier run has finished.  remarks: what was left out, for the user.
     """
@@ -87,27 +87,35 @@ class Job:
     prepare: Callable[[Sequence[Unit]], Sequence[Unit]] = list
     remarks: Sequence[str] = ()
 
-    def run(self, parts: Parts, score: Map, progress: Callable[[int, int], None]) -> Result:
-        """Score what no earlier run has finished and put the parts together.
-
-        Raises InputError, unless this is a shard, if tokens are no scene of the source.
-        """
+    def run(
+        self, parts: Parts, score: Map, progress: Callable[[int, int], None], shard: Shard | None = None
+    ) -> list[Part]:
+        """Score what no earlier run has finished, of the shard's units; returns all parts that there are now."""
+        mine = shard.take(self.units) if shard else self.units
         known = {unit.name: parts.known(unit) for unit in self.units}
         found = [part for part in known.values() if part is not None]
-        todo = self.prepare([unit for unit in self.units if known[unit.name] is None])
+        todo = self.prepare([unit for unit in mine if known[unit.name] is None])
         covered = sum(len(part.rows) for part in found)
         if covered < self.facts.total and todo:
             with closing(score(todo)) as scored:
-                for unit, part in scored:
+                for done, (unit, part) in enumerate(scored, len(mine) - len(todo) + 1):
                     parts.keep(unit, part)
                     found.append(part)
-                    progress(len(found), len(self.units))
+                    progress(done, len(mine))
                     covered += len(part.rows)
                     if covered >= self.facts.total:
                         break  # no other log has more
-        return self._together(found)
+        return found
 
-    def _together(self, parts: Sequence[Part]) -> Result:
+    def left(self, parts: Parts) -> int:
+        """How many units are still to be scored before the table is whole."""
+        found = parts.all_of(self.units)
+        if sum(len(part.rows) for part in found) >= self.facts.total:
+            return 0
+        return len(self.units) - len(found)
+
+    def result(self, parts: Sequence[Part]) -> Result:
+        """The parts put together; raises InputError if tokens are no scene of the source, or of two logs."""
         rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
         figures = np.concatenate([np.empty((0, len(self.columns))), *(part.figures for part in parts)])
         order = np.argsort(rows, kind="stable")
@@ -115,11 +123,8 @@ class Job:
         twice = rows[1:][rows[1:] == rows[:-1]]
         if len(twice):
             raise InputError(f"token {self.labels['token'][twice[0]]}: occurs in two logs; remove one of them")
-        is_shard = self.facts.shard is not None
-        if not is_shard:
-            self._check_complete(rows)
-        labels = {name: [texts[row] for row in rows] for name, texts in self.labels.items()}
-        table = ScoreTable(labels, self.columns, figures, rows if is_shard else None)
+        self._check_complete(rows)
+        table = ScoreTable(self.labels, self.columns, figures)
         reasons = {row: reason for part in parts for row, reason in sorted(part.reasons.items())}
         return Result(self.facts, table, reasons)
 
@@ -139,21 +144,15 @@ def unknown_tokens(table: Any, unknown: Sequence[str], count: int, source: Sourc
     )
 
 
-def one_stage(
-    table_path: str, source: Source, metric: str, traffic: Traffic, shard: Shard | None = None, threads: int = 1
-) -> Job:
+def one_stage(table_path: str, source: Source, metric: str, traffic: Traffic, threads: int = 1) -> Job:
     """Every row of a trajectory table, a log a unit. metric: a short name or a basis, as `Scorer` takes it."""
     table = read_trajectories(table_path, any_numbers=True)
     described = {**source.describe(), **_described_table(table_path, table)}
     units: list[Unit] = list(_log_units(table_path, table, source, metric, traffic, threads))
     basis = basis_of(metric)
-    facts = Facts(
-        basis, traffic, described, _inputs(basis, traffic, described, source.stamp()), len(table),
-        shard=str(shard) if shard else None,
-    )  # fmt: skip
+    facts = Facts(basis, traffic, described, _inputs(basis, traffic, described, source.stamp()), len(table))
     labels = {"token": table.tokens, "name": table.names}
-    taken = shard.take(units) if shard else units
-    return Job(facts, source, labels, columns_of(metric), taken, remarks=_short(table_path, table))
+    return Job(facts, source, labels, columns_of(metric), units, remarks=_short(table_path, table))
 
 
 def _short(path: str, table: Trajectories) -> list[str]:
@@ -222,7 +221,6 @@ def two_stage(
     source: Source,
     second: SecondStage,
     traffic: Traffic,
-    shard: Shard | None = None,
     workers: int = 1,
     metric: str = "epdms",
 ) -> Job:
@@ -248,8 +246,6 @@ def two_stage(
     if len(numbered) < len(entries):
         remarks.append(f"no trajectories for {len(entries) - len(numbered)} of the mapping's {len(entries)} entries")
     inputs = file_stamps(_two_stage_files(source, second))
-    if shard:
-        numbered = shard.take(numbered)
     units = [
         EntryUnit(
             f"entry-{place:05d}", entry, {}, {}, {token: plans[token] for token in entry.tokens if token in plans},
@@ -260,7 +256,7 @@ def two_stage(
     facts = Facts(
         basis_of(metric), traffic, described, _inputs(basis_of(metric), traffic, described, stamps),
         len(labels["token"]),
-        dict(numbered), str(shard) if shard else None,
+        tuple(entry for _, entry in numbered),
     )  # fmt: skip
 
     def prepare(todo: Sequence[Unit]) -> Sequence[Unit]:

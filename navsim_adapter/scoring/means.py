@@ -27,9 +27,8 @@ SHORT = {
 
 def mean_lines(result: Result) -> list[str]:
     """A small table: each planner's mean score and sub-scores over its scored rows; in two stages, a row each stage and
-    their product. Under EPDMS also the score with the human filter off, and how often that filter hid a failure.
-    A shard has none: its rows are a part of a planner's."""
-    if result.facts.shard is not None or not result.table.is_scored.any():
+    their product. Under EPDMS also the score with the human filter off, and how often that filter hid a failure."""
+    if not result.table.is_scored.any():
         return []
     rows = _one_stage(result) if result.facts.entries is None else _two_stages(result)
     off = ["filter off"] if SCORE_UNFILTERED in result.table.columns else []

@@ -19,7 +19,7 @@ from navsim_adapter.foundation.option_checks import spare_inputs
 from navsim_adapter.scoring.official_table import official_paths, write_official
 from navsim_adapter.scoring.scorer import SCORE_UNFILTERED, UNFILTERED, family_of
 from navsim_adapter.scoring.table import ScoreTable, write_table
-from navsim_adapter.scoring.two_stage import Entry, Pair
+from navsim_adapter.scoring.two_stage import Entry
 from navsim_adapter.scoring.two_stage_table import Summary, summarise, write_summaries
 
 Layout = Literal["rows", "official"]
@@ -32,8 +32,8 @@ class Facts:
     """What a run scored and how.
 
     metric: the basis, e.g. "epdms-v2.2".  source: where scenes and trajectories came from, as JSON.
-    inputs: a hash that is the same for runs of the same inputs.  total: rows of the whole table.
-    entries: place in the mapping -> entry, of a two-stage run.  shard: "i/n" or None.
+    inputs: a hash that is the same for runs of the same inputs.  total: rows of the table.
+    entries: of a two-stage run's mapping, those that have trajectories.
     """
 
     metric: str
@@ -41,8 +41,7 @@ class Facts:
     source: Mapping[str, Any]
     inputs: str
     total: int
-    entries: Mapping[int, Entry] | None = None
-    shard: str | None = None
+    entries: Sequence[Entry] | None = None
 
     @property
     def family(self) -> str:
@@ -58,10 +57,8 @@ class Result:
     reasons: Mapping[int, str] = field(default_factory=dict)
 
     def summaries(self) -> list[Summary] | None:
-        """Of a whole two-stage run."""
-        if self.facts.entries is None or self.facts.shard is not None:
-            return None
-        return summarise([entry for _, entry in sorted(self.facts.entries.items())], self.table)
+        """Of a two-stage run."""
+        return None if self.facts.entries is None else summarise(self.facts.entries, self.table)
 
     def overwritten(self) -> dict[str, dict[str, int]]:
         """Planner -> sub-score -> in how many rows the human filter wrote 1 over something less; empty for PDMS."""
@@ -110,8 +107,6 @@ def check_layout(
     """
     if Path(out).is_dir():
         raise InputError(f"{out}: is a folder; name a file for --out")
-    if layout == "official" and facts.shard is not None:
-        raise InputError("--format official: needs all rows; write shards as rows and give it to navsim-adapter merge")
     outputs = _outputs(out, layout, names, facts)
     if len(set(outputs)) < len(outputs):
         raise InputError(
@@ -124,7 +119,7 @@ def check_layout(
 def _outputs(out: str | Path, layout: Layout, names: Sequence[str], facts: Facts) -> list[Path]:
     """The tables, most important first, and a two-stage run's summary."""
     tables = official_paths(Path(out), list(dict.fromkeys(names))) if layout == "official" else [Path(out)]
-    return tables + ([summary_path(out)] if facts.entries is not None and facts.shard is None else [])
+    return tables + ([summary_path(out)] if facts.entries is not None else [])
 
 
 def check_replacing(
@@ -135,7 +130,7 @@ def check_replacing(
     The same inputs write the same result once more. Of a table without its JSON nobody knows what made it.
     is_resumed: says whether this run was killed while it wrote its result.
     """
-    wanted, recorded = {**_identity(facts), "format": layout, "version": __version__}, _recorded(out)
+    wanted, recorded = _wanted(facts, layout), _recorded(out)
     found = {key: recorded.get(key) for key in wanted}
     for path in (Path(out).with_name(name) for name in recorded.get("files", ())):
         if path.exists() and found != wanted:
@@ -147,6 +142,20 @@ def check_replacing(
             raise InputError(
                 f"{path}: is there, and no {sidecar(out).name} says what made it; remove it or choose another --out"
             )
+
+
+def is_written(out: str | Path, layout: Layout, facts: Facts) -> bool:
+    """Whether the finished result of these very inputs lies there."""
+    recorded, wanted = _recorded(out), _wanted(facts, layout)
+    if not recorded or {key: recorded.get(key) for key in wanted} != wanted:
+        return False
+    files = {Path(out).with_name(name): known for name, known in recorded["files"].items()}
+    return all(path.is_file() and sha256(path) == known for path, known in files.items())
+
+
+def _wanted(facts: Facts, layout: Layout) -> dict[str, Any]:
+    """What the JSON says of a result of these inputs."""
+    return {**identity(facts), "format": layout, "version": __version__}
 
 
 def _recorded(out: str | Path) -> dict[str, Any]:
@@ -174,10 +183,10 @@ def _difference(
     return differs("this table", {key: found[key] for key in named}, named)
 
 
-def _identity(facts: Facts) -> dict[str, Any]:
+def identity(facts: Facts) -> dict[str, Any]:
     """What decides the figures, as the JSON names it; trajectories count by their content, wherever they lie."""
     source = {key: value for key, value in facts.source.items() if key not in (*_PLACES, "remarks")}
-    return {"metric": facts.metric, "traffic": facts.traffic, **source, "shard": facts.shard, "inputs": facts.inputs}
+    return {"metric": facts.metric, "traffic": facts.traffic, **source, "inputs": facts.inputs}
 
 
 def write_result(out: str | Path, result: Result, layout: Layout = "rows") -> list[Path]:
@@ -195,31 +204,9 @@ def write_result(out: str | Path, result: Result, layout: Layout = "rows") -> li
     return files
 
 
-def read_result(out: str | Path) -> Result:
-    """A shard's result; raises InputError if it is unfinished, changed since, or no shard's."""
-    from navsim_adapter.scoring.table import read_table
-
-    out = Path(out)
-    if not sidecar(out).is_file():
-        raise InputError(f"{out}: {sidecar(out).name} is not beside it; the shard is unfinished, run it again")
-    content = read_json(sidecar(out))
-    try:
-        facts = _facts(content)
-        recorded = content["files"][out.name]
-        listed = {row: str(item["reason"]) for item in content["not_scored"] for row in item["rows"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise InputError(f"{sidecar(out)}: is not what navsim-adapter score --shard writes; run it again") from problem
-    if not out.is_file() or sha256(out) != recorded:
-        raise InputError(f"{out}: missing or changed since it was written; score this shard again")
-    table = read_table(out)
-    if facts.shard is None or table.rows is None:
-        raise InputError(f"{out}: is a whole table, not a shard; only files of --shard are merged")
-    return Result(facts, table, listed)
-
-
 def require_scores(out: str | Path, result: Result) -> None:
-    """Raises InputError for a written result in which nothing has a score. A shard may well have none."""
-    if result.facts.shard is None and not result.table.is_scored.any():
+    """Raises InputError for a written result in which nothing has a score."""
+    if not result.table.is_scored.any():
         raise InputError(f"{out}: written, but none of its {len(result.table)} rows has a score; see the reasons above")
 
 
@@ -251,7 +238,7 @@ def _describe(result: Result, layout: Layout, files: Sequence[Path]) -> dict[str
         "scenes": len(set(table.tokens)),
         "rows": len(table),
         "scored": int(table.is_scored.sum()),
-        **({SCORE_UNFILTERED: result.unfiltered_means()} if facts.shard is None else {}),
+        SCORE_UNFILTERED: result.unfiltered_means(),
         "overwritten": result.overwritten(),
         "not_scored": [{name: item[name] for name in ("reason", "names", "rows")} for item in _not_scored(result)],
         "version": __version__,
@@ -261,70 +248,25 @@ def _describe(result: Result, layout: Layout, files: Sequence[Path]) -> dict[str
     summaries = result.summaries()
     if summaries is not None:
         content["summary_entries"] = {summary.name: summary.entries for summary in summaries}
-    if facts.shard is not None:
-        content |= {"shard": facts.shard, "total_rows": facts.total}
-        if facts.entries is not None:
-            content["entries"] = [[place, *_listed(entry)] for place, entry in sorted(facts.entries.items())]
     return content
-
-
-_OWN = (
-    "metric",
-    "traffic",
-    "human_filter",
-    "stages",
-    "format",
-    "scenes",
-    "rows",
-    "scored",
-    SCORE_UNFILTERED,
-    "overwritten",
-    "not_scored",
-    "version",
-    "summary_entries",
-)
-_OF_SHARD = ("inputs", "files", "shard", "total_rows", "entries")
-
-
-def _facts(content: Mapping[str, Any]) -> Facts:
-    entries = content.get("entries")
-    return Facts(
-        metric=str(content["metric"]),
-        traffic=str(content["traffic"]),
-        source={name: value for name, value in content.items() if name not in (*_OWN, *_OF_SHARD)},
-        inputs=str(content["inputs"]),
-        total=int(content.get("total_rows", content["rows"])),
-        entries=None if entries is None else {int(place): _entry(*rest) for place, *rest in entries},
-        shard=content.get("shard"),
-    )
-
-
-def _listed(entry: Entry) -> list[Any]:
-    return [entry.first.now, entry.first.previous, [[pair.now, pair.previous] for pair in entry.second]]
-
-
-def _entry(now: str, previous: str, pairs: Sequence[Sequence[str]]) -> Entry:
-    return Entry(Pair(now, previous), tuple(Pair(*pair) for pair in pairs))
 
 
 def _not_scored(result: Result) -> list[dict[str, Any]]:
     """Rows without a score by reason, in the order of their first row."""
     table = result.table
-    places = np.arange(len(table)) if table.rows is None else table.rows
-    row_of = {int(place): row for row, place in enumerate(places)}
     groups: dict[str, list[int]] = {}
-    for place, reason in sorted(result.reasons.items()):
-        groups.setdefault(" ".join(reason.split()), []).append(place)
+    for row, reason in sorted(result.reasons.items()):
+        groups.setdefault(" ".join(reason.split()), []).append(row)
     of_scene: dict[str, int] = {}
     for token in table.tokens:
         of_scene[token] = of_scene.get(token, 0) + 1
     items = []
     for reason, rows in groups.items():
-        tokens = {table.tokens[row_of[row]] for row in rows}
+        tokens = {table.tokens[row] for row in rows}
         items.append(
             {
                 "reason": reason,
-                "names": list(dict.fromkeys(table.names[row_of[row]] for row in rows)),
+                "names": list(dict.fromkeys(table.names[row] for row in rows)),
                 "rows": rows,
                 "all_of_scene": sum(of_scene[token] for token in tokens) == len(rows),
             }

@@ -2,7 +2,8 @@
 
 Two-frame comfort compares scenes of one log, and an entry's weights know that entry only, so units can be scored in any
 order, anywhere. A finished unit is a small file beside the result until the result is there; a run that was killed
-takes those up. A file says of which inputs it was made and is not used for others. One run at a time writes a result.
+takes those up, and shards share them. A file says of which inputs it was made and is not used for others. One run at a
+time, or the shards of one, writes a result.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import numpy as np
 from navsim_adapter.cache.folder import build_scenes
 from navsim_adapter.cache.store import open_cache
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.foundation.files import LOCK, atomic_path, file_stamps, only_writer, sweep
+from navsim_adapter.foundation.files import LOCK, STARTED, atomic_path, file_stamps, making, sweep
 from navsim_adapter.foundation.parallel import in_processes
+from navsim_adapter.foundation.shard import Shard
 from navsim_adapter.metric import engine
 from navsim_adapter.nuplan.maps import map_files
 from navsim_adapter.nuplan.objects import FUTURE_FRAMES
@@ -230,13 +232,15 @@ def score_unit(unit: Unit) -> Part:
 class Parts:
     """Finished units of a run in the folder `<out>.parts`, until `clear`.
 
-    inputs: names everything that the figures of the whole run depend on.
+    made_by: what decides the figures; its `inputs` is a hash of all of it.
     """
 
-    def __init__(self, out: str | Path, inputs: str):
+    def __init__(self, out: str | Path, made_by: Mapping[str, Any]):
         out = Path(out)
         self.folder = out.with_name(out.name + ".parts")
-        self._inputs = inputs
+        self._inputs = made_by["inputs"]
+        named = {key: value for key, value in made_by.items() if key != "inputs"}  # a hash tells nobody what differs
+        self._made_by = {"command": "navsim-adapter score", **named}
 
     def known(self, unit: Unit) -> Part | None:
         """The unit's part if an earlier run of the same inputs finished it."""
@@ -249,18 +253,21 @@ class Parts:
         except Exception:  # absent, torn, of another layout: score it again
             return None
 
-    def holds(self, units: Sequence[Unit]) -> bool:
-        """Whether every unit is finished: then a run of these inputs was killed while it wrote its result."""
-        return bool(units) and all(self.known(unit) is not None for unit in units)
+    def all_of(self, units: Sequence[Unit]) -> list[Part]:
+        """The parts of those units that are finished."""
+        return [part for unit in units if (part := self.known(unit)) is not None]
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other runs from writing the same result; raises InputError while one does."""
-        with only_writer(self.folder):
+    def held(self, shard: Shard | None = None, wait: bool = False) -> Iterator[None]:
+        """Keep other runs from writing the same result, but not other shards of the same one.
+
+        wait: for other runs to end; else they are an InputError, as are parts of other inputs.
+        """
+        with making(self.folder, self._made_by, shard=str(shard) if shard else None, wait=wait):
             try:
                 yield
             finally:
-                if not any(self.folder.glob("*.npz")):
+                if shard is None and not any(self.folder.glob("*.npz")):
                     self._remove()
 
     def keep(self, unit: Unit, part: Part) -> None:
@@ -276,13 +283,13 @@ class Parts:
 
     def clear(self) -> None:
         """Remove what was kept, once the result is there."""
-        for path in self.folder.glob("*.npz"):
-            path.unlink(missing_ok=True)
+        self._remove()
         sweep(self.folder.parent.glob(f".{self.folder.name.removesuffix('.parts')}.*.part"))
 
     def _remove(self) -> None:
         sweep(self.folder.glob(".*.part"))
-        (self.folder / LOCK).unlink(missing_ok=True)
+        for path in (*self.folder.glob("*.npz"), self.folder / STARTED, *self.folder.glob(f"{LOCK}*")):
+            path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 

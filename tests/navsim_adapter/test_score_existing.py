@@ -1,4 +1,4 @@
-"""`navsim-adapter score` and `merge`: a result that is there already is never replaced by another."""
+"""`navsim-adapter score`: a result that is there already is never replaced by another."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ def others(data: Path, tmp_path: Path) -> dict[str, tuple[list[Any], str]]:
         "table": ([*plain[:-1], other], "trajectories: this table was made with"),
         "metric": ([*plain, "--metric", "epdms"], "metric: this table was made with 'pdms-v1.1', now 'epdms-v2.2'"),
         "cache": (cached, "cache: this table was made with None"),
-        "shard": ([*plain, "--shard", "2/3"], "shard: this table was made with None, now '2/3'"),
         "layout": ([*plain, "--format", "official"], "format: this table was made with 'rows', now 'official'"),
     }
 
@@ -58,21 +57,15 @@ def test_a_finished_table_is_not_replaced_by_another(
     assert run(*changes["metric"][0], "--out", out) == 0
 
 
-def test_two_shards_do_not_share_a_table(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "s.csv"
-    assert score(data, out, "--shard", "1/3") == 0
-    before = out.read_bytes()
-    assert score(data, out, "--shard", "2/3") == 2
-    assert "shard: this table was made with '1/3', now '2/3'" in capsys.readouterr().err
-    with units.Parts(tmp_path / "t.csv", "").held(), ProcessPoolExecutor(1, get_context("spawn")) as pool:
+def test_two_runs_do_not_write_one_table(data: Path, tmp_path: Path) -> None:
+    with units.Parts(tmp_path / "t.csv", {"inputs": ""}).held(), ProcessPoolExecutor(1, get_context("spawn")) as pool:
         argv = ("--data", data, "--split", "mini", "--trajectories", data / "t.npz", "--out", tmp_path / "t.csv")
         assert pool.submit(run, "score", *argv).result() == 2
-    assert out.read_bytes() == before
     assert not (tmp_path / "t.csv").exists()
     assert not (tmp_path / "t.csv.parts").exists()
 
 
-@pytest.mark.parametrize("command", ["score", "merge", "baseline"])
+@pytest.mark.parametrize("command", ["score", "baseline"])
 def test_a_file_of_nobody_knows_what_is_not_replaced(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -80,9 +73,6 @@ def test_a_file_of_nobody_knows_what_is_not_replaced(
     out.write_text("precious")
     if command == "score":
         line: list[Any] = ["score", "--data", data, "--split", "mini", "--trajectories", data / "t.npz", "--out", out]
-    elif command == "merge":
-        assert score(data, tmp_path / "1.csv", "--shard", "1/1") == 0
-        line = ["merge", out, tmp_path / "1.csv"]
     else:
         assert run("cache", "--data", data, "--split", "mini", "--out", tmp_path / "c", "--workers", 1) == 0
         line = ["baseline", "stopped", "--cache", tmp_path / "c", "--out", out]

@@ -68,7 +68,11 @@ def test_a_killed_run_goes_on_where_it_was(
 
 
 def test_parts_of_other_inputs_are_not_taken_up(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored_logs: list[str]
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scored_logs: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(units.Parts, "clear", lambda self: None)
     out = tmp_path / "s.csv"
@@ -76,8 +80,9 @@ def test_parts_of_other_inputs_are_not_taken_up(
     assert score(data, out) == 0
     assert scored_logs == list(LOGS)
     out.unlink()
-    assert score(data, out, "--metric", "epdms") == 0
-    assert scored_logs == [*LOGS, *LOGS]
+    assert score(data, out, "--metric", "epdms") == 2
+    assert scored_logs == list(LOGS)
+    assert "s.csv.parts: metric: this folder was made with 'pdms-v1.1'" in capsys.readouterr().err
 
 
 def test_parts_of_changed_logs_or_maps_are_not_taken_up(

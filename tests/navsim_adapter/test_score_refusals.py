@@ -117,7 +117,6 @@ TWO_STAGES = ["--two-stage", "f", "--second-stage-trajectories", "t"]
         (["--workers", "0"], "--workers: must be at least 1, got 0"),
         (["--shard", "4/3"], "--shard: must be i/n with 1 <= i <= n"),
         (["--shard", "one"], "--shard: must be i/n"),
-        (["--shard", "1/3", "--format", "official"], "--format official: needs all rows"),
         (["--split", "minni"], "no such split (did you mean 'mini'?)"),
         (["--cache", "c"], "--split: the cache holds the scenes; leave --split or --cache out"),
         ([*TWO_STAGES, "--threads", "2"], "--threads: has no effect in two stages; use --workers"),

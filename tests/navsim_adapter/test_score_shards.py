@@ -1,21 +1,15 @@
-"""`navsim-adapter merge`: shards of a score run are the whole, bit for bit."""
+"""`navsim-adapter score --shard`: shards share one OUT, and the last writes what one run would have written."""
 
 from __future__ import annotations
 
-import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.navsim_adapter.score_world import (
-    TOKENS,
-    facts_of,
-    rows_of,
-    run,
-    score,
-    write_table,
-    write_world,
-)
+from navsim_adapter.scoring.units import LogUnit
+from tests.navsim_adapter.score_world import TOKENS, run, score, write_table, write_world
 
 
 @pytest.fixture(scope="module")
@@ -23,75 +17,93 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"))
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 @pytest.mark.parametrize(
-    "arguments", [("--metric", "pdms"), ("--metric", "epdms"), ("--metric", "epdms", "--traffic", "idm")]
+    "arguments",
+    [
+        ("--metric", "pdms"),
+        ("--metric", "epdms"),
+        ("--metric", "epdms", "--traffic", "idm"),
+        ("--metric", "epdms", "--format", "official"),
+    ],
 )
-def test_merged_shards_are_the_whole_bit_for_bit(data: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    (tmp_path / "whole").mkdir()
-    whole, merged = tmp_path / "whole" / "s.csv", tmp_path / "s.csv"
-    assert score(data, whole, *arguments) == 0
-    shards = [tmp_path / f"part{index}.csv" for index in (1, 2)]
-    for index, path in enumerate(shards, 1):
-        assert score(data, path, *arguments, "--shard", f"{index}/2") == 0
-    logs = [{row["token"][0] for row in rows_of(path)} for path in shards]
-    assert logs == [{"0", "2"}, {"1"}]  # whole logs, so that neighbouring frames stay together
-    assert run("merge", merged, shards[1], shards[0]) == 0
-    assert merged.read_bytes() == whole.read_bytes()
-    assert Path(f"{merged}.json").read_bytes() == Path(f"{whole}.json").read_bytes()
+def test_the_last_shard_writes_the_whole_bit_for_bit(data: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    whole.mkdir()
+    shared.mkdir()
+    assert score(data, whole / "s.csv", *arguments) == 0
+    for index in (2, 1):
+        assert not names(shared) or names(shared) == ["s.csv.parts"]
+        assert score(data, shared / "s.csv", *arguments, "--shard", f"{index}/2") == 0
+    assert names(shared) == names(whole)
+    for name in names(whole):
+        assert (shared / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_shards_that_do_not_belong_together_are_refused(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_each_log_is_scored_once_whoever_comes_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two, other, whole = (tmp_path / f"{name}.csv" for name in ("one", "two", "other", "whole"))
-    for path, more in ((one, ["1/2"]), (two, ["2/2"]), (other, ["2/2", "--metric", "epdms"])):
-        assert score(data, path, "--shard", *more) == 0
-    assert score(data, whole) == 0
+    scored: list[str] = []
+    original = LogUnit.score
 
-    def refused(*paths: Path) -> str:
-        capsys.readouterr()
-        assert run("merge", tmp_path / "out.csv", *paths) == 2
-        assert not (tmp_path / "out.csv").exists()
-        return capsys.readouterr().err
+    def noted(unit: LogUnit) -> Any:
+        scored.append(unit.name)
+        return original(unit)
 
-    assert "shards 2 of 2 are not given" in refused(one)
-    assert "is shard 1/2, and so is" in refused(one, _copy(one, tmp_path / "again.csv"))
-    assert "was made of other inputs" in refused(one, other)
-    assert "is a whole table, not a shard" in refused(whole)
-    two.write_text(two.read_text().replace("1.0", "0.5", 1))
-    assert "missing or changed since it was written" in refused(one, two)
-    Path(f"{two}.json").unlink()
-    assert "the shard is unfinished, run it again" in refused(one, two)
+    monkeypatch.setattr(LogUnit, "score", noted)
+    out = tmp_path / "s.csv"
+    assert score(data, out, "--shard", "1/2") == 0
+    assert "shard 1/2: done; 1 of 3 logs are still with the others" in capsys.readouterr().out
+    assert score(data, out, "--shard", "1/2") == 0  # a job that was put into the queue again
+    assert scored == ["log-0", "log-2"]  # whole logs, so that neighbouring frames stay together
+    assert score(data, out) == 0  # a run without a shard makes what is left
+    assert scored == ["log-0", "log-2", "log-1"]
+    before = out.read_bytes()
+    assert score(data, out, "--shard", "2/2") == 0
+    assert f"shard 2/2: {out} is already complete" in capsys.readouterr().out
+    assert scored == ["log-0", "log-2", "log-1"]
+    assert out.read_bytes() == before
+    assert names(tmp_path) == ["s.csv", "s.csv.json"]
 
 
-def _copy(path: Path, other: Path) -> Path:
-    other.write_bytes(path.read_bytes())
-    facts = facts_of(path)
-    facts["files"] = {other.name: facts["files"][path.name]}
-    Path(f"{other}.json").write_text(json.dumps(facts))
-    return other
+def test_shards_that_end_at_once_leave_one_whole_result(data: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda i: score(data, tmp_path / "s.csv", "--shard", f"{i}/3"), (1, 2, 3))) == [0, 0, 0]
+    assert names(tmp_path) == ["s.csv", "s.csv.json"]
+
+
+def test_a_shard_of_another_run_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, poses = tmp_path / "s.csv", write_table(tmp_path / "other.npz", TOKENS[:3])
+    assert score(data, out, "--shard", "1/2") == 0
+    before = names(tmp_path / "s.csv.parts")
+    assert score(data, out, "--shard", "2/2", "--metric", "epdms") == 2
+    assert "s.csv.parts: metric: this folder was made with 'pdms-v1.1', now 'epdms-v2.2'" in capsys.readouterr().err
+    assert score(data, out, "--shard", "2/2", table=poses) == 2
+    assert "s.csv.parts: trajectories" in capsys.readouterr().err
+    assert names(tmp_path / "s.csv.parts") == before
+    assert not out.exists()
 
 
 def test_an_input_is_never_the_output(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table, shards = write_table(tmp_path / "t.npz"), [tmp_path / f"{index}.csv" for index in (1, 2)]
+    table = write_table(tmp_path / "t.npz")
     before = table.read_bytes()
     assert score(data, f"{tmp_path}/../{tmp_path.name}/t.npz", table=table) == 2
     assert "is an input of this command and would be overwritten" in capsys.readouterr().err
     assert table.read_bytes() == before
-    for index, path in enumerate(shards, 1):
-        assert score(data, path, "--shard", f"{index}/2") == 0
-    before = shards[0].read_bytes()
-    assert run("merge", shards[0], *shards) == 2
-    assert f"{shards[0]}: is an input of this command" in capsys.readouterr().err
-    assert shards[0].read_bytes() == before
 
 
-def test_a_token_in_no_shard_is_found_when_merging(
+def test_a_token_of_no_shard_is_found_by_the_last(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = write_table(tmp_path / "t.npz", [*TOKENS, "f" * 16])
-    shards = [tmp_path / f"{index}.csv" for index in (1, 2)]
-    for index, path in enumerate(shards, 1):
-        assert score(data, path, "--shard", f"{index}/2", table=table) == 0
-    assert run("merge", tmp_path / "s.csv", *shards) == 2
-    assert "4 of 28 rows are in no shard (first: row 6 of the trajectories)" in capsys.readouterr().err
+    assert score(data, tmp_path / "s.csv", "--shard", "1/2", table=table) == 0
+    assert score(data, tmp_path / "s.csv", "--shard", "2/2", table=table) == 2
+    assert "1 of 7 tokens are no scene of split mini (first: ffffffffffffffff)" in capsys.readouterr().err
+
+
+def test_the_command_of_before_names_the_way_of_today(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("merge", "s.csv", "a.csv", "b.csv") == 2
+    assert "navsim-adapter merge: is no command any more" in capsys.readouterr().err
