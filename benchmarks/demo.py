@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 from dipole_vla.evaluation.choice import choose, fairest
 from dipole_vla.evaluation.settings import MEAN, REFERENCE, Setting
-from dipole_vla.evaluation.statistics import LogIntervals
 from dipole_vla.evaluation.subsets import best_of
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json
+from navsim_adapter.foundation.statistics import LogIntervals
 
 HUMAN = Setting("human", start_scale=None)
 Choice = tuple[Setting, Setting]  # of the pair, of the reference

@@ -3,7 +3,7 @@
     python benchmarks/interval_coverage.py [--trials 2000] [--seed 2026]
 
 Bar: 93 to 97 % for 10 to 50 logs, at least 90 % for 3 to 9; with two logs there is no interval, which counts as
-holding the truth, since nothing is called proof. The settings of `evaluation.statistics` were chosen on other seeds.
+holding the truth, since nothing is called proof. The settings of `foundation.statistics` were chosen on other seeds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dipole_vla.evaluation.statistics import LogIntervals
+from navsim_adapter.foundation.statistics import LogIntervals
 
 LOGS = (2, 3, 4, 5, 7, 10, 20, 50)
 CORRELATIONS = (0.0, 0.3, 0.9)  # of scenes of one log

@@ -28,8 +28,8 @@ import pandas as pd
 
 from dipole_vla.cli import main as dipole_vla
 from dipole_vla.demo import shipped_recipes
-from dipole_vla.evaluation.statistics import TOO_FEW, LogIntervals, verdict
 from navsim_adapter.foundation.files import write_json
+from navsim_adapter.foundation.statistics import TOO_FEW, LogIntervals, verdict
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import pandas as pd
 
 from dipole_vla.cli import main as dipole_vla
 from dipole_vla.demo import shipped_recipes
-from dipole_vla.evaluation.statistics import TOO_FEW, LogIntervals
 from dipole_vla.objective import RULES
 from navsim_adapter.foundation.files import write_json
+from navsim_adapter.foundation.statistics import TOO_FEW, LogIntervals
 
 Run = tuple[str, str]
 """(rule, routing)."""

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from dipole_vla.backbones.weights import write_json
 from dipole_vla.data.pictures import began, pictures_entry
 from dipole_vla.data.tables import SceneTable
-from dipole_vla.evaluation.statistics import TOO_FEW
 from dipole_vla.export.distil import Distillation, distil
 from dipole_vla.export.peft import write_peft
 from dipole_vla.export.program import FILES, check_packages, write_loop
@@ -21,6 +20,7 @@ from dipole_vla.scoring import Scorer, identity
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, is_made, making, stamp
 from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.foundation.statistics import TOO_FEW
 
 REPORT = "export.json"
 LOOPS = (*FILES, "torchscript")

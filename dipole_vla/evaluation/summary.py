@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from dipole_vla.evaluation.choice import choice_here
 from dipole_vla.evaluation.settings import REFERENCE, Setting, fewest_of, several_starts
-from dipole_vla.evaluation.statistics import TOO_FEW, LogIntervals, verdict
 from dipole_vla.evaluation.subsets import best_of
 from dipole_vla.scoring import OVERWRITTEN, UNFILTERED, Scorer, drive_columns, pairs_frames
+from navsim_adapter.foundation.statistics import TOO_FEW, LogIntervals, verdict
 
 PLAN_COLUMNS = ("token", "log_name", "policy", "omega", "start_scale", "guidance", "index", "q", "poses")
 HUMAN = Setting("human", start_scale=None)

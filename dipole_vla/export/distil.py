@@ -23,7 +23,6 @@ from torch import Tensor
 from dipole_vla.backbones import weights
 from dipole_vla.data.batches import batches, start_noise
 from dipole_vla.data.tables import SceneTable
-from dipole_vla.evaluation.statistics import LogIntervals
 from dipole_vla.guidance import Role, guide, guided_denoiser
 from dipole_vla.objective import per_sample_loss, rule_named
 from dipole_vla.policy import AdapterPair, Context, GuidedPolicy
@@ -33,6 +32,7 @@ from dipole_vla.scoring import Scorer
 from dipole_vla.solvers import solve
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.foundation.statistics import LogIntervals
 
 PROGRESS = "progress.safetensors"
 SAVE_EVERY = 50  # steps

@@ -17,10 +17,10 @@ import pandas as pd
 
 from dipole_vla.data.columns import VARIANT
 from dipole_vla.evaluation.settings import REFERENCE, Setting, fewest_of, several_starts
-from dipole_vla.evaluation.statistics import Interval, LogIntervals
 from dipole_vla.evaluation.summary import HUMAN
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import is_complete, read_json, verify
+from navsim_adapter.foundation.statistics import Interval, LogIntervals
 from navsim_adapter.scene_cache import SceneCache
 
 KEYS = (

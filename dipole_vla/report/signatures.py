@@ -20,10 +20,10 @@ import torch
 from dipole_vla.advantage import TOLERANCE, formed
 from dipole_vla.data.tables import rows_per_scene
 from dipole_vla.evaluation.settings import Setting
-from dipole_vla.evaluation.statistics import TOO_FEW, Interval, certain_sign
 from dipole_vla.forming import Advantage
 from dipole_vla.objective import effective_fraction, positive_weight, rule_named
 from dipole_vla.report.inputs import Evaluation
+from navsim_adapter.foundation.statistics import TOO_FEW, Interval, certain_sign
 
 Verdict = Literal["ok", "look", "not measured"]
 

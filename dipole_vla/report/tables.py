@@ -1,7 +1,7 @@
 """Numbers and sentences of the report: headline, score table, what each sub-score won and lost.
 
 Scores are shown ×100 ("points"). Differences are against the fairest reference for as many candidates, scene by scene;
-intervals respect logs (`evaluation.statistics`). Pictures are in `scenes`, curves in `charts`.
+intervals respect logs (`foundation.statistics`). Pictures are in `scenes`, curves in `charts`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from dipole_vla.evaluation.settings import MEAN, Setting, fewest_of
-from dipole_vla.evaluation.statistics import TOO_FEW, certain_sign, verdict
 from dipole_vla.evaluation.summary import HUMAN
 from dipole_vla.report.inputs import Evaluation
 from dipole_vla.report.metrics import metric_title, sub_score
+from navsim_adapter.foundation.statistics import TOO_FEW, certain_sign, verdict
 
 GRADED_STEP = 0.05  # a graded sub-score counts as changed from here on
 SAME = 1e-9

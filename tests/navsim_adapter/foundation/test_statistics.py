@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_1samp
 
-from dipole_vla.evaluation.statistics import LogIntervals, certain_sign, t_quantile, verdict
+from navsim_adapter.foundation.statistics import LogIntervals, certain_sign, t_quantile, verdict
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
