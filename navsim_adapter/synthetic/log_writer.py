@@ -20,7 +20,8 @@ from navsim_adapter.foundation.files import atomic_path
 from navsim_adapter.synthetic.cameras import CAMERAS, COLOURS, PAINTS, PICTURED, Box, Lamp, Light, picture
 from navsim_adapter.synthetic.geometry import wrap
 from navsim_adapter.synthetic.ground import Ground, lamp_places
-from navsim_adapter.synthetic.world import EgoState, Object, Recording
+from navsim_adapter.synthetic.roads import Network
+from navsim_adapter.synthetic.world import EgoState, Instant, Object, Recording
 
 Array = np.ndarray
 HISTORY, FUTURE = 4, 10  # frames of a scene; current is the last of the history
@@ -39,19 +40,25 @@ class LogInfo:
     start_us: int
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a log's pictures share. `paints`: the order in which vehicles get their colours."""
+
+    paints: Array
+    light: Light
+
+
 def write_log(
     folder: Path, pictures: Path, info: LogInfo, recording: Recording, ground: Ground, seed: list[int]
 ) -> None:
     """`folder`/<name>.pkl and `pictures`/<name>/CAM_*/*.jpg."""
-    rng = np.random.default_rng(seed)
-    frames = _frames(rng, info, recording)
-    paints = rng.permutation(len(PAINTS))
+    frames, look = draw_log(info, recording, seed)
     aside = pictures / f".{info.name}.part"
     shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(pictures / info.name, ignore_errors=True)
-    light = _light(rng)
     for index in range(HISTORY - 1, len(frames) - FUTURE):
-        for name, content in _pictures(recording, index, ground, light, paints).items():
+        shown = pictures_of(recording.frames[index], recording.setting.site.net, ground, look)
+        for name, content in shown.items():
             path = aside / Path(frames[index]["cams"][name]["data_path"]).relative_to(info.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -60,16 +67,25 @@ def write_log(
         pickle.dump(frames, file, protocol=4)
 
 
+def draw_log(info: LogInfo, recording: Recording, seed: list[int]) -> tuple[list[dict[str, Any]], Look]:
+    """The log's frame dicts, with their sensor noise, and the look of its pictures."""
+    rng = np.random.default_rng(seed)
+    frames = _frames(rng, info, recording)
+    paints = rng.permutation(len(PAINTS))
+    return frames, Look(paints, _light(rng))
+
+
 def _token(*parts: object) -> str:
     """16 hex digits, the same for the same parts."""
     return hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).hexdigest()
 
 
 def _frames(rng: np.random.Generator, info: LogInfo, recording: Recording) -> list[dict[str, Any]]:
-    tokens = [_token(info.name, "frame", i) for i in range(len(recording.ego))]
+    tokens = [_token(info.name, "frame", i) for i in range(len(recording.frames))]
     altitude = rng.uniform(5, 600)
     frames = []
-    for i, ego in enumerate(recording.ego):
+    for i, now in enumerate(recording.frames):
+        ego = now.ego
         jitter = int(np.clip(rng.normal() * 120, -290, 290))
         frame = {
             "token": tokens[i],
@@ -84,12 +100,12 @@ def _frames(rng: np.random.Generator, info: LogInfo, recording: Recording) -> li
             "vehicle_name": info.vehicle,
             **_ego(rng, ego, altitude + rng.normal() * 0.02, jitter * 1e-6),
             "lidar_path": f"{info.name}/MergedPointCloud/{_token(tokens[i], 'lidar')}.pcd",  # the devkit wants a name
-            "traffic_lights": _traffic_lights(recording, i),
+            "traffic_lights": traffic_lights(now, recording.setting.site.net),
             "driving_command": _command(recording, ego),
             "cams": _cams(info.name, tokens[i]),
             "sample_prev": tokens[i - 1] if i else None,
             "sample_next": tokens[i + 1] if i + 1 < len(tokens) else None,
-            "anns": _annotations(info.name, tokens[i], ego, recording.objects[i]),
+            "anns": annotations(info.name, tokens[i], ego, now.objects),
             "occ_gt_final_path": None,
             "flow_gt_final_path": None,
         }
@@ -135,12 +151,12 @@ def _command(recording: Recording, ego: EgoState) -> Array:
     return command
 
 
-def _traffic_lights(recording: Recording, index: int) -> list[tuple[int, bool]]:
-    states = recording.lights[index]
-    if states is None:
-        return []
-    connectors = recording.setting.site.net.connectors()
-    return [(c.id, states[c.signal] == "red") for c in connectors if c.signal is not None]
+def traffic_lights(now: Instant, net: Network) -> list[tuple[int, bool]]:
+    """(lane connector, is red) of all connectors with lights."""
+    states = now.lights
+    return (
+        [] if states is None else [(c.id, states[c.signal] == "red") for c in net.connectors() if c.signal is not None]
+    )
 
 
 def _cams(log: str, token: str) -> dict[str, dict[str, Any]]:
@@ -156,7 +172,7 @@ def _cams(log: str, token: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _annotations(log: str, token: str, ego: EgoState, objects: list[Object]) -> dict[str, Any]:
+def annotations(log: str, token: str, ego: EgoState, objects: list[Object]) -> dict[str, Any]:
     """Boxes (x, y, z, length, width, height, yaw) and velocities in the ego frame; yaw is not wrapped (metric 2.1)."""
     c, s = np.cos(ego.heading), np.sin(ego.heading)
     near = [o for o in objects if np.hypot(o.x - ego.x, o.y - ego.y) < SIGHT]
@@ -181,9 +197,9 @@ def _light(rng: np.random.Generator) -> Light:
     return Light(float(brightness), tuple((sky * brightness).tolist()), tuple((haze * brightness).tolist()))
 
 
-def _pictures(recording: Recording, index: int, ground: Ground, light: Light, paints: Array) -> dict[str, bytes]:
-    """Camera -> JPEG of one frame.  paints: the order in which vehicles get their colours in this log."""
-    ego = recording.ego[index]
+def pictures_of(now: Instant, net: Network, ground: Ground, look: Look) -> dict[str, bytes]:
+    """Camera -> JPEG, of every camera that is pictured."""
+    ego = now.ego
     c, s = np.cos(ego.heading), np.sin(ego.heading)
 
     def local(x: float, y: float) -> tuple[float, float]:
@@ -191,20 +207,21 @@ def _pictures(recording: Recording, index: int, ground: Ground, light: Light, pa
         return float(dx * c + dy * s), float(dy * c - dx * s)
 
     boxes = []
-    for o in recording.objects[index]:
+    for o in now.objects:
         if np.hypot(o.x - ego.x, o.y - ego.y) < PICTURE_SIGHT:
             heading = float(wrap(o.heading - ego.heading))
-            colour = COLOURS.get(o.name) or PAINTS[paints[o.id % len(PAINTS)]]
+            colour = COLOURS.get(o.name) or PAINTS[look.paints[o.id % len(PAINTS)]]
             is_car = o.name == "vehicle"
             rear = ((255, 24, 24) if o.braking else (110, 20, 24)) if is_car else None
             boxes.append(Box(*local(o.x, o.y), heading, o.size, colour, rear, (255, 250, 220) if is_car else None))
     lamps = []
-    states = recording.lights[index]
-    if states is not None:
-        for group, foot, direction in lamp_places(recording.setting.site.net):
+    if now.lights is not None:
+        for group, foot, direction in lamp_places(net):
             if np.cos(direction - ego.heading) > 0.3:  # seen from its own approach only
-                lamps.append(Lamp(*local(foot[0], foot[1]), states[group]))
+                lamps.append(Lamp(*local(foot[0], foot[1]), now.lights[group]))
     pose = (ego.x, ego.y, ego.heading)
     return {
-        camera.name: picture(camera, ground, pose, boxes, lamps, light) for camera in CAMERAS if camera.name in PICTURED
+        camera.name: picture(camera, ground, pose, boxes, lamps, look.light)
+        for camera in CAMERAS
+        if camera.name in PICTURED
     }

@@ -42,7 +42,7 @@ def _polygons(objects: list[Object]) -> Array:
 
 def _others_collide(recording: Recording) -> bool:
     """Whether a moving vehicle touches anything but the human in any frame."""
-    for objects in recording.objects:
+    for _, objects, _ in recording.frames:
         boxes = _polygons(objects)
         pairs = shapely.STRtree(boxes).query(boxes, predicate="intersects").T
         for a, b in pairs:
@@ -54,8 +54,7 @@ def _others_collide(recording: Recording) -> bool:
 
 def _lost(recording: Recording, current: range) -> bool:
     """Whether some scene begins (or its history lies) off the road or in contact: nobody could drive it well."""
-    for index in range(current[-1] + 1):
-        ego, objects = recording.ego[index], recording.objects[index]
+    for ego, objects, _ in recording.frames[: current[-1] + 1]:
         center = np.array([ego.x, ego.y]) + AXLE_TO_CENTER * np.array([np.cos(ego.heading), np.sin(ego.heading)])
         corners = box_corners(center, np.array(ego.heading), np.array(LENGTH), np.array(WIDTH))
         if not shapely.contains_xy(recording.setting.site.drivable, corners[:, 0], corners[:, 1]).all():

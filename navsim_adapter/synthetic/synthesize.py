@@ -22,7 +22,8 @@ from navsim_adapter.synthetic.log_writer import FUTURE, HISTORY, LogInfo, write_
 from navsim_adapter.synthetic.map_writer import write_maps
 from navsim_adapter.synthetic.places import MOST_PLACES, Place, places
 from navsim_adapter.synthetic.record import record
-from navsim_adapter.synthetic.setting import survey
+from navsim_adapter.synthetic.setting import Site, survey
+from navsim_adapter.synthetic.world import Recording
 
 VERSION = 1  # of the generator: raise it when the same seed gives something else
 DEFAULT_SCENES = {"trainval": 840, "mini": 60, "test": 96}
@@ -71,7 +72,7 @@ def synthesize(
     made_by = _arguments(seed, splits, scenes_per_log, lapses)
     if is_complete(out, made_by):
         return False
-    jobs = [job for name, scenes in splits.items() for job in _jobs(name, scenes, scenes_per_log[name])]
+    jobs = [job for name, scenes in splits.items() for job in jobs_of(name, scenes, scenes_per_log[name])]
     with making(out, made_by, passing=(SETTINGS,)) as is_open:
         if not is_open:
             return False
@@ -103,7 +104,8 @@ def _arguments(
     }
 
 
-def _jobs(split: str, scenes: int, per_log: int) -> list[Job]:
+def jobs_of(split: str, scenes: int, per_log: int) -> list[Job]:
+    """The logs of a split, by place."""
     logs = -(-scenes // per_log)
     sites = places(split, logs)
     frames = HISTORY + FUTURE + per_log - 1
@@ -114,21 +116,30 @@ def _write_place(out: Path, seed: int, lapses: float, job: Job) -> int:
     """Make the logs of one place that are not there yet; their number."""
     place, split = job.place, job.place.split
     folder, pictures = out / "navsim_logs" / split, out / "sensor_blobs" / split
-    infos = {index: _info(seed, place, index, job.frames) for index in job.logs}
+    infos = {index: info_of(seed, place, index, job.frames) for index in job.logs}
     missing = {index: info for index, info in infos.items() if not (folder / f"{info.name}.pkl").is_file()}
     if missing:
         net = place.network(seed)
         site, ground = survey(net), paint(net)
         folder.mkdir(parents=True, exist_ok=True)
         pictures.mkdir(parents=True, exist_ok=True)
-        current = range(HISTORY - 1, job.frames - FUTURE)
         for index, info in missing.items():
-            recording = record([seed, 2, place.number, index], site, job.frames, current, lapses)
-            write_log(folder, pictures, info, recording, ground, [seed, 3, place.number, index])
+            recording = record_log(seed, job, index, site, lapses)
+            write_log(folder, pictures, info, recording, ground, look_seed(seed, place, index))
     return len(job.logs)
 
 
-def _info(seed: int, place: Place, index: int, frames: int) -> LogInfo:
+def record_log(seed: int, job: Job, index: int, site: Site, lapses: float) -> Recording:
+    current = range(HISTORY - 1, job.frames - FUTURE)
+    return record([seed, 2, job.place.number, index], site, job.frames, current, lapses)
+
+
+def look_seed(seed: int, place: Place, index: int) -> list[int]:
+    """Of a log's sensor noise, weather and colours."""
+    return [seed, 3, place.number, index]
+
+
+def info_of(seed: int, place: Place, index: int, frames: int) -> LogInfo:
     """A nuPlan-like name: date, time, vehicle, first and last second."""
     rng = np.random.default_rng([seed, 4, place.number, index])
     second = (place.number * 200 + index) * 900 + int(rng.integers(0, 600))

@@ -6,8 +6,8 @@ the human is a kinematic bicycle steered by `driver`. `record` decides which wor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,15 +49,25 @@ class EgoState:
     s: float  # along the undisturbed route
 
 
+class Instant(NamedTuple):
+    """All there is at one time. `lights`: the signal states of groups 0 and 1, None without lights."""
+
+    ego: EgoState
+    objects: list[Object]
+    lights: tuple[str, str] | None
+
+
 @dataclass(frozen=True)
 class Recording:
-    """Frames half a second apart. `red`: per frame the signal states of groups 0 and 1, None without lights."""
+    """Frames half a second apart."""
 
     setting: Setting
     driver: Driver
-    ego: list[EgoState]
-    objects: list[list[Object]]
-    lights: list[tuple[str, str] | None]
+    frames: list[Instant]
+
+    def again(self) -> World:
+        """The same world before its first step."""
+        return World(self.setting, replace(self.driver, steering=0.0, acceleration=0.0))
 
 
 class World:
@@ -85,21 +95,23 @@ class World:
         self.s_rear = setting.s - AXLE_TO_CENTER
 
     def run(self, frames: int) -> Recording:
-        ego, objects, lights = [], [], []
+        found = []
         first = round(WARM / DT)
         for step in range(first + 5 * (frames - 1) + 1):
             if step >= first and (step - first) % 5 == 0:
-                ego.append(self._ego_state())
-                objects.append(self._objects())
-                lights.append(self._lights())
-            self._step()
-        return Recording(self.setting, self.driver, ego, objects, lights)
+                found.append(self.now())
+            self.step()
+        return Recording(self.setting, self.driver, found)
+
+    def now(self) -> Instant:
+        return Instant(self._ego_state(), self._objects(), self._lights())
 
     def _lights(self) -> tuple[str, str] | None:
         signals = self.setting.signals
         return None if signals is None else (signals.state(0, self.time), signals.state(1, self.time))
 
-    def _step(self) -> None:
+    def step(self, ego: EgoState | None = None) -> None:
+        """Move on by a tenth of a second. ego: where another driver has the car by then; None: the human drives it."""
         bodies = self._bodies()
         half = self.size[:, 1] / 2
         front = self.s + self.size[:, 0] / 2
@@ -114,14 +126,17 @@ class World:
         wanted = idm(self.v, comfortable * self.pace, ahead.gap, ahead.speed, self.headway, self.accel)
         stop = np.minimum(light, give_way) + 1.2  # stand nearer to a line than to a bumper
         wanted = np.minimum(wanted, idm(self.v, comfortable * self.pace, stop, none, 0.5 * self.headway, self.accel))
-        self._move_ego(
-            comfortable[0],
-            {
-                "body": (float(ahead.gap[0]), float(ahead.speed[0])),
-                "light": (float(light[0]) + 0.8 if light[0] < FAR else FAR, 0.0),
-                "stream": (float(give_way[0]) + 0.8 if give_way[0] < FAR else FAR, 0.0),
-            },
-        )
+        if ego is not None:
+            self._put_ego(ego)
+        else:
+            self._move_ego(
+                comfortable[0],
+                {
+                    "body": (float(ahead.gap[0]), float(ahead.speed[0])),
+                    "light": (float(light[0]) + 0.8 if light[0] < FAR else FAR, 0.0),
+                    "stream": (float(give_way[0]) + 0.8 if give_way[0] < FAR else FAR, 0.0),
+                },
+            )
         self._move_vehicles(wanted)
         self._move_walkers()
         self.time += DT
@@ -169,6 +184,15 @@ class World:
         middle = self.ego[2] + self.yaw_rate * DT / 2
         self.ego = self.ego + DT * np.array([mean_v * np.cos(middle), mean_v * np.sin(middle), self.yaw_rate])
         self.v[0] = new_v
+        self._follow_ego()
+
+    def _put_ego(self, ego: EgoState) -> None:
+        self.ego = np.array([ego.x, ego.y, ego.heading])
+        self.v[0], self.a[0] = ego.velocity[0], ego.acceleration[0]
+        self.yaw_rate = ego.yaw_rate
+        self._follow_ego()
+
+    def _follow_ego(self) -> None:
         self.s_rear, self.lateral = self._project()
         self.s[0] = self.s_rear + AXLE_TO_CENTER
 

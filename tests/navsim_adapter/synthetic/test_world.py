@@ -31,7 +31,7 @@ def recordings(sites):
 
 def test_ego_poses_agree_with_velocity_and_yaw_rate(recordings):
     for recording in recordings.values():
-        for a, b in zip(recording.ego, recording.ego[1:]):
+        for (a, *_), (b, *_) in zip(recording.frames, recording.frames[1:]):
             moved = np.hypot(b.x - a.x, b.y - a.y)
             assert moved == pytest.approx((a.velocity[0] + b.velocity[0]) / 4, abs=0.25)
             assert abs(wrap(b.heading - a.heading)) < 0.5
@@ -40,7 +40,7 @@ def test_ego_poses_agree_with_velocity_and_yaw_rate(recordings):
 
 def test_vehicles_move_as_their_velocity_says(recordings):
     for recording in recordings.values():
-        for before, after in zip(recording.objects, recording.objects[1:]):
+        for (_, before, _), (_, after, _) in zip(recording.frames, recording.frames[1:]):
             later = {o.id: o for o in after}
             for o in before:
                 if o.name == "vehicle" and o.id in later:
@@ -51,7 +51,7 @@ def test_vehicles_move_as_their_velocity_says(recordings):
 
 def test_other_vehicles_touch_nobody_but_the_human(recordings):
     for recording in recordings.values():
-        for objects in recording.objects:
+        for _, objects, _ in recording.frames:
             boxes = _polygons(objects)
             moving = [np.hypot(*o.velocity) > 0.05 and o.name == "vehicle" for o in objects]
             for a, b in shapely.STRtree(boxes).query(boxes, predicate="intersects").T:
@@ -60,8 +60,20 @@ def test_other_vehicles_touch_nobody_but_the_human(recordings):
 
 def test_the_same_seed_gives_the_same_recording(sites):
     first, again = (record([8, 8], sites["merge"], FRAMES, CURRENT, 1.5) for _ in range(2))
-    assert first.ego == again.ego
-    assert first.objects == again.objects
+    assert first.frames == again.frames
+
+
+def test_a_world_begun_again_does_the_same_whoever_hands_the_human_his_own_way(sites):
+    """The human's own states, put in from outside, leave everybody else where they were."""
+    recording = record([8, 8], sites["crossing"], FRAMES, CURRENT, 1.5)
+    native, handed = recording.again(), recording.again()
+    for _ in range(60):
+        native.step()
+        handed.step(native.now().ego)
+        ours, theirs = handed.now(), native.now()
+        assert ours.objects == theirs.objects
+        assert (ours.ego.x, ours.ego.y, ours.ego.heading) == (theirs.ego.x, theirs.ego.y, theirs.ego.heading)
+    assert recording.again().run(FRAMES).frames == recording.frames
 
 
 def test_a_lapse_leaves_no_trace_before_it_begins(sites):
@@ -71,7 +83,7 @@ def test_a_lapse_leaves_no_trace_before_it_begins(sites):
     for lapses in ((), (Lapse("drift", 5.0, 9.0, 1.5),)):
         setting = stage(np.random.default_rng(4), sites["straight"], 8.0)
         driver = replace(draw_driver(np.random.default_rng(5), window, 0.0), lapses=lapses)
-        runs.append(World(setting, driver).run(FRAMES).ego)
+        runs.append([now.ego for now in World(setting, driver).run(FRAMES).frames])
     begins = round((5.0 - 2.5) / 0.5)
     assert runs[0][: begins + 1] == runs[1][: begins + 1]
     apart = np.hypot(runs[0][12].x - runs[1][12].x, runs[0][12].y - runs[1][12].y)
@@ -82,7 +94,7 @@ def test_a_driver_without_lapses_touches_nothing_and_stays_on_the_road(sites):
     for layout, site in sites.items():
         recording = record([5, 2], site, FRAMES, range(3, FRAMES), 0.0)
         assert not recording.driver.lapses
-        worst = min(ego.acceleration[0] for ego in recording.ego)
+        worst = min(now.ego.acceleration[0] for now in recording.frames)
         assert worst > -5.5, layout
 
 
