@@ -264,13 +264,13 @@ def window_moments(curvature, n, moments):
 def track(ego, reference, speed, moments, n, states):
     """Follow the reference for 40 steps with the official tracker and bicycle model (metric 5.4, 5.5).
 
-    states: (PLANES, 41, lanes) out. The first state keeps the measured motion, with straight wheels.
+    states: (PLANES, 41, lanes) out. The first state keeps the measured motion; logs know no steering and have it 0.
     """
     ego_sine, ego_cosine = sine_cosine(ego[2])
     for c in range(n):
         states[X, 0, c], states[Y, 0, c], states[HEADING, 0, c] = ego[0], ego[1], ego[2]
         states[SPEED, 0, c], states[ACCELERATION, 0, c] = ego[3], ego[5]
-        states[STEERING, 0, c] = 0.0
+        states[STEERING, 0, c] = ego[7]
         states[STEERING_RATE, 0, c] = 0.0
         states[YAW_RATE, 0, c] = 0.0
         states[COSINE, 0, c], states[SINE, 0, c] = ego_cosine, ego_sine
