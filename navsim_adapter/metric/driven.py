@@ -21,13 +21,6 @@ from navsim_adapter.metric.traffic_index import object_count
 from navsim_adapter.vehicle import STATES, STEPS
 
 VERDICT = ("collisions", "drivable_area", "direction", "lights", "comfort", "collision_time")
-    "no_at_fault_collisions",
-    "drivable_area",
-    "driving_direction",
-    "traffic_lights",
-    "comfort",
-    "collision_time",
-)
 
 
 @entry

@@ -80,6 +80,11 @@ def _token(*parts: object) -> str:
     return hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).hexdigest()
 
 
+def track_token(log: str, number: int) -> str:
+    """What identifies an object over a log."""
+    return _token(log, "track", number)
+
+
 def _frames(rng: np.random.Generator, info: LogInfo, recording: Recording) -> list[dict[str, Any]]:
     tokens = [_token(info.name, "frame", i) for i in range(len(recording.frames))]
     altitude = rng.uniform(5, 600)
@@ -186,7 +191,7 @@ def annotations(log: str, token: str, ego: EgoState, objects: list[Object]) -> d
         "gt_names": np.array([o.name for o in near], dtype=str if near else "<U1"),
         "gt_velocity_3d": speeds,
         "instance_tokens": [_token(token, "instance", o.id) for o in near],
-        "track_tokens": [_token(log, "track", o.id) for o in near],
+        "track_tokens": [track_token(log, o.id) for o in near],
     }
 
 
