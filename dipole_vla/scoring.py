@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,8 @@ import numpy as np
 from dipole_vla.progress import bar
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import stamp
+from navsim_adapter.sampling import Sampling
+from navsim_adapter.trajectories import DEFAULT_INTERVAL
 
 
 class Scores(Protocol):
@@ -22,6 +25,8 @@ class Scorer(Protocol):
     def score(self, tokens: Sequence[str], trajectories: np.ndarray) -> Any:
         """`Scores` of S tokens with unrelated trajectories (S, N, T, 3), ego-frame poses; raises rather than guesses.
 
+        Poses are 0.5 s apart; plans of another interval come with it, as the keyword `interval`, to a scorer whose
+        `score` has one. One that looks a certain time ahead says so in seconds, `reach`; shorter plans are refused.
         A score must not depend on what else is in the call. Where a planner's plan of the frame before counts as well
         (EPDMS), the scorer has `pairs_frames` = True and `score_rows(tokens, planners, poses)`: see `drive_columns`.
         Declared as Any because recipes compare return types by identity, and a scorer has its own class of scores.
@@ -54,24 +59,65 @@ def require_scenes(scorer: Scorer, tokens: Sequence[str]) -> None:
         )
 
 
+def require_sampling(scorer: Scorer, sampling: Sampling) -> None:
+    """Raises InputError, before the first scene is driven, for plans that the scorer cannot read as they are meant."""
+    reach = getattr(scorer, "reach", None)
+    if reach is not None and not sampling.lasts(reach):
+        raise InputError(
+            f"plans: {sampling} end {sampling.reach:g} s from now, the scorer looks {reach:g} s ahead and nothing is "
+            "extrapolated; use a backbone of longer plans, or a scorer of your own"
+        )
+    if sampling.interval != DEFAULT_INTERVAL and not _takes_interval(scorer):
+        raise InputError(
+            f"scorer: {type(scorer).__name__}.score takes no `interval`, and these plans have {sampling}; give it one"
+        )
+
+
+def seen_of(scorer: Scorer, sampling: Sampling) -> Sampling:
+    """The part of such plans that the scorer looks at, as far as it says: what a human beside them must have driven."""
+    reach = getattr(scorer, "reach", None)
+    return sampling if reach is None else sampling.within(reach)
+
+
+def score_plans(scorer: Scorer, tokens: Sequence[str], plans: np.ndarray, interval: float) -> Any:
+    """`Scores` of unrelated plans (S, N, T, 3), poses `interval` seconds apart."""
+    return scorer.score(tokens, plans, **_keyword(interval))
+
+
+def _takes_interval(scorer: Scorer) -> bool:
+    taken = inspect.signature(scorer.score).parameters.values()
+    return any(one.name == "interval" or one.kind is one.VAR_KEYWORD for one in taken)
+
+
+def _keyword(interval: float) -> dict[str, float]:
+    return {} if interval == DEFAULT_INTERVAL else {"interval": interval}
+
+
 def pairs_frames(scorer: Scorer) -> bool:
     """Whether a plan in a drive scores otherwise than alone, as under EPDMS."""
     return bool(getattr(scorer, "pairs_frames", False))
 
 
 def drive_columns(
-    scorer: Any, logs: Sequence[str], tokens: Sequence[str], planners: Sequence[str], poses: Sequence[np.ndarray]
+    scorer: Any,
+    logs: Sequence[str],
+    tokens: Sequence[str],
+    planners: Sequence[str],
+    poses: Sequence[np.ndarray],
+    interval: float = DEFAULT_INTERVAL,
 ) -> dict[str, np.ndarray]:
     """`columns` and `hidden` (M,) of M plans in their drives: a planner's plans of neighbouring scenes are compared.
 
     logs, tokens, planners, poses (T, 3): one per plan, whole logs of them, since neighbours are of one log.
+    interval: seconds between poses.
     """
     found: dict[str, np.ndarray] = {}
     kinds, of_log = np.unique(np.asarray(logs), return_inverse=True)
     with bar("neighbouring plans", len(kinds)) as progress:
         for log in range(len(kinds)):
             own = np.flatnonzero(of_log == log).tolist()
-            scores = scorer.score_rows([tokens[i] for i in own], [planners[i] for i in own], [poses[i] for i in own])
+            rows = ([of_all[i] for i in own] for of_all in (tokens, planners, poses))
+            scores = scorer.score_rows(*rows, **_keyword(interval))
             for name, values in {**columns(scores), **hidden(scores)}.items():
                 found.setdefault(name, np.empty(len(of_log)))[own] = values
             progress.advance()

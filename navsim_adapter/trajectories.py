@@ -17,9 +17,10 @@ import numpy as np
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_bytes, write_once
 from navsim_adapter.foundation.foreign import check_archive
+from navsim_adapter.sampling import Sampling
 from navsim_adapter.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL
 
-DEFAULT_INTERVAL = 0.5
+DEFAULT_INTERVAL = Sampling().interval
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from dipole_vla.backbones import weights
 from dipole_vla.paths import Prediction, Schedule
 from dipole_vla.solvers import SolverSpec
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.sampling import Sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +53,7 @@ class ActionSpec:
     is_padded: bool = False
 
     def __post_init__(self) -> None:
+        Sampling(self.horizon, self.interval)
         if self.kinematic not in ("waypoint", "diff", "velocity"):
             raise InputError(f"action.kinematic: must be waypoint, diff or velocity, got {self.kinematic!r}")
         if self.heading not in ("cos_sin", "angle"):
@@ -313,6 +315,11 @@ class Backbone(nn.Module, ABC):
     def network(self) -> nn.Module:
         """The module that carries the adapters; `lora_scopes` and saved adapters speak of its names."""
         return self.get_submodule(self.network_name)
+
+    @property
+    def sampling(self) -> Sampling:
+        """When its plans, ego poses, have poses."""
+        return Sampling(self.action.horizon, self.action.interval)
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,7 @@ import torch
 
 from dipole_vla.data.batches import batches
 from dipole_vla.data.pictures import began, pictures_entry
-from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable, open_table, refuse_horizon
+from dipole_vla.data.tables import CANDIDATE_COLUMNS, CandidateTable, SceneTable, open_table
 from dipole_vla.policy import load_policy
 from dipole_vla.policy.critic import fitted_critic, refuse_other_metric, scene_features
 from dipole_vla.progress import bar, console, skipped, wrote
@@ -45,8 +45,8 @@ def advantage(
     table, scored = SceneTable(scenes, sensors), CandidateTable(candidates, with_variants=True)
     made_by = {"command": "advantage", **inputs, **pictures_entry(table.pictures, began(out), out)}
     actor = load_policy(backbone, device=device)
-    model, fitted = fitted_critic(critic, backbone, actor.fingerprint, actor.noise_shape[0], actor.device)
-    refuse_horizon(scored.folder, "candidates", scored.poses.shape[2], model.config.horizon)
+    model, fitted = fitted_critic(critic, backbone, actor.fingerprint, actor.backbone, actor.device)
+    scored.refuse_other_sampling(actor.backbone.sampling)
     remark = refuse_other_metric(critic, fitted, scored.folder, scored.metric)
     if remark:
         console.print(remark, markup=False, soft_wrap=True)

@@ -24,7 +24,7 @@ from dipole_vla.data.tables import SceneTable
 from dipole_vla.policy import load_policy
 from dipole_vla.progress import wrote
 from dipole_vla.provenance import provenance
-from dipole_vla.scoring import Scorer, columns, identity, require_scenes
+from dipole_vla.scoring import Scorer, columns, identity, require_sampling, require_scenes, score_plans
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_json
 from navsim_adapter.foundation.option_checks import check_range
@@ -75,10 +75,11 @@ def collect(
     }
     if is_finished(run, made_by):
         return
-    if with_human:
-        table.futures(range(1))  # rendered scenes have none
     require_scenes(scorer, table.tokens)
     actor = load_policy(run.policy, run.backbone, run.device)
+    require_sampling(scorer, actor.backbone.sampling)
+    if with_human:
+        table.futures(range(1), actor.backbone.sampling)  # rendered scenes have none
 
     def score(positions: range) -> pa.Table:
         return _score_part(
@@ -117,12 +118,12 @@ def _score_part(
         tokens += batch.tokens
     poses = np.concatenate(drawn)
     if with_human:
-        human = table.futures(positions, poses.shape[2])
+        human = table.futures(positions, actor.backbone.sampling)
         poses = np.concatenate([human[:, None], poses], axis=1)
     plans = poses.shape[1]
     if variants:
         poses = np.concatenate([poses, _variants(tokens, poses, variants, seed)], axis=1)
-    scores = scorer.score(tokens, poses)
+    scores = score_plans(scorer, tokens, poses, actor.backbone.sampling.interval)
     group = poses.shape[1]
     source = ["human"] * with_human + ["reference" if omega is None else "guided"] * candidates
     advantage = np.zeros(scores.score.shape)  # a variant has none
@@ -163,6 +164,8 @@ def _write(run: SceneRun, rows: pa.Table, table: SceneTable, actor, omega: float
             "logs": sorted(set(table.log_names)),
             "scenes": len(table),
             "candidates": advantage.shape[1],
+            "interval": actor.backbone.sampling.interval,
+            "cameras": list(actor.processor.cameras),
             "variants": (len(rows) - len(plans)) // len(table),
             "advantage": "group-relative: (return - group mean) / (group std + 1e-6)",
             "degenerate_groups": int((~informative(advantage)).sum()),

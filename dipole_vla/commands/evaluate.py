@@ -28,7 +28,7 @@ from dipole_vla.evaluation.sweep import Sweep
 from dipole_vla.policy import GuidedPolicy, load_policy
 from dipole_vla.progress import console, wrote
 from dipole_vla.provenance import provenance
-from dipole_vla.scoring import Scorer, columns, identity, require_scenes
+from dipole_vla.scoring import Scorer, columns, identity, require_sampling, require_scenes, score_plans, seen_of
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import atomic_path, read_json, stamp, write_json
 from navsim_adapter.foundation.option_checks import check_range
@@ -82,7 +82,8 @@ def evaluate(
         "seed": seed,
         **({"variants": variants} if variants else {}),  # not so in folders of before
     }
-    table.futures(range(1))  # the human is scored, too, and rendered scenes have none
+    require_sampling(scorer, actor.backbone.sampling)
+    table.futures(range(1), seen_of(scorer, actor.backbone.sampling))  # the human is scored, too; rendered have none
     require_scenes(scorer, table.tokens)
     leaks = check_not_trained_on(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
     chosen = None
@@ -147,6 +148,7 @@ def _facts(
         "split": table.split,
         "rl_split": actor.rl_split,
         "start_scale": actor.backbone.solver.start_scale,
+        "interval": actor.backbone.sampling.interval,
         "provenance": {
             **provenance(recipe),
             **actor.provenance,
@@ -172,7 +174,10 @@ def _evaluate_part(
     batch_size: int,
     seed: int,
 ) -> pa.Table:
-    """Plans of one part, scored one by one: the human's, each draw's, and the means of the reference's."""
+    """Plans of one part, scored one by one: the human's, each draw's, and the means of the reference's.
+
+    The human's ends where the scorer looks no further: a log may be shorter than the policy's plans.
+    """
     tokens: list[str] = []
     logs: list[str] = []
     drawn, kept, values = [], [], []
@@ -199,18 +204,26 @@ def _evaluate_part(
     counts = [draw.count for draw in sweep.draws]
     parts = np.split(poses, np.cumsum(counts)[:-1], axis=1)
     means = [(d.setting.mean, mean_plan(p)) for d, p in zip(sweep.draws, parts) if d.omega is None and d.count > 1]
-    human = table.futures(positions, poses.shape[2])[:, None]
-    poses = np.concatenate([human, np.concatenate(kept), *(plan for _, plan in means)], axis=1)
+    sampling = actor.backbone.sampling
+    human = table.futures(positions, seen_of(scorer, sampling))[:, None]
+    poses = np.concatenate([np.concatenate(kept), *(plan for _, plan in means)], axis=1)
     q = np.pad(q, ((0, 0), (1, len(means))), constant_values=np.nan)
     drawn_as = [(HUMAN, 0), *((d.setting, index) for d in sweep.draws for index in range(d.count))]
-    return _table(tokens, logs, [*drawn_as, *((mean, 0) for mean, _ in means)], poses, q, scorer.score(tokens, poses))
+    groups = [(plans, score_plans(scorer, tokens, plans, sampling.interval)) for plans in (human, poses)]
+    return _table(tokens, logs, [*drawn_as, *((mean, 0) for mean, _ in means)], groups, q)
 
 
 def _table(
-    tokens: list[str], logs: list[str], columns_of: list[tuple[Setting, int]], poses: np.ndarray, q: np.ndarray, scores
+    tokens: list[str],
+    logs: list[str],
+    columns_of: list[tuple[Setting, int]],
+    groups: list[tuple[np.ndarray, Any]],
+    q: np.ndarray,
 ) -> pa.Table:
-    """Rows of `plans.parquet`. columns_of: what the plans of a scene are, in order; poses (S, K, T, 3), q (S, K)."""
+    """Rows of `plans.parquet`. columns_of: what the plans of a scene are, in order. groups: plans of one length
+    (S, K_i, T_i, 3) and their scores, the first K_1 of a scene, the next K_2, ...; q (S, K)."""
     per_scene = len(columns_of)
+    figures = [columns(scores) for _, scores in groups]
     flat = {
         "token": np.repeat(tokens, per_scene),
         "log_name": np.repeat(logs, per_scene),
@@ -220,11 +233,11 @@ def _table(
         "guidance": [setting.guidance for setting, _ in columns_of] * len(tokens),
         "index": np.tile(np.asarray([index for _, index in columns_of], dtype=np.int32), len(tokens)),
         "q": q.reshape(-1),
-        "poses": [p.tolist() for p in poses.reshape(-1, *poses.shape[2:])],
-        **{name: value.reshape(-1) for name, value in columns(scores).items()},
+        "poses": [plan.tolist() for scene in range(len(tokens)) for plans, _ in groups for plan in plans[scene]],
+        **{name: np.concatenate([own[name] for own in figures], axis=1).reshape(-1) for name in figures[0]},
     }
     rows = pa.table({name: value if isinstance(value, pa.Array) else pa.array(value) for name, value in flat.items()})
-    return rows.replace_schema_metadata({"metric": scores.metric})
+    return rows.replace_schema_metadata({"metric": groups[0][1].metric})
 
 
 def _write_csv(path: Path, rows: pa.Table, summary: dict) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from dipole_vla.backbones.chosen import choose_cameras, choose_interval
 from dipole_vla.backbones.imported import Imported, PublishedPair
 from dipole_vla.backbones.weights import check_names, read_json
 from dipole_vla.guidance import SIGNS
@@ -45,6 +47,8 @@ def convert(
     heads: int | None = None,
     action_mode: str | None = None,
     horizon: int | None = None,
+    interval: float | None = None,
+    cameras: list[str] | None = None,
     domain: int | None = None,
     sampler: Literal["deterministic", "published"] | None = None,
     rl_split: str | None = None,
@@ -66,6 +70,8 @@ def convert(
         heads: dp_vla: attention heads of the action head, where no config.json says so.
         action_mode: xvla: auto turns a checkpoint for robot arms into one to be trained for driving.
         horizon: pi0, recogdrive, xvla: poses in a plan, instead of the checkpoint's own number.
+        interval: seconds between the poses of a plan, where the checkpoint does not say; default 0.5.
+        cameras: whose pictures are the model's views, in this order, e.g. [CAM_F0]; default the family's.
         domain: xvla: which of the checkpoint's domains to start from, instead of the one its files name.
         sampler: recogdrive: deterministic (default), or published, which draws fresh noise at every step.
         rl_split: split that the imported adapters were trained on; evaluation refuses it.
@@ -86,10 +92,18 @@ def convert(
         "sampler": sampler,
         "seed": seed,
     }
-    import_checkpoint(family, source, out, rl_split, **options)
+    import_checkpoint(family, source, out, rl_split, interval, cameras, **options)
 
 
-def import_checkpoint(family: str, source: Path, out: Path, rl_split: str | None = None, **options: Any) -> None:
+def import_checkpoint(
+    family: str,
+    source: Path,
+    out: Path,
+    rl_split: str | None = None,
+    interval: float | None = None,
+    cameras: Sequence[str] | None = None,
+    **options: Any,
+) -> None:
     """Read `source` by its family's rules and write OUT; see `convert` for the options, of which None means unset."""
     source, out = Path(source), Path(out)
     if family not in IMPORTERS:
@@ -112,10 +126,16 @@ def import_checkpoint(family: str, source: Path, out: Path, rl_split: str | None
         "rl_split": rl_split,
         "options": {name: str(value) for name, value in given.items()},
     }
+    meant = {"interval": interval, "cameras": None if cameras is None else list(cameras)}
+    made_by |= {name: value for name, value in meant.items() if value is not None}  # not so in folders of before
     if is_made(out, made_by):
         return skipped("import", out)
     console.print(f"import: reading {source}", markup=False, soft_wrap=True)
     imported: Imported = read(source, **given)  # before OUT is begun: a refused source must leave nothing there
+    if interval is not None:
+        choose_interval(imported.backbone, interval)
+    if cameras is not None:
+        choose_cameras(imported.backbone, cameras)
     with making(out, made_by) as is_open:
         if not is_open:
             return skipped("import", out)

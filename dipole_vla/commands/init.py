@@ -10,6 +10,7 @@ import torch
 
 from dipole_vla.backbones import backbone_class
 from dipole_vla.backbones.base import Backbone
+from dipole_vla.backbones.chosen import choose_interval
 from dipole_vla.backbones.published import architecture
 from dipole_vla.backbones.weights import check_default_dtype, checked_fields, record_from
 from dipole_vla.progress import console, skipped, wrote
@@ -23,6 +24,7 @@ def init(
     size: str = "tiny",
     sizes: dict[str, Any] | None = None,
     encoder_weights: Path | None = None,
+    interval: float | None = None,
     seed: int = 0,
 ) -> None:
     """Write a new backbone folder with random weights.
@@ -34,6 +36,7 @@ def init(
             xvla_0.9b, pi0, timm_60m).
         sizes: fields of the configuration to change.
         encoder_weights: timm: file of the encoder's pretrained weights, as timm publishes them.
+        interval: seconds between the poses of a plan, of which `sizes.horizon` says how many; default 0.5.
         seed: weights.
     """
     kind = backbone_class(family)
@@ -43,11 +46,15 @@ def init(
     made_by: dict[str, Any] = {"command": "init", "family": family, "size": size, "sizes": sizes or {}, "seed": seed}
     if encoder_weights is not None:
         made_by["encoder_weights"] = str(encoder_weights.resolve())
+    if interval is not None:
+        made_by["interval"] = interval
     if is_made(out, made_by):
         return skipped("init", out)
     model = _fresh(kind, config, seed)  # before OUT is begun: sizes that cannot be must leave nothing there
     if encoder_weights is not None:
         model.read_encoder(encoder_weights)
+    if interval is not None:
+        choose_interval(model, interval)
     with making(out, made_by) as is_open:
         if not is_open:
             return skipped("init", out)

@@ -132,12 +132,15 @@ def make_contexts(
 
 
 def made_of(folder: Path, encoder: Encoder, scenes: SceneTable, dtype: ContextDtype) -> dict[str, Any]:
+    before = began(folder)
+    cameras = {"cameras": list(encoder.processor.cameras)}
     return {
         "command": "contexts",
         "backbone_fingerprint": encoder.fingerprint,
         "scenes": stamp(scenes.folder),
         "dtype": dtype,
-        **pictures_entry(scenes.pictures, began(folder), folder),
+        **(cameras if before is None or "cameras" in before else {}),  # not so in folders of before
+        **pictures_entry(scenes.pictures, before, folder),
     }
 
 

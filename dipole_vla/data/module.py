@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from dipole_vla.backbones.base import Backbone
 from dipole_vla.data.contexts import ContextDtype, ContextStore, Encoder, Ranks, make_contexts
 from dipole_vla.data.stream import StepStream
-from dipole_vla.data.tables import CandidateTable, SceneTable, refuse_horizon
+from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.forming import AS_RECORDED, Advantage
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range, local_path
+from navsim_adapter.sampling import Sampling
 
 EXACT = ("poses", "score", "advantage", "sign", "weight")  # float32 whatever the network's precision
 
@@ -88,13 +89,13 @@ class DrivingData(L.LightningDataModule):
             dataset = DrivingDataset(
                 scenes,
                 backbone.processor(),
+                backbone.sampling,
                 candidates,
                 self.keep_in_memory,
                 with_observation,
                 contexts,
                 self.advantage,
             )
-            dataset.refuse_other_horizon(backbone.action.horizon)
             self.dataset = dataset
         return self.dataset
 
@@ -148,6 +149,7 @@ def collate(items: Sequence[dict[str, Any] | InputError]) -> dict[str, Any] | In
 class DrivingDataset(Dataset):
     """One item per scene; scenes whose candidates all scored the same are left out (they carry no preference).
 
+    sampling: of the backbone's plans, at whose times the actions have their poses.
     formed: of the candidates, by `advantage`.
     """
 
@@ -155,6 +157,7 @@ class DrivingDataset(Dataset):
         self,
         scenes: SceneTable,
         processor: Any,
+        sampling: Sampling,
         candidates: CandidateTable | None,
         keep_in_memory: bool = False,
         with_observation: bool = True,
@@ -163,12 +166,13 @@ class DrivingDataset(Dataset):
     ):
         self.how = advantage
         self.with_observation, self.contexts = with_observation, contexts
-        self.scenes, self.processor, self.candidates = scenes, processor, candidates
+        self.scenes, self.processor, self.sampling, self.candidates = scenes, processor, sampling, candidates
         self.memory: dict[int, dict[str, Tensor]] | None = {} if keep_in_memory else None
         if candidates is None:
-            self.futures = scenes.futures().astype(np.float32)
+            self.futures = scenes.futures(wanted=sampling).astype(np.float32)
             self.items = [(i, i) for i in range(len(scenes))]
         else:
+            candidates.refuse_other_sampling(sampling)
             unknown = [token for token in candidates if token not in scenes.position]
             if unknown:
                 raise InputError(
@@ -206,13 +210,6 @@ class DrivingDataset(Dataset):
         if self.candidates is None or not (self.how.asked or self.formed.sign is not None):
             return None
         return f"G: {self.advantage_told}; {len(self.items)} of {len(self.candidates)} scenes"
-
-    def refuse_other_horizon(self, horizon: int) -> None:
-        """InputError where the actions are not as long as the backbone's plans."""
-        if self.candidates is None:
-            refuse_horizon(self.scenes.folder, "human futures", self.futures.shape[1], horizon)
-        else:
-            refuse_horizon(self.candidates.folder, "candidates", self.candidates.poses.shape[2], horizon)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -16,6 +16,7 @@ from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.forming import AS_RECORDED, HOW
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, write_json
+from navsim_adapter.trajectories import DEFAULT_INTERVAL
 
 
 def write_candidates(
@@ -23,11 +24,12 @@ def write_candidates(
     scenes: str | Path,
     columns: Mapping[str, Sequence[Any] | np.ndarray],
     metric: str = "none",
+    interval: float = DEFAULT_INTERVAL,
 ) -> CandidateTable:
     """Write a table that `fit` reads, and open it: K rows a scene, one after another, as many in every scene.
 
     folder: to write; it may not be there yet.  scenes: as written by `navsim-adapter convert`, of a split that may be
-    trained on.  metric: by which `score` was made, as a critic knows it.
+    trained on.  metric: by which `score` was made, as a critic knows it.  interval: seconds between poses.
 
     columns: `token` (rows,) and `poses` (rows, T, 3) in metres and radians; whatever else is known of the rows:
     `source` (human, reference, guided or a word of one's own), `sign` (1 = trains the positive policy alone, -1 = the
@@ -49,7 +51,7 @@ def write_candidates(
     if unknown:
         raise InputError(f"{folder}: scene {unknown[0]} is not in {scenes}; give the scenes of these plans")
     try:
-        return _written(folder, table, _completed(columns), metric)
+        return _written(folder, table, _completed(columns), {"metric": metric, "interval": interval})
     except InputError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -73,13 +75,15 @@ def _completed(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def _written(folder: Path, scenes: SceneTable, columns: Mapping[str, np.ndarray], metric: str) -> CandidateTable:
+def _written(
+    folder: Path, scenes: SceneTable, columns: Mapping[str, np.ndarray], given: Mapping[str, Any]
+) -> CandidateTable:
     from datasets import Dataset
 
     tokens = set(columns["token"].tolist())
     Dataset.from_dict({name: values.tolist() for name, values in columns.items()}).save_to_disk(str(folder))
     about = {
-        "metric": metric,
+        **given,
         "split": scenes.split,
         "logs": sorted({scenes.log_names[scenes.position[token]] for token in tokens}),
         "scenes": len(tokens),

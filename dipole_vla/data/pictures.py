@@ -78,6 +78,23 @@ def began(folder: str | Path) -> dict[str, Any] | None:
     return dict(read_json(path)) if path.is_file() else None
 
 
+def refuse_other_cameras(where: str | Path, about: Mapping[str, Any], processor: Callable[[], Any]) -> None:
+    """InputError where what lies at `where` was made of other cameras' pictures than the backbone is shown, or of the
+    same in another order: weights do not tell.
+
+    about: what is recorded there; what was made before cameras were recorded says nothing. processor: the backbone's.
+    """
+    made = about.get("cameras")
+    if made is None:
+        return
+    now = list(processor().cameras)
+    if list(made) != now:
+        raise InputError(
+            f"{where}: cameras: was made with {', '.join(made)}, the backbone is shown {', '.join(now)}; give the "
+            "backbone's config.json the cameras it was trained with, in their order"
+        )
+
+
 def pictures_entry(now: Mapping[str, str | None], before: Mapping[str, Any] | None, where: Path) -> dict[str, Any]:
     """{"pictures": checksums} for what makes the folder or file `where`, to be compared with what is recorded there.
 

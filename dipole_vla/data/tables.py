@@ -22,6 +22,8 @@ from dipole_vla.data.splits import SeenByRL
 from dipole_vla.forming import Advantage
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, read_json, stamp, verify_listed
+from navsim_adapter.sampling import Sampling, resampled
+from navsim_adapter.trajectories import DEFAULT_INTERVAL
 
 SCENE_COLUMNS = ("token", "log_name", "history", "velocity", "acceleration", "command", "cameras", "future")
 MOTION = {"history": (4, 3), "velocity": (2,), "acceleration": (2,)}  # numbers of a row
@@ -54,6 +56,7 @@ class SceneTable:
         self.table = open_table(self.folder, SCENE_COLUMNS)
         about = read_json(self.folder / "scenes.json")
         self.split: str = about["split"]
+        self.interval = interval_of(about, self.folder / "scenes.json")
         self.sensors = Path(sensors or about["sensors"])
         self.tokens = column_of_text(self.table, "token", self.folder)
         self.log_names = column_of_text(self.table, "log_name", self.folder)
@@ -88,7 +91,7 @@ class SceneTable:
                 named = ", ".join(name for name, path in (row["cameras"] or {}).items() if path) or "none"
                 raise InputError(
                     f"scene {row['token']}: its log or scene file names no picture of camera {camera} (there are: "
-                    f"{named}); a policy that sees it cannot drive this scene"
+                    f"{named}); convert with --cameras {camera} where the log has it, or use a backbone without it"
                 )
             pictures[camera] = read_picture(self.sensors / relative, f"picture of scene {row['token']}")
         return pictures
@@ -98,10 +101,10 @@ class SceneTable:
         """Checksums by camera of a sample of the pictures, see `data.pictures`."""
         return checksums(self.sensors, self.tokens, lambda chosen: self.table.select(chosen)[:]["cameras"])
 
-    def futures(self, positions: Sequence[int] | None = None, horizon: int | None = None) -> np.ndarray:
-        """Human futures (scenes, 8, 3) float64, of all scenes or of these.
+    def futures(self, positions: Sequence[int] | None = None, wanted: Sampling | None = None) -> np.ndarray:
+        """Human futures (scenes, T, 3) float64, of all scenes or of these, as recorded or at `wanted` times.
 
-        horizon: poses that a plan beside them has. InputError names a scene that has no future, or an unusable one.
+        InputError names a scene that has no future, or an unusable one, and says where the record ends too early.
         """
         rows = self.table if positions is None else self.table.select(positions)
         tokens = self.tokens if positions is None else [self.tokens[i] for i in positions]
@@ -114,9 +117,15 @@ class SceneTable:
         names = Names(self.folder, tokens, "correct its log or leave the token out")
         futures = np.concatenate(numbers(rows, "future", names)).astype(np.float64)
         _refuse_shape(futures.shape[1:], self.folder, "future")
-        if horizon is not None:
-            refuse_horizon(self.folder, "human futures", futures.shape[1], horizon)
-        return futures
+        if wanted is None:
+            return futures
+        recorded = Sampling(futures.shape[1], self.interval)
+        if not recorded.lasts(wanted.reach):
+            raise InputError(
+                f"{self.folder}: human futures have {_beside(recorded, wanted)}; convert with --future "
+                f"{wanted.reach:g}, or use a backbone of plans that end at {recorded.reach:g} s or before"
+            )
+        return resampled(futures, self.interval, wanted)
 
 
 class CandidateTable:
@@ -132,6 +141,7 @@ class CandidateTable:
         if not with_variants:
             table = _without_variants(table, self.folder)
         self.about: dict[str, Any] = read_json(self.folder / "candidates.json")
+        self.interval = interval_of(self.about, self.folder / "candidates.json")
         tokens = np.array(column_of_text(table, "token", self.folder), dtype=object)
         group = rows_per_scene(tokens, self.folder)
         self.tokens: list[str] = tokens[::group].tolist()
@@ -151,6 +161,19 @@ class CandidateTable:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def sampling(self) -> Sampling:
+        """When its plans have poses."""
+        return Sampling(self.poses.shape[2], self.interval)
+
+    def refuse_other_sampling(self, own: Sampling) -> None:
+        """InputError where they are not as long as the backbone's plans, or have their poses at other times."""
+        if self.sampling != own:
+            raise InputError(
+                f"{self.folder}: candidates have {_beside(self.sampling, own)}; use the backbone that drove them, or "
+                "collect with this one"
+            )
 
     @property
     def seen(self) -> SeenByRL:
@@ -297,13 +320,20 @@ def rows_per_scene(tokens: np.ndarray, folder: str | Path) -> int:
     return group
 
 
-def refuse_horizon(folder: Path, what: str, found: int, horizon: int) -> None:
-    """InputError where plans are not as long as the backbone's."""
-    if found != horizon:
-        raise InputError(
-            f"{folder}: {what} have {found} poses, the backbone's plans have {horizon}; use a backbone of {found}, or "
-            f"make the table with {horizon}"
-        )
+def interval_of(about: Mapping[str, Any], where: Path) -> float:
+    """Seconds between poses that the file `where` states; one that does not, as of before it was stated, has the
+    benchmark's."""
+    interval = about.get("interval", DEFAULT_INTERVAL)
+    if not isinstance(interval, int | float) or not 0 < interval < np.inf:
+        raise InputError(f"{where}: interval: must be seconds between poses, got {interval!r}; correct the file")
+    return float(interval)
+
+
+def _beside(found: Sampling, own: Sampling) -> str:
+    """Two samplings that are not alike."""
+    if found.interval == own.interval == DEFAULT_INTERVAL:
+        return f"{found.horizon} poses, the backbone's plans have {own.horizon}"
+    return f"{found}, the backbone's plans have {own}"
 
 
 def _refuse_shape(shape: tuple[int, ...], folder: Path, name: str) -> None:

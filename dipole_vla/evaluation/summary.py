@@ -8,7 +8,8 @@ each a planner of its own that drives the whole split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,12 @@ from dipole_vla.evaluation.settings import REFERENCE, Setting, fewest_of, severa
 from dipole_vla.evaluation.subsets import best_of
 from dipole_vla.scoring import OVERWRITTEN, UNFILTERED, Scorer, drive_columns, pairs_frames
 from navsim_adapter.foundation.statistics import TOO_FEW, LogIntervals, verdict
+from navsim_adapter.trajectories import DEFAULT_INTERVAL
 
 PLAN_COLUMNS = ("token", "log_name", "policy", "omega", "start_scale", "guidance", "index", "q", "poses")
 HUMAN = Setting("human", start_scale=None)
+Drives = Callable[[Sequence[str], Sequence[str], Sequence[str], Sequence[np.ndarray]], dict[str, np.ndarray]]
+"""Logs, tokens, planners, poses of plans -> their figures in the drives they make, see `drive_columns`."""
 
 
 def summarise(
@@ -41,7 +45,9 @@ def summarise(
     frame = plans.to_pandas()
     names = [name for name in frame.columns if name not in PLAN_COLUMNS]
     pairs = scorer is not None and pairs_frames(scorer)
-    scenes, first = _measured(frame, [HUMAN, *settings], names, scorer if pairs else None)
+    interval = facts.get("interval", DEFAULT_INTERVAL)
+    drives = partial(drive_columns, scorer, interval=interval) if pairs else None
+    scenes, first = _measured(frame, [HUMAN, *settings], names, drives)
     logs = frame.drop_duplicates("token").set_index("token").log_name
     intervals = LogIntervals(logs.loc[scenes[HUMAN].index].tolist())
     here = choice_here(
@@ -53,7 +59,7 @@ def summarise(
     chosen = {**{name: here[name] for name in ("start_scale", "guidance", "references")}, **chosen} if chosen else here
     own = Setting.of({"policy": "dipole", **chosen})
     oracle = Setting("oracle", own.omega, max(s.candidates for s in settings if _alike(s, own)), *_start(own))
-    more, best = _measured(frame, [oracle], names, scorer if pairs else None)
+    more, best = _measured(frame, [oracle], names, drives)
     scenes, first = scenes | more, first + best
 
     base = _base(settings, facts.get("start_scale"))
@@ -65,6 +71,7 @@ def summarise(
         "logs": intervals.logs,
         "sub_scores": [name for name in names if name != "score"],
         "start_scale": base.start_scale,
+        "interval": interval,
         "samples": int(frame["index"].max()) + 1,
         "best_of": "groups" if pairs else "subsets",
         "rows": rows,
@@ -150,18 +157,18 @@ def _base(settings: Sequence[Setting], start: float | None) -> Setting:
 
 
 def _measured(
-    plans: pd.DataFrame, settings: Sequence[Setting], names: Sequence[str], scorer: Scorer | None
+    plans: pd.DataFrame, settings: Sequence[Setting], names: Sequence[str], drives: Drives | None
 ) -> tuple[dict[Setting, pd.DataFrame], list[pd.DataFrame]]:
     """Expected figures by token of each setting, and the rows of the plans that would have been driven.
 
-    scorer: only of a metric that compares neighbouring plans.
+    drives: only of a metric that compares neighbouring plans.
     """
     pools = {setting: plans[setting.of_plans(plans)].reset_index(drop=True) for setting in settings}
-    if scorer is None:
+    if drives is None:
         kept = {setting: _groups(pool[pool["index"] < setting.candidates], setting) for setting, pool in pools.items()}
         scenes = {setting: _expected(pool, setting, names) for setting, pool in pools.items()}
     else:
-        kept = _driven({setting: _groups(pool, setting) for setting, pool in pools.items()}, scorer)
+        kept = _driven({setting: _groups(pool, setting) for setting, pool in pools.items()}, drives)
         scenes = {setting: table.groupby("token")[[*names, *_hidden(table)]].mean() for setting, table in kept.items()}
     return scenes, [_first_group(setting, table) for setting, table in kept.items()]
 
@@ -192,12 +199,12 @@ def _groups(pool: pd.DataFrame, setting: Setting) -> pd.DataFrame:
     return pool.loc[pool.groupby(["token", "group"], sort=False)[_by(setting)].idxmax()].reset_index(drop=True)
 
 
-def _driven(kept: dict[Setting, pd.DataFrame], scorer: Scorer) -> dict[Setting, pd.DataFrame]:
+def _driven(kept: dict[Setting, pd.DataFrame], drives: Drives) -> dict[Setting, pd.DataFrame]:
     """The kept plans with the figures they have in the drive of their group."""
     together = pd.concat(list(kept.values()), keys=range(len(kept)))
     planners = [f"{setting} {group}" for setting, group in zip(together.index.get_level_values(0), together.group)]
     poses = [np.stack(list(plan)) for plan in together.poses]
-    figures = drive_columns(scorer, together.log_name.tolist(), together.token.tolist(), planners, poses)
+    figures = drives(together.log_name.tolist(), together.token.tolist(), planners, poses)
     together = together.assign(**figures)
     return {setting: together.loc[place] for place, setting in enumerate(kept)}
 

@@ -28,7 +28,7 @@ from dipole_vla.objective import per_sample_loss, rule_named
 from dipole_vla.policy import AdapterPair, Context, GuidedPolicy
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.progress import bar
-from dipole_vla.scoring import Scorer
+from dipole_vla.scoring import Scorer, require_sampling, score_plans
 from dipole_vla.solvers import solve
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range
@@ -82,6 +82,8 @@ def distil(
         )
     negative = rule_named(policy.guidance.rule).negative_role
     distilled = DistilledPair(pair, _acting(policy, training.highest), training.rank, negative)
+    if scorer is not None:
+        require_sampling(scorer, policy.backbone.sampling)
     table = SceneTable(scenes, sensors)
     inside, outside = held_out(table.tokens, training.held_out)
     encoded = _Encoded(policy, table)
@@ -293,7 +295,8 @@ def _score(
         context = encoded(some)
         both = [_plans(policy, network, context, omega, noise) for network in (None, distilled)]
         drawn.append(torch.cat(both, dim=1).cpu().double().numpy())
-    scores = scorer.score([table.tokens[i] for i in positions], np.concatenate(drawn))
+    interval = policy.backbone.sampling.interval
+    scores = score_plans(scorer, [table.tokens[i] for i in positions], np.concatenate(drawn), interval)
     points = 100 * np.asarray(scores.score)
     guided, alone = points[:, :PLANS].mean(1), points[:, PLANS:].mean(1)
     interval = LogIntervals([table.log_names[i] for i in positions]).interval(alone - guided)

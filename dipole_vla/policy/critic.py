@@ -17,16 +17,18 @@ from torch import Tensor, nn
 
 from dipole_vla.backbones import weights
 from dipole_vla.backbones.base import Backbone, Context
+from dipole_vla.data.pictures import refuse_other_cameras
 from dipole_vla.policy.plan_attention import PlanAttention
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.sampling import Sampling
 
 MEAN = "mean_critic"  # family of a folder with members
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """feature_dim: width of `Backbone.features`; horizon: poses per trajectory.
+    """feature_dim: width of `Backbone.features`; horizon: poses per trajectory, `interval` seconds apart.
 
     expectile: 0.5 makes V the mean of Q over the candidates, which keeps G centred; the offline-RL line uses 0.9.
     """
@@ -38,6 +40,7 @@ class CriticConfig:
     ensemble: int = 2
     expectile: float = 0.5
     dropout: float = 0.0
+    interval: float = 0.5
 
     def __post_init__(self) -> None:
         if self.feature_dim < 1:
@@ -287,12 +290,12 @@ def load_critic(folder: str | Path, device: str | torch.device = "cpu") -> Criti
 
 
 def fitted_critic(
-    folder: str | Path, backbone: str | Path, fingerprint: str, horizon: int, device: str | torch.device = "cpu"
+    folder: str | Path, backbone: str | Path, fingerprint: str, model: Backbone, device: str | torch.device = "cpu"
 ) -> tuple[Critic, dict[str, Any]]:
     """The critic that `dipole-vla fit` left in `folder`, and its provenance; InputError if it was fitted on the
-    features of another backbone, which are other numbers, or on plans of another length.
+    features of another backbone or other cameras, which are other numbers, or on plans of another length or interval.
 
-    backbone: for the message.  fingerprint, horizon: the backbone's own.
+    backbone: for the message.  fingerprint: of `model` as on disk.
     """
     made = Path(folder) / "provenance.json"
     provenance = weights.read_json(made) if made.is_file() else {}
@@ -306,11 +309,11 @@ def fitted_critic(
             f"{folder}: reads features of backbone {trained_on[:12]}…, {backbone} is {fingerprint[:12]}…; "
             "pass the matching one"
         )
+    refuse_other_cameras(made, provenance, model.processor)
     critic = load_critic(folder, device)
-    if critic.config.horizon != horizon:
-        raise InputError(
-            f"{folder}: rates plans of {critic.config.horizon} poses, {backbone} makes {horizon}; fit another"
-        )
+    rated = Sampling(critic.config.horizon, critic.config.interval)
+    if rated != model.sampling:
+        raise InputError(f"{folder}: rates plans of {rated}, {backbone} makes {model.sampling}; fit another")
     return critic, provenance
 
 

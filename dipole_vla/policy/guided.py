@@ -23,6 +23,7 @@ from torch import Tensor
 from dipole_vla import backbones
 from dipole_vla.backbones import weights  # backbones as a module: it imports this package in turn
 from dipole_vla.backbones.base import Backbone, Context, Observation, Processor
+from dipole_vla.data.pictures import refuse_other_cameras
 from dipole_vla.data.splits import RL_TOKENS, SeenByRL
 from dipole_vla.guidance import (
     LIMIT,
@@ -412,6 +413,7 @@ class GuidedPolicy:
                 f"{folder}: made on base {raw['backbone_fingerprint'][:12]}…, "
                 f"{where} is {pair.base_fingerprint[:12]}…; {pass_the_base(base)}"
             )
+        refuse_other_cameras(folder / POLICY, raw["provenance"], base.processor)
         critic = folder / "critic"
         return cls(
             base,

@@ -22,6 +22,7 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import is_complete, read_json, verify
 from navsim_adapter.foundation.statistics import Interval, LogIntervals
 from navsim_adapter.scene_cache import SceneCache
+from navsim_adapter.trajectories import DEFAULT_INTERVAL
 
 KEYS = (
     *("token", "log_name", "policy", "omega", "candidates", "start_scale", "guidance"),
@@ -71,6 +72,11 @@ class Evaluation:
         start = self.summary.get("start_scale", 1.0)
         counts = [s.candidates for s in self.settings if s.policy == REFERENCE and s.start_scale == start]
         return Setting(REFERENCE, None, min(counts, default=1), start)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between the poses of its plans."""
+        return float(self.summary.get("interval", DEFAULT_INTERVAL))
 
     def same_n(self, setting: Setting) -> Setting:
         """The imitation policy with as many candidates and the same start noise, of which the same critic chooses."""

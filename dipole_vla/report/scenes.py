@@ -24,7 +24,9 @@ from dipole_vla.report.inputs import Evaluation
 from dipole_vla.report.metrics import sub_score
 from dipole_vla.report.tables import points, signed
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Moment, Plan, picture, seen_by
+from navsim_adapter.sampling import SIMULATED, Sampling, resampled
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
+from navsim_adapter.trajectories import DEFAULT_INTERVAL
 
 CAMERA, CAMERA_WIDTH = "CAM_F0", 480
 CANDIDATES_DRAWN = 32
@@ -125,13 +127,14 @@ def _card(
     rows: pd.DataFrame,
     plans: pd.DataFrame | None,
 ) -> Card:
-    reference, chosen = (_poses(rows, token, key) for key in (evaluation.baseline, evaluation.chosen))
+    interval = evaluation.interval
+    reference, chosen = (_poses(rows, token, key, interval) for key in (evaluation.baseline, evaluation.chosen))
     scene = evaluation.scenes.get(token, {})
     cache = _scene_cache(evaluation, token)
     sentence, moments = explain(cache, before, after, reference, chosen, evaluation.sub_scores)
     bird = ""
     if cache is not None:
-        candidates, scores = _candidates(plans, token, evaluation.chosen)
+        candidates, scores = _candidates(plans, token, evaluation.chosen, interval)
         human = cache.human_future if cache.human_future is not None else scene.get("future")
         drawn = [] if human is None else [Plan("human", _array(human), HUMAN)]
         drawn += [Plan("reference", reference, REFERENCE), Plan("chosen", chosen, CHOSEN)]
@@ -249,19 +252,28 @@ def _gap(before: pd.Series, after: pd.Series, name: str) -> float:
     return 0.0 if np.isnan(gap) else gap
 
 
-def _poses(rows: pd.DataFrame, token: str, setting: Setting) -> np.ndarray:
-    return _array(rows[(rows["token"] == token) & setting.of_rows(rows)]["poses"].iloc[0])
+def _poses(rows: pd.DataFrame, token: str, setting: Setting, interval: float) -> np.ndarray:
+    return _halves(_array(rows[(rows["token"] == token) & setting.of_rows(rows)]["poses"].iloc[0]), interval)
+
+
+def _halves(poses: np.ndarray, interval: float) -> np.ndarray:
+    """Poses at every half second that is scored, as pictures and sentences have them, whatever the policy's own."""
+    horizon = int(len(poses) * interval / DEFAULT_INTERVAL + 1e-6)
+    if not horizon:
+        return poses
+    return resampled(poses, interval, Sampling(horizon, DEFAULT_INTERVAL).within(SIMULATED.reach))
 
 
 def _candidates(
-    plans: pd.DataFrame | None, token: str, setting: Setting
+    plans: pd.DataFrame | None, token: str, setting: Setting, interval: float
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     if plans is None:
         return None, None
     own = plans[(plans["token"] == token) & setting.of_plans(plans)].sort_values("index").head(CANDIDATES_DRAWN)
     if own.empty:
         return None, None
-    return np.stack([_array(poses) for poses in own["poses"]]), own["score"].to_numpy(dtype=np.float64)
+    drawn = np.stack([_halves(_array(poses), interval) for poses in own["poses"]])
+    return drawn, own["score"].to_numpy(dtype=np.float64)
 
 
 def _array(poses: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dipole_vla.data.contexts import Encoder, Ranks
 from dipole_vla.data.module import DrivingData, DrivingDataset
+from dipole_vla.data.pictures import refuse_other_cameras
 from dipole_vla.data.tables import CandidateTable
 from dipole_vla.policy import Backbone, Context
 from dipole_vla.progress import console
@@ -90,6 +91,7 @@ class FineTuning(L.LightningModule):
         candidates = dataset.candidates
         if candidates is None:
             return
+        refuse_other_cameras(candidates.folder, candidates.about, lambda: dataset.processor)
         self.say(candidates.remark_on_pictures(dataset.scenes))
         self.say(dataset.formed_otherwise)
         absent = [key for key in EXPORTED if key not in candidates.about]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class CriticModule(FineTuning):
         poses = torch.from_numpy(np.asarray(self.candidates.poses))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.noise_seed)
-            made = [self._made(member, sizes, table.shape[1], poses.shape[2]) for member, sizes in self.members]
+            made = [self._made(member, sizes, table.shape[1]) for member, sizes in self.members]
             self.critic = made[0] if len(made) == 1 else MeanCritic(made)
         self.critic.fit_statistics(table, poses)
 
@@ -146,12 +147,13 @@ class CriticModule(FineTuning):
     def reads_tokens(self) -> bool:
         return any(member.kind == "tokens" for member, _ in self.members)
 
-    def _made(self, member: Member, sizes: dict[str, Any], width: int, horizon: int) -> OneStepCritic:
+    def _made(self, member: Member, sizes: dict[str, Any], width: int) -> OneStepCritic:
         """One critic of that kind. width: of what all members together read of a scene."""
         looked = self.looked
         pooled = width - looked["ego"] - looked["tokens"] * looked["token_width"]
         kind = KINDS[member.kind]
-        return kind(kind.config_class(pooled, horizon, **sizes, **(looked if kind.reads_tokens else {})))
+        plans = asdict(self.backbone.sampling)
+        return kind(kind.config_class(pooled, **plans, **sizes, **(looked if kind.reads_tokens else {})))
 
     def export(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Write the critic's folder: the networks, whose features they read, and what reinforcement learning saw."""
@@ -162,6 +164,7 @@ class CriticModule(FineTuning):
         made = {
             "backbone": str(self.backbone_folder),
             "backbone_fingerprint": self.fingerprint,
+            "cameras": list(self.backbone.processor().cameras),
             "metric": self.candidates.metric,
         }
         write_json(folder / "provenance.json", {**provenance, **made, **seen.provenance()})

@@ -15,6 +15,7 @@ from dipole_vla.backbones import load_backbone
 from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.data.contexts import Encoder
 from dipole_vla.data.module import DrivingDataset
+from dipole_vla.data.pictures import refuse_other_cameras
 from dipole_vla.data.splits import RL_TOKENS, SeenByRL
 from dipole_vla.data.tables import CandidateTable
 from dipole_vla.forming import Advantage
@@ -114,9 +115,10 @@ class DipoleModule(FineTuning):
         if start is not None:
             self.pair.load(start)
             self.started = read_json(Path(start) / POLICY)["provenance"]
+            refuse_other_cameras(Path(start) / POLICY, self.started, self.backbone.processor)
             self.seen_before |= SeenByRL.recorded(read_json(Path(start) / RL_TOKENS), self.started)
         if critic is not None:
-            _, self.fitted = fitted_critic(critic, backbone, self.pair.base_fingerprint, self.backbone.action.horizon)
+            _, self.fitted = fitted_critic(critic, backbone, self.pair.base_fingerprint, self.backbone)
             self.seen_before |= _seen_by_critic(Path(critic), self.fitted)
         if checkpointing:
             recompute_blocks(self.pair)
@@ -236,6 +238,7 @@ class DipoleModule(FineTuning):
             **seen.provenance(),
             "advantage": self.dataset.advantage_told,
             "formed": asdict(self.dataset.how),
+            "cameras": list(self.dataset.processor.cameras),
             "metric": scored.metric,
             "start_metric": self._metrics_before(),
             "beta": self.dipole.beta,

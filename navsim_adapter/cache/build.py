@@ -133,11 +133,11 @@ def ego_state(frame: Frame) -> np.ndarray:
     return np.concatenate([frame.ego_pose, frame.velocity, frame.acceleration, np.zeros(4)]).astype(np.float64)
 
 
-def human_future(scene: Scene) -> np.ndarray | None:
-    """(8, 3) logged poses at 0.5 s steps in the current ego frame (metric 4.5), None for second-stage scenes."""
-    if scene.is_synthetic or len(scene.future) < HUMAN_POSES:
+def human_future(scene: Scene, poses: int = HUMAN_POSES) -> np.ndarray | None:
+    """(poses, 3) logged poses at 0.5 s steps in the current ego frame (metric 4.5), None for second-stage scenes."""
+    if scene.is_synthetic or len(scene.future) < poses:
         return None
-    return relative_poses(scene.now.ego_pose, np.array([frame.ego_pose for frame in scene.future[:HUMAN_POSES]]))
+    return relative_poses(scene.now.ego_pose, np.array([frame.ego_pose for frame in scene.future[:poses]]))
 
 
 def relative_poses(origin: np.ndarray, poses: np.ndarray) -> np.ndarray:

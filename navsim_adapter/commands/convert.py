@@ -22,6 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_filter_arguments(parser)
     parser.add_argument("--two-stage", metavar="FOLDER", help="convert this folder's rendered scenes, not a split's")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the Arrow table, or for the filters")
+    parser.add_argument(
+        "--cameras",
+        nargs="+",
+        metavar="CAM",
+        help="whose pictures the table names: any of the eight (default CAM_F0 CAM_L0 CAM_R0)",
+    )
+    parser.add_argument(
+        "--future",
+        type=float,
+        metavar="S",
+        help="seconds of the human's drive in the table, and ahead of every scene (default 4)",
+    )
     apart = parser.add_argument_group("logs to choose on, kept from training (writes no table)")
     apart.add_argument(
         "--hold-out",
@@ -38,18 +50,24 @@ def run(options: argparse.Namespace) -> None:
         return _hold_out(options)
     if options.seed is not None:
         raise InputError("--seed: chooses the logs of --hold-out N; add it, or leave --seed out")
-    from navsim_adapter.dataset import convert, convert_second_stage
+    from navsim_adapter.dataset import Contents, convert, convert_second_stage
 
+    asked = {"cameras": options.cameras and tuple(options.cameras), "future": options.future}
+    contents = Contents(**{name: value for name, value in asked.items() if value is not None})
     if options.two_stage:
         take_all_rendered(options)
+        if options.future is not None:
+            raise InputError("--future: rendered scenes have no human future; leave --two-stage or --future out")
         with Progress("scenes") as progress:
-            content = convert_second_stage(options.two_stage, options.out, lambda done: progress.show(done, None))
+            content = convert_second_stage(
+                options.two_stage, options.out, lambda done: progress.show(done, None), contents
+            )
         say_skipped(content)
         print(f"{content['count']} rendered scenes in {options.out}")
         return
     root, split, chosen = selection(options)
     with Progress("scenes") as progress:
-        content = convert(root, split, chosen, options.out, lambda done: progress.show(done, None))
+        content = convert(root, split, chosen, options.out, lambda done: progress.show(done, None), contents)
     say_skipped(content)
     say_absent(content, split)
     print(f"{content['count']} scenes of {split} in {options.out}")
@@ -60,6 +78,8 @@ def _hold_out(options: argparse.Namespace) -> None:
 
     if options.two_stage:
         raise InputError("--two-stage: rendered scenes have no logs to hold out; leave --two-stage or --hold-out out")
+    if options.cameras or options.future is not None:
+        raise InputError("--cameras, --future: belong to a table and --hold-out writes none; give them with --filter")
     check_range("--hold-out", options.hold_out, 1)
     seed = options.seed or 0
     root, split, chosen = selection(options)

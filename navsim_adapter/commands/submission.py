@@ -14,6 +14,7 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.foreign import plain_yaml, read_text
 from navsim_adapter.foundation.option_checks import spare_inputs
 from navsim_adapter.nuplan.scenes import check_texts
+from navsim_adapter.sampling import SIMULATED, Sampling, resampled
 from navsim_adapter.submission import Plan, Team, Tokens, check_submission, write_submission
 from navsim_adapter.trajectories import read_trajectories
 
@@ -141,13 +142,27 @@ def _expected(table: str, plans: dict[str, Plan], wanted: Tokens) -> dict[str, P
     return kept
 
 
+def _simulated(where: str, plan: Plan) -> Plan:
+    """The plan if it ends when the simulation does, else what of it is simulated, at the times that the metric reads.
+
+    Raises InputError for one that ends before: the official scorer would hold its last pose.
+    """
+    own = Sampling(len(plan.poses), plan.interval)
+    if own.within(SIMULATED.reach) == own and own.lasts(SIMULATED.reach):
+        return plan
+    try:
+        return Plan(resampled(plan.poses, plan.interval, SIMULATED), SIMULATED.interval)
+    except InputError as problem:
+        raise InputError(f"{where}: {problem}; plan {SIMULATED.reach:g} s") from None
+
+
 def _plans(table: str, name: str | None) -> dict[str, Plan]:
     rows = read_trajectories(table)
     names = sorted(set(rows.names))
     if name is None and len(names) > 1:
         raise InputError(f"{table}: holds {len(names)} planners ({', '.join(names[:5])}); choose one with --name")
     chosen = {
-        token: Plan(poses, float(interval))
+        token: _simulated(f"{table}: scene {token}", Plan(poses, float(interval)))
         for token, row_name, poses, interval in zip(rows.tokens, rows.names, rows.poses, rows.interval)
         if name in (None, row_name)
     }

@@ -23,6 +23,7 @@ from navsim_adapter.foundation.parallel import in_threads
 from navsim_adapter.metric import engine, two_frame
 from navsim_adapter.metric.aggregate import epdms
 from navsim_adapter.metric.scene_index import Metric, SceneIndex, build_index, run
+from navsim_adapter.sampling import SIMULATED
 from navsim_adapter.scene_cache import SceneCache
 from navsim_adapter.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL, STATES
 
@@ -161,6 +162,9 @@ class Scorer:
     threads: scenes scored at a time; the kernels run without Python's lock. The figures do not depend on it.
     May be pickled and used in worker processes, forked ones too.
     """
+
+    reach = SIMULATED.reach
+    """Seconds of a plan that are simulated; of one that ends before, the last pose is held, as officially."""
 
     def __init__(self, cache: str | Path | Mapping[str, SceneCache], metric: MetricName = "pdms", *, threads: int = 1):
         family = family_of(metric)

@@ -23,6 +23,7 @@ from dipole_vla.policy.critic import refuse_other_metric
 from dipole_vla.training import CriticModule, DipoleModule, ImitationModule
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json, write_json
+from navsim_adapter.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +274,7 @@ def test_futures_of_another_length_are_told_with_both_lengths(inputs, tmp_path) 
     with pytest.raises(InputError, match=r"in/scenes: human futures have 6 poses, the backbone's plans have 8"):
         train(folder, 1, {"candidates": None}, module=ImitationModule(inputs / "backbone"))
     with pytest.raises(InputError, match=r"have 6 poses, .* have 8"):  # beside what a policy drew
-        SceneTable(folder / "scenes").futures(range(4), 8)
+        SceneTable(folder / "scenes").futures(range(4), Sampling(8))
 
 
 # -- who drove, and by which metric ------------------------------------------------------------------------------------
