@@ -5,14 +5,20 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export DS_BUILD_OPS := 0
 
-.PHONY: install demo checkpoint test test-slow test-faults lint bench docs clean
+.PHONY: install wheel demo checkpoint test test-slow test-faults lint bench docs clean
 
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m navsim_adapter.metric.machine_code
 	@touch $(INSTALLED)
+
+# With the kernels compiled for this platform; elsewhere it compiles its own.
+wheel: $(INSTALLED)
+	$(BIN)/python -m navsim_adapter.metric.machine_code
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
 
 demo: $(INSTALLED)
 	$(BIN)/dipole-vla demo --out $(or $(OUT),runs/demo) --seed $(or $(SEED),0)

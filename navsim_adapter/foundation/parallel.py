@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from multiprocessing import get_context
 from typing import Any, TypeVar
 
 Job = TypeVar("Job")
@@ -22,6 +20,9 @@ def in_processes(
     if workers < 2 or len(jobs) < 2:
         yield from ((job, work(job)) for job in jobs)
         return
+    from concurrent.futures import ProcessPoolExecutor, as_completed  # most processes need no others
+    from multiprocessing import get_context
+
     with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn")) as pool:
         futures = {pool.submit(work, job): job for job in jobs}
         try:
@@ -37,6 +38,8 @@ def in_threads(work: Callable[[Job], Any], jobs: Iterable[Job], threads: int) ->
         for job in jobs:
             work(job)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, jobs):
             pass

@@ -8,9 +8,6 @@ An edge is twice the number of its first vertex, and one more where the cell's c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from navsim_adapter.metric.geometry import is_within, side
@@ -30,101 +27,123 @@ def first_link(number) -> int:
     return (number >> LANES_SHIFT) & _LANES_MASK
 
 
-@entry
-def index_cells(fingerprint: int) -> Callable[..., Any]:
-    def index_cells(
-        x_min, y_min, columns, rows, vertices, ring_start, polygon_start, boxes, category, line, line_distance
-    ):
-        """The map index's cells (rows * columns + 1,), items (I + 1, 2), edges (E,) and links (K, 2).
+def index_cells(
+    x_min: float,
+    y_min: float,
+    columns: int,
+    rows: int,
+    vertices: np.ndarray,
+    ring_start: np.ndarray,
+    polygon_start: np.ndarray,
+    boxes: np.ndarray,
+    category: np.ndarray,
+    line: np.ndarray,
+    line_distance: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The map index's cells (rows * columns + 1,), items (I + 1, 2), edges (E,) and links (K, 2).
 
-        vertices (V, 2), ring_start, polygon_start: as `scene_cache.Polygons`.  boxes (P, 4), category (P,) of the
-        polygons.  line (C, 2): cells within line_distance of it get an item of polygon P with its segments.
-        Links are chains of lanes: the polygon and the next link.
-        """
-        _ = fingerprint
-        numbers = np.zeros(rows * columns, np.int64)
-        is_inside = np.zeros(rows * columns, np.int64)  # of one polygon at a time
-        cut_by = np.full(rows * columns, -1, np.int64)  # the last polygon that cut the cell
-        pairs, size = np.empty((8192, 4), np.int64), 0  # cell, polygon, first vertex of an edge, where the center is
-        links, link_count = np.zeros((64, 2), np.int64), 1
-        for polygon in range(boxes.shape[0]):
-            low_row, high_row = _span(boxes[polygon, 1] - y_min, boxes[polygon, 3] - y_min, rows)
-            low_column, high_column = _span(boxes[polygon, 0] - x_min, boxes[polygon, 2] - x_min, columns)
-            if low_row > high_row or low_column > high_column:
-                continue
-            high_column = min(high_column + 1, columns - 1)  # an edge may flip the cell beyond it
-            first = size
-            for ring in range(polygon_start[polygon], polygon_start[polygon + 1]):
-                for i in range(ring_start[ring], ring_start[ring + 1] - 1):
-                    ax, ay = vertices[i, 0] - x_min, vertices[i, 1] - y_min
-                    bx, by = vertices[i + 1, 0] - x_min, vertices[i + 1, 1] - y_min
-                    low, high = _span(min(ay, by), max(ay, by), rows)
-                    for row in range(low, high + 1):
-                        _flip_centers(ax, ay, bx, by, row, columns, is_inside)
-                        left, right = _columns_in_row(ax, ay, bx, by, row, columns)
-                        if size + right - left >= len(pairs):
-                            pairs = grown(pairs, columns)
-                        for column in range(left, right + 1):
-                            cell = row * columns + column
-                            cut_by[cell] = polygon
-                            pairs[size, 0], pairs[size, 1], pairs[size, 2] = cell, polygon, i
-                            is_near = is_within((column + 0.5) * CELL, (row + 0.5) * CELL, ax, ay, bx, by, _MARGIN)
-                            pairs[size, 3] = IS_UNSURE if is_near else IS_OUTSIDE
-                            size += 1
-            extended = np.zeros(link_count, np.int64)  # each chain with this polygon put in front
-            for row in range(low_row, high_row + 1):
-                inside = 0
-                for cell in range(row * columns + low_column, row * columns + high_column + 1):
-                    inside ^= is_inside[cell]
-                    is_inside[cell] = inside
-                    if cut_by[cell] == polygon:
-                        numbers[cell] |= category[polygon] << CUT_SHIFT
-                    elif inside:
-                        numbers[cell] |= category[polygon]
-                        if category[polygon] & LANE:
-                            chain = first_link(numbers[cell])
-                            if extended[chain] == 0:
-                                if link_count == len(links):
-                                    links = grown(links, 0)
-                                links[link_count, 0], links[link_count, 1] = polygon, chain
-                                extended[chain] = link_count
-                                link_count += 1
-                            numbers[cell] += (extended[chain] - chain) << LANES_SHIFT
-            for pair in range(first, size):
-                if pairs[pair, 3] != IS_UNSURE:
-                    pairs[pair, 3] = is_inside[pairs[pair, 0]]
-            for row in range(low_row, high_row + 1):
-                for cell in range(row * columns + low_column, row * columns + high_column + 1):
-                    is_inside[cell] = 0
-        for i in range(line.shape[0] - 1):
-            ax, ay, bx, by = line[i, 0] - x_min, line[i, 1] - y_min, line[i + 1, 0] - x_min, line[i + 1, 1] - y_min
-            low, high = _span(min(ay, by) - line_distance, max(ay, by) + line_distance, rows)
-            left, right = _span(min(ax, bx) - line_distance, max(ax, bx) + line_distance, columns)
-            for row in range(low, high + 1):
-                if size + right - left >= len(pairs):
-                    pairs = grown(pairs, columns)
-                for column in range(left, right + 1):
-                    middle_x, middle_y = (column + 0.5) * CELL, (row + 0.5) * CELL
-                    if is_within(middle_x, middle_y, ax, ay, bx, by, line_distance + 0.7072 * CELL):
+    vertices (V, 2), ring_start, polygon_start: as `scene_cache.Polygons`.  boxes (P, 4), category (P,) of the
+    polygons.  line (C, 2): cells within line_distance of it get an item of polygon P with its segments.
+    Links are chains of lanes: the polygon and the next link.
+    """
+    cells, sizes = np.empty(rows * columns + 1, np.int64), np.empty(2, np.int64)
+    room = 8192
+    while True:
+        pairs, links = np.empty((room, 4), np.int64), np.empty((room, 2), np.int64)
+        items, edges = np.empty((room + 1, 2), np.int64), np.empty(room, np.int64)
+        if fill_cells(
+            x_min, y_min, columns, rows, vertices, ring_start, polygon_start, boxes, category, line, line_distance,
+            pairs, cells, items, edges, links, sizes,
+        ):  # fmt: skip
+            return cells, items[: sizes[0] + 1].copy(), edges[: items[sizes[0], 1]].copy(), links[: sizes[1]].copy()
+        room *= 2
+
+
+@entry(
+    "b1(f8, f8, i8, i8, f8[:,::1], i8[::1], i8[::1], f8[:,::1], i8[::1], f8[:,::1], f8,"
+    " i8[:,::1], i8[::1], i8[:,::1], i8[::1], i8[:,::1], i8[::1])"
+)
+def fill_cells(
+    x_min, y_min, columns, rows, vertices, ring_start, polygon_start, boxes, category, line, line_distance,
+    pairs, cells, items, edges, links, sizes,
+):  # fmt: skip
+    """Write the sections of `index_cells`; returns False where they have too little room.
+
+    pairs: (R, 4) scratch: cell, polygon, first vertex of an edge, where the center is.
+    sizes: (2,) out, the number of items and of links.
+    """
+    numbers, size = cells[: rows * columns], 0
+    numbers[:] = 0
+    is_inside = np.zeros(rows * columns, np.int64)  # of one polygon at a time
+    cut_by = np.full(rows * columns, -1, np.int64)  # the last polygon that cut the cell
+    links[0, 0], links[0, 1], link_count = 0, 0, 1
+    for polygon in range(boxes.shape[0]):
+        low_row, high_row = _span(boxes[polygon, 1] - y_min, boxes[polygon, 3] - y_min, rows)
+        low_column, high_column = _span(boxes[polygon, 0] - x_min, boxes[polygon, 2] - x_min, columns)
+        if low_row > high_row or low_column > high_column:
+            continue
+        high_column = min(high_column + 1, columns - 1)  # an edge may flip the cell beyond it
+        first = size
+        for ring in range(polygon_start[polygon], polygon_start[polygon + 1]):
+            for i in range(ring_start[ring], ring_start[ring + 1] - 1):
+                ax, ay = vertices[i, 0] - x_min, vertices[i, 1] - y_min
+                bx, by = vertices[i + 1, 0] - x_min, vertices[i + 1, 1] - y_min
+                low, high = _span(min(ay, by), max(ay, by), rows)
+                for row in range(low, high + 1):
+                    _flip_centers(ax, ay, bx, by, row, columns, is_inside)
+                    left, right = _columns_in_row(ax, ay, bx, by, row, columns)
+                    if size + right - left >= len(pairs):
+                        return False
+                    for column in range(left, right + 1):
                         cell = row * columns + column
-                        numbers[cell] |= NEAR_LINE
-                        pairs[size, 0], pairs[size, 1], pairs[size, 2] = cell, boxes.shape[0], i
-                        pairs[size, 3] = IS_OUTSIDE
+                        cut_by[cell] = polygon
+                        pairs[size, 0], pairs[size, 1], pairs[size, 2] = cell, polygon, i
+                        is_near = is_within((column + 0.5) * CELL, (row + 0.5) * CELL, ax, ay, bx, by, _MARGIN)
+                        pairs[size, 3] = IS_UNSURE if is_near else IS_OUTSIDE
                         size += 1
-        cells, items, edges = _items(pairs[:size], numbers, category, vertices, x_min, y_min, columns)
-        return cells, items, edges, links[:link_count]
-
-    return index_cells
-
-
-@inner
-def grown(table, more):
-    """The table with as many free rows again, and some more."""
-    larger = np.empty((2 * table.shape[0] + more, table.shape[1]), np.int64)
-    for i in range(table.shape[0]):
-        for j in range(table.shape[1]):
-            larger[i, j] = table[i, j]
-    return larger
+        extended = np.zeros(link_count, np.int64)  # each chain with this polygon put in front
+        for row in range(low_row, high_row + 1):
+            inside = 0
+            for cell in range(row * columns + low_column, row * columns + high_column + 1):
+                inside ^= is_inside[cell]
+                is_inside[cell] = inside
+                if cut_by[cell] == polygon:
+                    numbers[cell] |= category[polygon] << CUT_SHIFT
+                elif inside:
+                    numbers[cell] |= category[polygon]
+                    if category[polygon] & LANE:
+                        chain = first_link(numbers[cell])
+                        if extended[chain] == 0:
+                            if link_count == len(links):
+                                return False
+                            links[link_count, 0], links[link_count, 1] = polygon, chain
+                            extended[chain] = link_count
+                            link_count += 1
+                        numbers[cell] += (extended[chain] - chain) << LANES_SHIFT
+        for pair in range(first, size):
+            if pairs[pair, 3] != IS_UNSURE:
+                pairs[pair, 3] = is_inside[pairs[pair, 0]]
+        for row in range(low_row, high_row + 1):
+            for cell in range(row * columns + low_column, row * columns + high_column + 1):
+                is_inside[cell] = 0
+    for i in range(line.shape[0] - 1):
+        ax, ay, bx, by = line[i, 0] - x_min, line[i, 1] - y_min, line[i + 1, 0] - x_min, line[i + 1, 1] - y_min
+        low, high = _span(min(ay, by) - line_distance, max(ay, by) + line_distance, rows)
+        left, right = _span(min(ax, bx) - line_distance, max(ax, bx) + line_distance, columns)
+        for row in range(low, high + 1):
+            if size + right - left >= len(pairs):
+                return False
+            for column in range(left, right + 1):
+                middle_x, middle_y = (column + 0.5) * CELL, (row + 0.5) * CELL
+                if is_within(middle_x, middle_y, ax, ay, bx, by, line_distance + 0.7072 * CELL):
+                    cell = row * columns + column
+                    numbers[cell] |= NEAR_LINE
+                    pairs[size, 0], pairs[size, 1], pairs[size, 2] = cell, boxes.shape[0], i
+                    pairs[size, 3] = IS_OUTSIDE
+                    size += 1
+    sizes[0] = _cut_items(pairs[:size], cells, category, vertices, x_min, y_min, columns, items, edges)
+    sizes[1] = link_count
+    return True
 
 
 @inner
@@ -161,9 +180,9 @@ def _columns_in_row(ax, ay, bx, by, row, columns):
 
 
 @inner
-def _items(pairs, numbers, category, vertices, x_min, y_min, columns):
+def _cut_items(pairs, cells, category, vertices, x_min, y_min, columns, items, edges) -> int:
     """Sort (cell, polygon, edge) by cell, polygons staying in order, and cut into one item per cell and polygon."""
-    count = len(numbers)
+    count = len(cells) - 1
     end = np.zeros(count + 1, np.int64)
     for pair in range(len(pairs)):
         end[pairs[pair, 0] + 1] += 1
@@ -174,10 +193,9 @@ def _items(pairs, numbers, category, vertices, x_min, y_min, columns):
         cell = pairs[pair, 0]
         order[end[cell]] = pair
         end[cell] += 1  # from where the cell's pairs start to where they end
-    cells, items, edges = np.empty(count + 1, np.int64), np.empty((len(pairs) + 1, 2), np.int64), np.empty_like(order)
     at, size = 0, 0
     for cell in range(count):
-        cells[cell] = numbers[cell] | (size << ITEM_SHIFT)
+        cells[cell] |= size << ITEM_SHIFT
         polygon, center = -1, IS_OUTSIDE
         x, y = x_min + (cell % columns + 0.5) * CELL, y_min + (cell // columns + 0.5) * CELL
         while at < end[cell]:
@@ -197,4 +215,4 @@ def _items(pairs, numbers, category, vertices, x_min, y_min, columns):
             at += 1
     cells[count] = size << ITEM_SHIFT
     items[size, 0], items[size, 1] = 0, at
-    return cells, items[: size + 1], edges
+    return size

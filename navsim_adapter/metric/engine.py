@@ -6,9 +6,6 @@ A candidate's row depends on nothing but the scene and its own poses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from navsim_adapter.metric import aggregate, areas, comfort, simulate
@@ -52,74 +49,70 @@ PROGRESS_RAW, COLLISION_TIME, TTC_TIME, SEVERAL_LANES, OFF_ROAD, ONCOMING = rang
 COLUMNS = UNFILTERED_SCORE + 1 + len(DIAGNOSTICS)
 
 
-@entry
-def score_trajectories(fingerprint: int) -> Callable[..., Any]:
-    def score_trajectories(
-        area, traffic, ego, time_us, history, best_other, human, is_epdms, poses, interval, is_planned, headings,
-        table, states,
-    ):  # fmt: skip
-        """Fill `table` (N, COLUMNS) for trajectories of one scene, two-frame comfort left out.
+@entry("b1(i8, i8, f8[::1], i8, f8[:,::1], f8, f8[::1], b1, f8[:,:,::1], f8, b1, f8[:,::1], f8[:,::1], f8[:,:,::1])")
+def score_trajectories(
+    area, traffic, ego, time_us, history, best_other, human, is_epdms, poses, interval, is_planned, headings,
+    table, states,
+):  # fmt: skip
+    """Fill `table` (N, COLUMNS) for trajectories of one scene, two-frame comfort left out.
 
-        ego: (11,).  time_us: the scene's time.  history: (H, 3) for history comfort, H = 0 without.
-        best_other, human: see `combine`.
-        poses: (N, T, 3) ego frame, `interval` seconds apart; or, if is_planned, (N, 41, 3) in the map's frame at
-        10 Hz.  headings: (N, T), see `simulate.place_knots`.
-        states: (N, 41, 11) out, or (0, 41, 11).
-        Returns whether some heading hangs on the last bit and literal headings are needed.
-        """
-        _ = fingerprint
-        count, size = poses.shape[0], poses.shape[1]
-        lanes = min(count, LANES)
-        span, lower, offset = np.empty(size), np.empty(STATES, np.int64), np.empty(STATES)
-        if not is_planned:
-            simulate.sample_times(time_us, size, interval, span, lower, offset)
-        knots, slopes = np.empty((3, size + 1, lanes)), np.empty((3, size, lanes))
-        reference = np.empty((simulate.REFERENCE_PLANES, STATES, lanes))
-        speed, curvature = np.empty((STEPS, lanes)), np.empty((STEPS, lanes))
-        moments = np.empty((4, STEPS, lanes))
-        block = np.empty((simulate.PLANES, STATES, lanes))
-        series = np.empty((comfort.SCRATCH_SERIES, STATES + history.shape[0], lanes))
-        turns, is_comfortable = np.empty(lanes), np.empty(lanes)
-        is_settled = np.empty((2, object_count(traffic)), np.bool_)
-        corners, other = np.empty((4, 2)), np.empty((4, 2))
-        moved, center_areas = np.empty(STATES), np.empty(STATES, np.int64)
-        lanes = np.empty((5, area_count(area)), np.int64)
-        ttc_steps = STATES - 9 if is_epdms else STATES  # EPDMS's objects end with the states (metric 6.7)
-        is_tied = False
-        for first in range(0, count, LANES):
-            n = min(LANES, count - first)
-            if is_planned:
-                simulate.take_reference(poses, first, n, reference)
-            else:
-                is_tied |= simulate.place_knots(ego, poses, headings, first, n, knots)
-                simulate.sample_reference(knots, span, lower, offset, n, slopes, reference)
-            simulate.fit_speed(reference, n, speed)
-            simulate.fit_curvature(reference, speed, n, moments[0], curvature)
-            simulate.window_moments(curvature, n, moments)
-            simulate.track(ego, reference, speed, moments, n, block)
-            if is_epdms:
-                comfort.history_comfort(block, ego[6], history, n, series, turns, is_comfortable)
-            else:
-                comfort.comfort(block, ego[6], n, series, turns, is_comfortable)
-            start = progress_at(area, block, 0, 0)  # where all of them start
-            for c in range(n):
-                row = table[first + c]
-                row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
-                    area, traffic, measured_speed(ego), block, c, ttc_steps, is_settled, corners, other, lanes
-                )
-                areas.center_areas(area, block, c, center_areas)
-                row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, corners)
-                row[RAW + DDC] = driving_direction_compliance(block, c, center_areas, is_epdms, moved)
-                row[RAW + LK] = lane_keeping(area, block, c, center_areas) if is_epdms else 1.0
-                row[PROGRESS_RAW] = max(progress_at(area, block, STEPS, c) - start, 0.0)
-                row[RAW + COMFORT] = is_comfortable[c]
-                combine(row, is_epdms, best_other, human, np.nan)
-                row[SEVERAL_LANES] = row[OFF_ROAD] = row[ONCOMING] = np.nan
-                if states.shape[0] > 0:
-                    _write_states(ego, block, c, states[first + c])
-        return is_tied
-
-    return score_trajectories
+    ego: (11,).  time_us: the scene's time.  history: (H, 3) for history comfort, H = 0 without.
+    best_other, human: see `combine`.
+    poses: (N, T, 3) ego frame, `interval` seconds apart; or, if is_planned, (N, 41, 3) in the map's frame at
+    10 Hz.  headings: (N, T), see `simulate.place_knots`.
+    states: (N, 41, 11) out, or (0, 41, 11).
+    Returns whether some heading hangs on the last bit and literal headings are needed.
+    """
+    count, size = poses.shape[0], poses.shape[1]
+    lanes = min(count, LANES)
+    span, lower, offset = np.empty(size), np.empty(STATES, np.int64), np.empty(STATES)
+    if not is_planned:
+        simulate.sample_times(time_us, size, interval, span, lower, offset)
+    knots, slopes = np.empty((3, size + 1, lanes)), np.empty((3, size, lanes))
+    reference = np.empty((simulate.REFERENCE_PLANES, STATES, lanes))
+    speed, curvature = np.empty((STEPS, lanes)), np.empty((STEPS, lanes))
+    moments = np.empty((4, STEPS, lanes))
+    block = np.empty((simulate.PLANES, STATES, lanes))
+    series = np.empty((comfort.SCRATCH_SERIES, STATES + history.shape[0], lanes))
+    turns, is_comfortable = np.empty(lanes), np.empty(lanes)
+    is_settled = np.empty((2, object_count(traffic)), np.bool_)
+    corners, other = np.empty((4, 2)), np.empty((4, 2))
+    moved, center_areas = np.empty(STATES), np.empty(STATES, np.int64)
+    lanes = np.empty((5, area_count(area)), np.int64)
+    ttc_steps = STATES - 9 if is_epdms else STATES  # EPDMS's objects end with the states (metric 6.7)
+    is_tied = False
+    for first in range(0, count, LANES):
+        n = min(LANES, count - first)
+        if is_planned:
+            simulate.take_reference(poses, first, n, reference)
+        else:
+            is_tied |= simulate.place_knots(ego, poses, headings, first, n, knots)
+            simulate.sample_reference(knots, span, lower, offset, n, slopes, reference)
+        simulate.fit_speed(reference, n, speed)
+        simulate.fit_curvature(reference, speed, n, moments[0], curvature)
+        simulate.window_moments(curvature, n, moments)
+        simulate.track(ego, reference, speed, moments, n, block)
+        if is_epdms:
+            comfort.history_comfort(block, ego[6], history, n, series, turns, is_comfortable)
+        else:
+            comfort.comfort(block, ego[6], n, series, turns, is_comfortable)
+        start = progress_at(area, block, 0, 0)  # where all of them start
+        for c in range(n):
+            row = table[first + c]
+            row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
+                area, traffic, measured_speed(ego), block, c, ttc_steps, is_settled, corners, other, lanes
+            )
+            areas.center_areas(area, block, c, center_areas)
+            row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, corners)
+            row[RAW + DDC] = driving_direction_compliance(block, c, center_areas, is_epdms, moved)
+            row[RAW + LK] = lane_keeping(area, block, c, center_areas) if is_epdms else 1.0
+            row[PROGRESS_RAW] = max(progress_at(area, block, STEPS, c) - start, 0.0)
+            row[RAW + COMFORT] = is_comfortable[c]
+            combine(row, is_epdms, best_other, human, np.nan)
+            row[SEVERAL_LANES] = row[OFF_ROAD] = row[ONCOMING] = np.nan
+            if states.shape[0] > 0:
+                _write_states(ego, block, c, states[first + c])
+    return is_tied
 
 
 def product_of(row, is_epdms):
@@ -162,23 +155,19 @@ def combine(row, is_epdms, best_other, human, two_frame):
         row[UNFILTERED_SCORE] = row[SCORE]
 
 
-@entry
-def count_areas(fingerprint: int) -> Callable[..., Any]:
-    def count_areas(area, states, table):
-        """Fill in how many of the simulated states (N, 41, 11) are in each kind of area."""
-        _ = fingerprint
-        block, corners = np.empty((simulate.PLANES, STATES, 1)), np.empty((4, 2))
-        lanes = np.empty((5, area_count(area)), np.int64)
-        for i in range(table.shape[0]):
-            for k in range(STATES):
-                block[simulate.X, k, 0], block[simulate.Y, k, 0] = states[i, k, 0], states[i, k, 1]
-                sine, cosine = sine_cosine(states[i, k, 2])
-                block[simulate.SINE, k, 0], block[simulate.COSINE, k, 0] = sine, cosine
-            table[i, SEVERAL_LANES], table[i, OFF_ROAD], table[i, ONCOMING] = areas.count_area_steps(
-                area, block, np.int64(0), corners, lanes
-            )
-
-    return count_areas
+@entry("void(i8, f8[:,:,::1], f8[:,::1])")
+def count_areas(area, states, table):
+    """Fill in how many of the simulated states (N, 41, 11) are in each kind of area."""
+    block, corners = np.empty((simulate.PLANES, STATES, 1)), np.empty((4, 2))
+    lanes = np.empty((5, area_count(area)), np.int64)
+    for i in range(table.shape[0]):
+        for k in range(STATES):
+            block[simulate.X, k, 0], block[simulate.Y, k, 0] = states[i, k, 0], states[i, k, 1]
+            sine, cosine = sine_cosine(states[i, k, 2])
+            block[simulate.SINE, k, 0], block[simulate.COSINE, k, 0] = sine, cosine
+        table[i, SEVERAL_LANES], table[i, OFF_ROAD], table[i, ONCOMING] = areas.count_area_steps(
+            area, block, np.int64(0), corners, lanes
+        )
 
 
 @inner
@@ -201,12 +190,8 @@ def _write_states(ego, block, c, states):
         )
 
 
-@entry
-def combine_rows(fingerprint: int) -> Callable[..., Any]:
-    def combine_rows(table, is_epdms, best_other, human, two_frame):
-        """`combine` for rows of one scene once two_frame (N,) or the batch's best is known."""
-        _ = fingerprint
-        for i in range(table.shape[0]):
-            combine(table[i], is_epdms, best_other, human, two_frame[i])
-
-    return combine_rows
+@entry("void(f8[:,::1], b1, f8, f8[::1], f8[::1])")
+def combine_rows(table, is_epdms, best_other, human, two_frame):
+    """`combine` for rows of one scene once two_frame (N,) or the batch's best is known."""
+    for i in range(table.shape[0]):
+        combine(table[i], is_epdms, best_other, human, two_frame[i])

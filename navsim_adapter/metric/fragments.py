@@ -1,7 +1,7 @@
 """Compiles inner functions for their callers only: half of the time that numba takes otherwise.
 
 Numba optimises every function with all that it calls and makes machine code of it, again at each level. A function
-that is never called from Python needs neither: it is linked into the entry points, and optimised there, once.
+that is never called from Python needs neither: it is linked into what `compiler.py` makes, and optimised there, once.
 Nor do these functions need numba's passes for closures, `with`, array expressions and the like.
 Numba also keeps what it learnt of `min` or `np.empty` by the options of the function that asked, and compares these
 at length, so all functions share one set of them and what sets them apart is said only when they are lowered.
@@ -9,7 +9,6 @@ at length, so all functions share one set of them and what sets them apart is sa
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 from numba import _dynfunc  # type: ignore[attr-defined]
@@ -114,16 +113,3 @@ class FragmentCompiler(_Compiler):
 
 class InlinedCompiler(_Compiler):
     _lowering = _LowerInlined
-
-
-class EntryCompiler(_Compiler):
-    """For what Python calls; without pauses for garbage, where a sixth of the time would go."""
-
-    def compile_extra(self, function: Any) -> Any:
-        is_collecting = gc.isenabled()
-        gc.disable()
-        try:
-            return super().compile_extra(function)
-        finally:
-            if is_collecting:
-                gc.enable()

@@ -1,41 +1,50 @@
-"""How the kernels are compiled: one decorator for functions, one for the few entry points kept on disk.
+"""How the kernels are compiled, and how Python calls the few that are entry points.
 
-Numba's disk cache looks only at the file of the function it stores, not at what that function calls or at module
-constants. The entry points therefore carry a fingerprint of every kernel's source in a closure
-variable, which is part of numba's key: edit any kernel and the stale machine code is never found.
+A kernel is plain Python and can be called as such. What Python calls is machine code of all entry points together,
+which numba made ahead of time (`compiler.py`) and `machine_code.py` finds: numba is not even imported for it.
 
 No fast-math anywhere, not even fused multiply-add: a candidate's result is the same bit for bit whether it falls in
-a vector lane or in the loop's remainder, alone or among others.
+a vector lane or in the loop's remainder, alone or among others, and on every processor.
 """
 
 from __future__ import annotations
 
-import hashlib
+import re
+import struct
 from collections.abc import Callable
-from pathlib import Path
+from functools import cached_property, update_wrapper
 from typing import Any
 
-import numba
+FAILED = -(2**63)  # what an entry point returns when there was no memory
+_ARGUMENT = re.compile(r"([if]8|b1)(\[[:,1]+\])?")
+_CODES = {"i8": "q", "f8": "d", "b1": "q"}  # of eight bytes each
 
-_njit: Any = numba.njit  # its stubs do not know every option
-_ALIKE = {"error_model": "numpy", "nogil": True}  # IEEE division (no zero check), so that loops vectorise
-_ENTRY: dict[str, Any] = {"cache": True}
-_INNER: dict[str, Any] = {}
-_INLINED: dict[str, Any] = {}
 
-if numba.version_info.short <= (0, 68):  # the shorter way leans on numba's inside: only where it was tried
-    from navsim_adapter.metric import fragments
+class Kernel:
+    """A function that other kernels call: compiled code to numba, to Python what it says."""
 
-    _ENTRY["pipeline_class"] = fragments.EntryCompiler
-    _INNER["pipeline_class"] = fragments.FragmentCompiler
-    _INLINED["pipeline_class"] = fragments.InlinedCompiler
-else:
-    _INLINED["forceinline"] = True
+    def __init__(self, function: Callable[..., Any], kind: str):
+        update_wrapper(self, function)
+        self.py_func, self._kind = function, kind
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.py_func(*arguments)
+
+    @property
+    def _numba_type_(self) -> Any:  # numba asks for it where a function names a kernel
+        return self._compiled[1]
+
+    @cached_property
+    def _compiled(self) -> tuple[Any, Any]:
+        """Numba's own function, and its type, which alone would not keep it alive."""
+        from navsim_adapter.metric import compiler
+
+        return getattr(compiler, self._kind)(self.py_func)
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """Compile a function that only other kernels call: calling it from Python crashes."""
-    return _njit(**_ALIKE, **_INNER)(function)
+    """A function that only other kernels call."""
+    return Kernel(function, "fragment")
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -43,21 +52,50 @@ def inlined(function: Callable[..., Any]) -> Any:
 
     A call costs as much as what they do, and an array among its arguments is nine numbers.
     """
-    return _njit(**_ALIKE, **_INLINED)(function)
+    return Kernel(function, "inlined_fragment")
 
 
-def entry(make: Callable[[int], Callable[..., Any]]) -> Any:
-    """Compile an entry point and keep it on disk.
+def reader(function: Callable[..., Any]) -> Any:
+    """`real` and `whole` of `packed.py`."""
+    return Kernel(function, "memory_reader")
 
-    make: takes the fingerprint and returns the function; the function must read it (``_ = fingerprint``), or it
-    would not be a closure variable.
+
+def entry(signature: str) -> Callable[[Callable[..., Any]], Any]:
+    """A kernel that Python calls, as machine code.
+
+    signature: as numba writes it: i8, f8, b1 and C-contiguous arrays of them, like ``i8(f8, f8[:,::1])``.
     """
-    return _njit(**_ALIKE, **_ENTRY)(make(_source_fingerprint()))
+    return lambda function: Entry(function, signature)
 
 
-def _source_fingerprint() -> int:
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for path in [*sorted(here.glob("*.py")), here.parent / "vehicle.py"]:
-        digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7], "little")
+class Entry(Kernel):
+    """Its arguments go over as eight bytes each, an array as its address and its shape."""
+
+    def __init__(self, function: Callable[..., Any], signature: str):
+        super().__init__(function, "fragment")
+        self.result, arguments = signature.rstrip(")").split("(")
+        # (type, axes) of each; 0 axes: a number
+        self.arguments = [(kind, axes.count(",") + bool(axes)) for kind, axes in _ARGUMENT.findall(arguments)]
+        codes = ("q" * (1 + axes) if axes else _CODES[kind] for kind, axes in self.arguments)
+        self._numbers = struct.Struct("".join(codes))
+
+    def __call__(self, *arguments: Any) -> Any:
+        numbers: list[Any] = []
+        for argument, (kind, axes) in zip(arguments, self.arguments, strict=True):
+            if axes:
+                memory = argument.__array_interface__
+                if memory["strides"] or memory["typestr"][1:] != kind or len(memory["shape"]) != axes:
+                    raise TypeError(f"{self.py_func.__name__}: takes {kind} in {axes} contiguous axes, got {memory}")
+                numbers += (memory["data"][0], *memory["shape"])
+            else:
+                numbers.append(argument)
+        result = self._machine_code(self._numbers.pack(*numbers))
+        if result == FAILED:
+            raise MemoryError(self.py_func.__name__)
+        return result
+
+    @cached_property
+    def _machine_code(self) -> Callable[[bytes], int]:
+        from navsim_adapter.metric import machine_code
+
+        return machine_code.function(self.py_func.__name__)

@@ -8,18 +8,15 @@ it; nothing is ever written through an address.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from navsim_adapter.metric.geometry import crosses_right, segment_meets_quad
-from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.jit import inner, reader
 
 
 @dataclass(frozen=True)
@@ -41,21 +38,16 @@ class Packed:
         return int(self.reals.ctypes.data)
 
 
-def _reader(kind: Any, memory: ir.Type) -> Any:
-    def read(typing_context: Any, block: Any, position: Any) -> Any:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-            start = builder.inttoptr(arguments[0], memory.as_pointer())
-            number = builder.load(builder.gep(start, [arguments[1]]))
-            number.set_metadata("invariant.load", builder.module.add_metadata([]))  # may be read early, or once
-            return number
-
-        return kind(types.int64, types.int64), generate
-
-    return read
+@reader
+def real(block: int, position: int) -> float:
+    """A float64 of the block."""
+    return ctypes.c_double.from_address(block + 8 * position).value
 
 
-real = intrinsic(_reader(types.float64, ir.DoubleType()))
-whole = intrinsic(_reader(types.int64, ir.IntType(64)))
+@reader
+def whole(block: int, position: int) -> int:
+    """An int64 of the block."""
+    return ctypes.c_int64.from_address(block + 8 * position).value
 
 
 # Sections that every block with polygons starts with. Rings hold the position of their first vertex in `reals`,

@@ -120,6 +120,7 @@ def run(
         states = np.empty((len(poses) if is_thorough else 0, STATES, 11))
     if table is None:
         table = np.empty((len(poses), engine.COLUMNS))
+    poses = np.ascontiguousarray(poses, np.float64)
     headings = np.full(poses.shape[:2], np.nan)
 
     def score(poses: np.ndarray, headings: np.ndarray, table: np.ndarray, states: np.ndarray) -> bool:

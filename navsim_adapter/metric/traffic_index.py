@@ -7,12 +7,8 @@ cell, whatever the number of steps. Off the grid every object is a candidate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
-from navsim_adapter.metric.cells import grown
 from navsim_adapter.metric.geometry import box_corners, ego_gap, quads_meet
 from navsim_adapter.metric.jit import entry, inlined, inner
 from navsim_adapter.metric.packed import POLYGONS, Packed, pack_polygons, real, whole
@@ -113,41 +109,64 @@ def _light_shapes(lights: Polygons, light: int, corner: np.ndarray) -> np.ndarra
     return np.concatenate([edges, points])
 
 
-@entry
-def index_traffic(fingerprint: int) -> Callable[..., Any]:
-    def index_traffic(x_min, y_min, columns, rows, box, half_size, light, light_shape, light_steps):
-        """The grid's sections of the traffic index: cells (columns * rows + 1, 2), entries (E, 2).
+def index_traffic(
+    x_min: float,
+    y_min: float,
+    columns: int,
+    rows: int,
+    box: np.ndarray,
+    half_size: np.ndarray,
+    light: np.ndarray,
+    light_shape: np.ndarray,
+    light_steps: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The grid's sections of the traffic index: cells (columns * rows + 1, 2), entries (E, 2).
 
-        box (steps, M, 4), half_size (M, 2), light_steps (L,): as in the index.  light (S,), light_shape (S, 6): shapes
-        that together cover the lights, in order.
-        """
-        _ = fingerprint
-        who, what, when = _shapes(box, half_size, light, light_shape, light_steps)
-        count = columns * rows
-        last = np.full(count, -1, np.int64)  # the cell's latest entry
-        found, size = np.empty((1024, 3), np.int64), 0  # cell, object, steps
-        for i in range(len(who)):
-            x, y, cosine, sine = what[i, 0] - x_min, what[i, 1] - y_min, what[i, 2], what[i, 3]
-            long, wide = what[i, 4] + _NEAR, what[i, 5] + _NEAR
-            reach_x, reach_y = abs(cosine) * long + abs(sine) * wide, abs(sine) * long + abs(cosine) * wide
-            low_row, high_row = _cell_span(y - reach_y, y + reach_y, rows)
-            low_column, high_column = _cell_span(x - reach_x, x + reach_x, columns)
-            for row in range(low_row, high_row + 1):
-                for column in range(low_column, high_column + 1):
-                    dx, dy = (column + 0.5) * TRAFFIC_CELL - x, (row + 0.5) * TRAFFIC_CELL - y
-                    if abs(dx * cosine + dy * sine) > long or abs(dy * cosine - dx * sine) > wide:
-                        continue
-                    cell = row * columns + column
-                    if last[cell] < 0 or found[last[cell], 1] != who[i]:
-                        if size == len(found):
-                            found = grown(found, 0)
-                        found[size, 0], found[size, 1], found[size, 2] = cell, who[i], 0
-                        last[cell] = size
-                        size += 1
-                    found[last[cell], 2] |= when[i]
-        return _by_cell(found[:size], count)
+    box (steps, M, 4), half_size (M, 2), light_steps (L,): as in the index.  light (S,), light_shape (S, 6): shapes
+    that together cover the lights, in order.
+    """
+    cells, room = np.empty((columns * rows + 1, 2), np.int64), 4096
+    while True:
+        found, entries = np.empty((room, 3), np.int64), np.empty((room, 2), np.int64)
+        count = fill_traffic(
+            x_min, y_min, columns, rows, box, half_size, light, light_shape, light_steps, found, cells, entries
+        )
+        if count >= 0:
+            return cells, entries[:count].copy()
+        room *= 2
 
-    return index_traffic
+
+@entry("i8(f8, f8, i8, i8, f8[:,:,::1], f8[:,::1], i8[::1], f8[:,::1], i8[::1], i8[:,::1], i8[:,::1], i8[:,::1])")
+def fill_traffic(x_min, y_min, columns, rows, box, half_size, light, light_shape, light_steps, found, cells, entries):
+    """Write the sections of `index_traffic`; returns the number of entries, -1 where they have too little room.
+
+    found: (R, 3) scratch: cell, object, steps.
+    """
+    who, what, when = _shapes(box, half_size, light, light_shape, light_steps)
+    count = columns * rows
+    last = np.full(count, -1, np.int64)  # the cell's latest entry
+    size = 0
+    for i in range(len(who)):
+        x, y, cosine, sine = what[i, 0] - x_min, what[i, 1] - y_min, what[i, 2], what[i, 3]
+        long, wide = what[i, 4] + _NEAR, what[i, 5] + _NEAR
+        reach_x, reach_y = abs(cosine) * long + abs(sine) * wide, abs(sine) * long + abs(cosine) * wide
+        low_row, high_row = _cell_span(y - reach_y, y + reach_y, rows)
+        low_column, high_column = _cell_span(x - reach_x, x + reach_x, columns)
+        for row in range(low_row, high_row + 1):
+            for column in range(low_column, high_column + 1):
+                dx, dy = (column + 0.5) * TRAFFIC_CELL - x, (row + 0.5) * TRAFFIC_CELL - y
+                if abs(dx * cosine + dy * sine) > long or abs(dy * cosine - dx * sine) > wide:
+                    continue
+                cell = row * columns + column
+                if last[cell] < 0 or found[last[cell], 1] != who[i]:
+                    if size == len(found):
+                        return -1
+                    found[size, 0], found[size, 1], found[size, 2] = cell, who[i], 0
+                    last[cell] = size
+                    size += 1
+                found[last[cell], 2] |= when[i]
+    _sort_by_cell(found[:size], count, cells, entries)
+    return size
 
 
 @inner
@@ -204,20 +223,18 @@ def _cell_span(low, high, count):
 
 
 @inner
-def _by_cell(found, count):
-    cells = np.zeros((count + 1, 2), np.int64)
+def _sort_by_cell(found, count, cells, entries):
+    cells[:] = 0
     for at in range(len(found)):
         cells[found[at, 0], 0] += 1
         cells[found[at, 0], 1] |= found[at, 2]
     for cell in range(count):
         cells[cell + 1, 0] += cells[cell, 0]  # where the cell's entries end
-    entries = np.empty((len(found), 2), np.int64)
     for at in range(len(found) - 1, -1, -1):
         cell = found[at, 0]
         cells[cell, 0] -= 1
         entries[cells[cell, 0], 0], entries[cells[cell, 0], 1] = found[at, 1], found[at, 2]
     cells[count, 0] = len(found)
-    return cells, entries
 
 
 @inner

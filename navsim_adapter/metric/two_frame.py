@@ -5,9 +5,8 @@ Two plans of one planner, started one after the other, are compared where they o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import sqrt
-from typing import Any
 
 import numpy as np
 
@@ -27,36 +26,32 @@ def traces_of(states: np.ndarray) -> np.ndarray:
     return np.stack([np.hypot(states[..., 5], states[..., 6]), states[..., 2]], axis=1)
 
 
-@entry
-def compare_plans(fingerprint: int) -> Callable[..., Any]:
-    def compare_plans(now, before, gap_steps, comfort):
-        """1 or 0 for each pair of plans: `comfort` (P,) out.
+@entry("void(f8[:,:,::1], f8[:,:,::1], i8[::1], f8[::1])")
+def compare_plans(now, before, gap_steps, comfort):
+    """1 or 0 for each pair of plans: `comfort` (P,) out.
 
-        now, before: (P, 2, 41) traces.  gap_steps: (P,) how many 0.1 s steps later `now` starts.
-        """
-        _ = fingerprint
-        # Two lanes: the plan and the one before it.
-        series, smooth, changes = np.empty((STATES, 2)), np.empty((STATES, 2)), np.empty((STATES, 2))
-        turns, n = np.empty(2), np.int64(2)
-        for pair in range(now.shape[0]):
-            gap = gap_steps[pair]
-            rows = STATES - gap
-            for i in range(rows):
-                series[i, 0], series[i, 1] = now[pair, 0, i], before[pair, 0, i + gap]
-            filter_series(series, rows, n, SMOOTH, smooth)
-            is_calm = _distance(smooth, rows) <= _ACCELERATION
-            filter_series(smooth, rows, n, SLOPE, changes)
-            is_calm &= _distance(changes, rows) <= _JERK
-            for i in range(rows):
-                series[i, 0], series[i, 1] = now[pair, 1, i], before[pair, 1, i + gap]
-            unwrap(series, rows, n, turns, smooth)
-            filter_series(smooth, rows, n, YAW_SLOPE, changes)
-            is_calm &= _distance(changes, rows) <= _YAW_RATE
-            filter_series(smooth, rows, n, _YAW_BEND, changes)
-            is_calm &= _distance(changes, rows) <= _YAW_ACCELERATION
-            comfort[pair] = 1.0 if is_calm else 0.0
-
-    return compare_plans
+    now, before: (P, 2, 41) traces.  gap_steps: (P,) how many 0.1 s steps later `now` starts.
+    """
+    # Two lanes: the plan and the one before it.
+    series, smooth, changes = np.empty((STATES, 2)), np.empty((STATES, 2)), np.empty((STATES, 2))
+    turns, n = np.empty(2), np.int64(2)
+    for pair in range(now.shape[0]):
+        gap = gap_steps[pair]
+        rows = STATES - gap
+        for i in range(rows):
+            series[i, 0], series[i, 1] = now[pair, 0, i], before[pair, 0, i + gap]
+        filter_series(series, rows, n, SMOOTH, smooth)
+        is_calm = _distance(smooth, rows) <= _ACCELERATION
+        filter_series(smooth, rows, n, SLOPE, changes)
+        is_calm &= _distance(changes, rows) <= _JERK
+        for i in range(rows):
+            series[i, 0], series[i, 1] = now[pair, 1, i], before[pair, 1, i + gap]
+        unwrap(series, rows, n, turns, smooth)
+        filter_series(smooth, rows, n, YAW_SLOPE, changes)
+        is_calm &= _distance(changes, rows) <= _YAW_RATE
+        filter_series(smooth, rows, n, _YAW_BEND, changes)
+        is_calm &= _distance(changes, rows) <= _YAW_ACCELERATION
+        comfort[pair] = 1.0 if is_calm else 0.0
 
 
 @inner

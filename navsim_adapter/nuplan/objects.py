@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
-from navsim_adapter.nuplan.logs import Annotations
-from navsim_adapter.nuplan.unpickle import Record
 from navsim_adapter.scene_cache import EPDMS, PDMS, ObjectType
+
+if TYPE_CHECKING:
+    from navsim_adapter.nuplan.logs import Annotations
+    from navsim_adapter.nuplan.unpickle import Record
 
 STEPS_PER_FRAME = 5
 PDMS_FRAMES, EPDMS_FRAMES = 11, 9  # frames 0..10 and 0..8
