@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from navsim_adapter.metric.jit import FAILED, Entry
 from navsim_adapter.metric.packed import real, whole
 
-MODULES = ("engine", "two_frame", "cells", "traffic_index")
+MODULES = ("engine", "two_frame", "cells", "traffic_index", "driven")
 _WORD, _BYTES = ir.IntType(64), ir.IntType(8).as_pointer()
 _HEADER, _ALIGNED = 64, 64  # bytes
 _njit: Any = numba.njit  # its stubs do not know every option
