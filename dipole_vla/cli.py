@@ -25,6 +25,7 @@ USAGE = """usage: dipole-vla COMMAND [options]      (dipole-vla COMMAND --help s
   evaluate   sweep omega and N over a split that RL has not seen
   report     one HTML page from an evaluation
   drive      a policy's plan in every scene, as a table for navsim-adapter score and submission
+  serve      a policy as a driver in closed loop, for AlpaSim and CARLA (gRPC)
   launch     a recipe as a Slurm job, requeued and resumed until it is finished
   doctor     GPUs, network, storage, data and disk space, checked before a long job
   export     a policy as PEFT folders, as one distilled network, or as a loop (ONNX, torch.export)
@@ -187,6 +188,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "advantage": _function("dipole_vla.commands.advantage:advantage"),
     "evaluate": _function("dipole_vla.commands.evaluate:evaluate"),
     "drive": _function("dipole_vla.commands.drive:drive"),
+    "serve": _function("dipole_vla.commands.serve:serve"),
     "report": _function("dipole_vla.commands.report:report", positional=True),
     "launch": _passing_on("dipole_vla.commands.launch:launch"),
     "doctor": _passing_on("dipole_vla.commands.doctor:doctor"),
@@ -206,6 +208,7 @@ EXTRA_OF = {
     **dict.fromkeys(("torch", "lightning", "jsonargparse", "transformers", "peft", "timm", "safetensors"), "train"),
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
     "deepspeed": "deepspeed",
+    **dict.fromkeys(("carla_driver_interface", "grpc", "scipy"), "drive"),
     **dict.fromkeys(("ogbench", "mujoco", "dm_control", "gymnasium"), "rl"),
 }
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from dipole_vla import __version__
-from dipole_vla.commands.driving import inputs, require_critic
+from dipole_vla.commands.driving import greed_and_count, inputs, require_critic
 from dipole_vla.commands.parts import read_parts, run_parts
 from dipole_vla.commands.scene_run import SceneRun
 from dipole_vla.data.batches import batches, start_noise
@@ -60,7 +60,7 @@ def drive(
     check_range("--start_scale", start_scale, 0)
     table = SceneTable(run.scenes, run.sensors)
     actor = load_policy(run.policy, run.backbone, run.device, guidance)
-    greed, count = _setting(run.policy, actor, omega, candidates)
+    greed, count = greed_and_count(run.policy, actor, omega, candidates)
     copies = actor.guidance.variants if variants is None else variants
     require_critic(actor, run.policy, count, copies)
     name = name or f"{run.policy.resolve().name}-{'reference' if greed is None else f'omega{greed:g}'}-n{count}"
@@ -108,18 +108,6 @@ def _facts(actor: GuidedPolicy, table: SceneTable) -> dict[str, Any]:
 def _write(out: Path, name: str, rows: pa.Table, actor: GuidedPolicy, about: Mapping[str, Any]) -> None:
     plans = dict(zip(rows["token"].to_pylist(), np.asarray(rows["poses"].to_pylist(), np.float64)))
     write_trajectories(out, name, plans, actor.backbone.action.interval, about)
-
-
-def _setting(
-    policy: Path, actor: GuidedPolicy, omega: float | str | None, candidates: int | None
-) -> tuple[float | None, int]:
-    """Omega and N that were asked for, checked before the first scene is encoded."""
-    count = actor.guidance.candidates if candidates is None else candidates
-    if isinstance(omega, str):
-        omega = None if actor.pair is None else actor.guidance.omega
-    if omega is not None and actor.pair is None:
-        raise InputError(f"omega: {policy} is a backbone without adapters; leave omega out, or give a policy folder")
-    return omega, count
 
 
 def _is_made(out: Path, made_by: Mapping[str, Any]) -> bool:

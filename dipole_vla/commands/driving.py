@@ -68,3 +68,15 @@ def require_critic(actor: GuidedPolicy, policy: Path, candidates: int, variants:
         raise InputError(f"variants: {variants} of each plan to choose from, but {policy} has no critic; use 0")
     if candidates > 1 and actor.critic is None:
         raise InputError(f"candidates: {candidates} to choose from, but {policy} has no critic; use 1")
+
+
+def greed_and_count(
+    policy: Path, actor: GuidedPolicy, omega: float | str | None, candidates: int | None
+) -> tuple[float | None, int]:
+    """Omega and N that were asked for, checked before the first scene is encoded."""
+    count = actor.guidance.candidates if candidates is None else candidates
+    if isinstance(omega, str):
+        omega = None if actor.pair is None else actor.guidance.omega
+    if omega is not None and actor.pair is None:
+        raise InputError(f"omega: {policy} is a backbone without adapters; leave omega out, or give a policy folder")
+    return omega, count

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -20,6 +20,8 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import STARTED, read_json
 
 SAMPLED = 100  # scenes: of three cameras 300 files, a second or two from a cold network file system
+FORMATS = ("JPEG", "PNG")  # others run programs, EPS one
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,6 +33,20 @@ TURNS = {
 }  # EXIF orientation -> what makes it upright
 
 
+def decoded(source: Path | BinaryIO) -> Image.Image:
+    """A JPEG or PNG as it is meant to be seen: 8 bits RGB, upright. Raises one of `UNREADABLE`."""
+    with Image.open(source, formats=FORMATS) as picture:
+        return _upright(_rgb(picture), _orientation(picture))
+
+
+def check_header(source: BinaryIO, most: int = 2**25) -> None:
+    """Raises one of `UNREADABLE` for what is no JPEG or PNG, or has more pixels than `most`; decodes nothing."""
+    with Image.open(source, formats=FORMATS) as picture:
+        width, height = picture.size
+    if width * height > most:
+        raise ValueError(f"it has {width} x {height} pixels, more than {most}")
+
+
 def read_picture(path: Path, what: str = "picture") -> Image.Image:
     """A JPEG or PNG file as it is meant to be seen: 8 bits RGB, upright.
 
@@ -38,9 +54,8 @@ def read_picture(path: Path, what: str = "picture") -> Image.Image:
     show what lies behind them.
     """
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as picture:  # others run programs, EPS one
-            return _upright(_rgb(picture), _orientation(picture))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        return decoded(path)
+    except UNREADABLE as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise InputError(
             f"{path}: {what} cannot be read ({reason}); fetch the file again or leave the token out"

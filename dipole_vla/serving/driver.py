@@ -1,0 +1,235 @@
+"""The policy as a `BaseDriver`: what it sees of a session, when it plans, and what it answers when it cannot.
+
+A drive that lacks something holds: the plan before goes on while it lasts, and without one the answer is the contract's
+empty trajectory, which a runtime takes as standing still. Each kind of lack is logged once a session.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from carla_driver_interface.driver import BaseDriver, DriveContext, DriveResult, SensorFrame, SessionState
+from carla_driver_interface.geometry import Pose, Trajectory
+from PIL import Image
+from torch.utils.data import default_collate
+
+from dipole_vla.backbones.base import Observation
+from dipole_vla.backbones.example import example_observation
+from dipole_vla.data.batches import start_noise
+from dipole_vla.data.pictures import UNREADABLE, decoded
+from dipole_vla.policy import GuidedPolicy
+from dipole_vla.serving.batching import Batcher
+from dipole_vla.serving.cameras import View
+from dipole_vla.serving.observation import KEPT, KEPT_US, Past, scene_row
+from dipole_vla.serving.plans import Kept, trajectory
+from dipole_vla.serving.route import command
+from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.vehicle import FARTHEST
+
+LATE_US = 1_000_000  # an older picture or pose says nothing of now
+SLACK_US = 1_000  # of a runtime's clock
+WAYPOINTS = 4096  # of a route that are looked at
+LIVELY = 2.0  # seconds after a drive in which the next is waited for
+
+log = logging.getLogger("dipole_vla.serve")
+
+
+class Hold(Exception):
+    """A drive lacks what a plan needs; `what` is the kind of lack, the text says more."""
+
+    def __init__(self, what: str, text: str):
+        super().__init__(text)
+        self.what = what
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a driver samples: omega (None is the reference), plans drawn, copies of each, standard deviation of the start
+    noise (None is the policy's own), seed; replan: seconds for which a plan is kept; batch: sessions in a pass."""
+
+    omega: float | None
+    candidates: int = 1
+    variants: int = 0
+    start_scale: float | None = None
+    seed: int = 1
+    replan: float = 0.0
+    batch: int = 16
+
+
+@dataclass
+class Drives:
+    """What the driver knows of a session beyond what the contract keeps."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    kept: Kept | None = None
+    made: int = 0
+    latest_us: int = 0
+    at: float = 0.0  # monotonic seconds of the latest drive
+    told: set[str] = field(default_factory=set)
+
+    def tell(self, uuid: str, what: str, text: str) -> None:
+        if what not in self.told:
+            self.told.add(what)
+            log.warning("session %s: %s (logged once)", uuid, text)
+
+
+@dataclass(frozen=True)
+class Ask:
+    observation: Observation
+    noise: torch.Tensor
+    seed: int  # of what a stochastic solver draws on the way
+
+
+class PolicyDriver(BaseDriver):
+    """See the module docstring. Frames of cameras that the policy does not see are dropped as they come."""
+
+    name = "dipole-vla"
+
+    def __init__(self, policy: GuidedPolicy, views: Sequence[View], setting: Setting):
+        self.policy, self.views, self.setting = policy, tuple(views), setting
+        self._drives: dict[str, Drives] = {}
+        self._sources = {view.source for view in views}
+        solver = policy.backbone.solver
+        alone = bool(solver.eta or solver.std_floor)  # its fresh noise would depend on who shares the pass
+        self._passes: Batcher[Ask, np.ndarray] = Batcher(self._act, 1 if alone else setting.batch, self._expected)
+
+    def warm_up(self) -> None:
+        """Plan for made-up scenes, one and as many as a pass takes, so that the first drive is not the slowest."""
+        for scenes in sorted({1, self.setting.batch}):
+            seen = example_observation(self.policy.backbone, scenes)
+            rows = [{name: value[i] for name, value in seen.items()} for i in range(scenes)]
+            self._act([Ask(row, self._noise(f"warm-up/{i}"), 0) for i, row in enumerate(rows)])
+
+    def on_session_start(self, session: SessionState) -> None:
+        for view in self.views:
+            view.check(session.cameras)
+        self._drives[session.uuid] = Drives()
+
+    def on_session_close(self, session: SessionState) -> None:
+        self._drives.pop(session.uuid, None)
+
+    def on_frame(self, session: SessionState, frame: SensorFrame) -> None:
+        if frame.logical_id not in self._sources:
+            with session.lock:
+                session.frame_history[frame.logical_id] = []
+
+    def on_egomotion(self, session: SessionState, new_poses: Trajectory) -> None:
+        """Forget what no history reaches."""
+        with session.lock:
+            times = session.ego_trajectory.timestamps_us
+            if times:
+                old = max(int(np.searchsorted(times, times[-1] - KEPT_US)), len(times) - KEPT)
+                for kept in (times, session.ego_trajectory.poses, session.dynamic_states):
+                    del kept[:old]  # type: ignore[attr-defined]
+
+    def on_route(self, session: SessionState) -> None:
+        with session.lock:
+            session.route_waypoints_in_rig = session.route_waypoints_in_rig[:WAYPOINTS].copy()
+
+    def on_ground_truth(self, session: SessionState) -> None:
+        session.ground_truth_in_rig = None  # not for a policy to see
+
+    def drive(self, ctx: DriveContext) -> DriveResult:
+        """InputError for a session that is closed, and for a time before that of the drive before."""
+        session, drives = ctx.session, self._drives.get(ctx.session.uuid)
+        if drives is None:
+            raise InputError(f"session {session.uuid}: is closed; start another")
+        with drives.lock:
+            if ctx.time_now_us < drives.latest_us:
+                raise InputError(
+                    f"time_now_us: {ctx.time_now_us} is before the session's latest drive, {drives.latest_us}; time "
+                    "goes forward within a session"
+                )
+            drives.latest_us, drives.at = ctx.time_now_us, time.monotonic()
+            return self._driven(ctx, drives)
+
+    def _driven(self, ctx: DriveContext, drives: Drives) -> DriveResult:
+        is_due = drives.kept is None or ctx.time_now_us - drives.kept.made_us >= self.setting.replan * 1e6 - SLACK_US
+        if is_due:
+            try:
+                drives.kept = Kept(ctx.time_now_us, *self._plan(ctx, drives))
+                return DriveResult(drives.kept.ahead, debug_scalars={"planned": 1.0, "held": 0.0})
+            except Hold as lack:
+                drives.tell(ctx.session.uuid, lack.what, f"{lack}; holding")
+        rig, ahead = ctx.session.latest_pose(), Trajectory.empty()
+        if rig is not None and drives.kept is not None and drives.kept.covers(ctx.time_query_us):
+            ahead = drives.kept.seen_from(rig, ctx.time_now_us)
+        return DriveResult(ahead, debug_scalars={"planned": 0.0, "held": float(is_due)})
+
+    def _driven_for(self, ctx: DriveContext) -> float:
+        """Seconds that may pass before another plan comes, and one to spare."""
+        return 1.0 + max(self.setting.replan, (ctx.time_query_us - ctx.time_now_us) * 1e-6)
+
+    def _plan(self, ctx: DriveContext, drives: Drives) -> tuple[Pose, Trajectory]:
+        """The latest pose, and a plan in its frame; Hold says what is missing."""
+        session = ctx.session
+        with session.lock:
+            motion = session.ego_trajectory
+            parts = list(motion.timestamps_us), list(motion.poses), list(session.dynamic_states)
+            route, route_us = session.route_waypoints_in_rig, session.route_timestamp_us
+            frames = {view.name: session.latest_frame(view.source) for view in self.views}
+        if not parts[0]:
+            raise Hold("egomotion", "no egomotion yet")
+        if abs(parts[0][-1] - ctx.time_now_us) > LATE_US:
+            raise Hold("late egomotion", f"the latest pose is of {parts[0][-1]} us, now is {ctx.time_now_us}")
+        past = Past.of(*parts)
+        pictures = {view.name: self._picture(view, frames[view.name], session, ctx.time_now_us) for view in self.views}
+        row = scene_row(past, command(_route_now(past, route, route_us)), session.uuid)
+        key = f"{session.seed}/{drives.made}"
+        observation = self.policy.processor(row, pictures)
+        plan = self._passes(Ask(observation, self._noise(key), drives.made))
+        if not (np.abs(plan) <= FARTHEST).all():
+            raise Hold("plan", "the plan holds NaN or no places; check the weights, or lower omega")
+        drives.made += 1
+        interval = self.policy.backbone.action.interval
+        return parts[1][-1], trajectory(plan, interval, ctx.time_now_us, self._driven_for(ctx))
+
+    def _picture(self, view: View, frame: Any, session: SessionState, now_us: int) -> Image.Image:
+        if frame is None:
+            raise Hold(f"no {view.source}", f"no picture of {view.source} yet")
+        if now_us - frame.timestamp_us > LATE_US:
+            late = (now_us - frame.timestamp_us) * 1e-6
+            raise Hold(f"late {view.source}", f"the latest picture of {view.source} is {late:.2f} s old")
+        try:
+            return view.show(decoded(io.BytesIO(frame.image_bytes)), session.cameras[view.source])
+        except UNREADABLE as problem:
+            raise Hold(f"broken {view.source}", f"a picture of {view.source} cannot be read ({problem})") from problem
+
+    def _noise(self, key: str) -> torch.Tensor:
+        return start_noise([key], self.setting.candidates, self.policy.noise_shape, self.setting.seed)[0]
+
+    def _expected(self) -> int:
+        since = time.monotonic() - LIVELY
+        return sum(drives.at > since for drives in list(self._drives.values()))
+
+    def _act(self, asks: Sequence[Ask]) -> Sequence[np.ndarray]:
+        policy, setting = self.policy, self.setting
+        joined = default_collate([ask.observation for ask in asks])
+        observation = {name: value.to(policy.device) for name, value in joined.items()}
+        generator = torch.Generator(policy.device).manual_seed(asks[0].seed)
+        with torch.inference_mode():
+            plans = policy.act(
+                observation,
+                setting.omega,
+                setting.candidates,
+                torch.stack([ask.noise for ask in asks]),
+                generator,
+                start_scale=setting.start_scale,
+                variants=setting.variants,
+            )
+        return list(plans.cpu().double().numpy())
+
+
+def _route_now(past: Past, route: np.ndarray, route_us: int) -> np.ndarray:
+    """A route given in the rig frame of its own instant, in that of the latest pose: (n, 2)."""
+    x, y, turn = past.relative(np.array([route_us]))[0]
+    c, s = np.cos(turn), np.sin(turn)
+    return route[:, :2] @ np.array([[c, s], [-s, c]]) + (x, y)
