@@ -19,10 +19,9 @@ def command(route: np.ndarray) -> str:
     points = _spaced(route[np.isfinite(route).all(1)])
     if len(points) < 2:
         return "unknown"
-    if points[0, 0] > GAP:
+    if points[0, 0] > GAP and _nearest(points) == 0:
         points = _spaced(np.concatenate([_joint(points), points]))
-    along = _along(points)
-    here = _nearest(points, along)
+    along, here = _along(points), _nearest(points)
     tangents = np.gradient(points, along, axis=0, edge_order=min(2, len(points) - 1))
     x, y = _at(points, along, here + AHEAD) - _at(points, along, here)
     forward = _at(tangents, along, here)
@@ -45,9 +44,9 @@ def _at(values: np.ndarray, along: np.ndarray, where: float) -> np.ndarray:
     return np.array([np.interp(where, along, column) for column in values.T])
 
 
-def _nearest(points: np.ndarray, along: np.ndarray) -> float:
+def _nearest(points: np.ndarray) -> float:
     """Metres along the route to its point nearest to the origin."""
-    start, step = points[:-1], np.diff(points, axis=0)
+    along, start, step = _along(points), points[:-1], np.diff(points, axis=0)
     share = np.clip(-(start * step).sum(1) / (step**2).sum(1), 0, 1)
     best = int(np.hypot(*(start + share[:, None] * step).T).argmin())
     return float(along[best] + share[best] * np.diff(along)[best])
