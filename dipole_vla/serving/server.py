@@ -151,9 +151,9 @@ def opened(driver: BaseDriver, host: str, port: int, mode: Mode, most: int) -> I
     """
     path = Path(host.removeprefix("unix:")) if host.startswith("unix:") else None
     (_refuse_taken_socket if path else _refuse_taken)(path or host, port)  # type: ignore[operator]
-    options = [*channel_options(), ("grpc.max_receive_message_length", MESSAGE), ("grpc.so_reuseport", 0)]
+    options = {**dict(channel_options()), "grpc.max_receive_message_length": MESSAGE, "grpc.so_reuseport": 0}
     workers = ThreadPoolExecutor(most + WAITING, "calls")
-    server = grpc.server(workers, options=options, maximum_concurrent_rpcs=(most + 1) * WAITING)
+    server = grpc.server(workers, options=list(options.items()), maximum_concurrent_rpcs=(most + 1) * WAITING)
     border = Border(driver, mode, most)
     add_EgodriverServiceServicer_to_server(border, server)
     add_CarlaVehicleServiceServicer_to_server(border, server)
