@@ -60,7 +60,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 _PATHS = (
     "out", "file", "data", "filter", "cache", "trajectories", "two_stage", "second_stage_trajectories",
-    "second_stage_cache", "mapping", "tree", "other", "maps", "expect", "first_stage", "a", "b", "vocabulary",
+    "second_stage_cache", "mapping", "tree", "other", "maps", "expect", "first_stage", "a", "b", "vocabulary", "world",
 )  # fmt: skip
 
 
@@ -100,6 +100,7 @@ COMMANDS: dict[str, Command] = {
     "baseline": _leaf("navsim_adapter.commands.baseline", "Trajectories of a planner that needs no weights."),
     "submission": _leaf("navsim_adapter.commands.submission", "Write or check an official submission file."),
     "render": _leaf("navsim_adapter.commands.render", "Draw scenes and trajectories from above."),
+    "closed-loop": _leaf("navsim_adapter.commands.closed_loop", "Let a driver drive in a synthetic world."),
 }
 
 REMOVED = {"merge": "give all shards of `score --shard i/n` one --out; the last to finish writes the table"}

@@ -272,7 +272,7 @@ def track(ego, reference, speed, moments, n, states):
         states[SPEED, 0, c], states[ACCELERATION, 0, c] = ego[3], ego[5]
         states[STEERING, 0, c] = ego[7]
         states[STEERING_RATE, 0, c] = 0.0
-        states[YAW_RATE, 0, c] = 0.0
+        states[YAW_RATE, 0, c] = ego[3] * tangent(ego[7]) * (1.0 / WHEELBASE)
         states[COSINE, 0, c], states[SINE, 0, c] = ego_cosine, ego_sine
     for k in range(STEPS):
         _command(reference, speed, moments, k, n, states)

@@ -6,31 +6,12 @@ from html import escape
 
 import numpy as np
 
+from navsim_adapter.foundation.page import page, table
 from navsim_adapter.scoring.compare import Comparison, closing_lines, means_of, signed, table_of
 from navsim_adapter.scoring.foreign_table import basis_said
 from navsim_adapter.scoring.means import SHORT
 
 MOST = 200  # rows that are listed
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b2027; --soft: #5b6470; --line: #d9dce1; --paper: #ffffff; --mark: #fff5d6;
-  --good: #14713f; --bad: #b42318; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7ec; --soft: #a0a8b4; --line: #363c45; --paper: #15181d;
-  --mark: #3a3318; --good: #57c98b; --bad: #ff8a7a; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 28px 32px 60px; max-width: 1180px; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 15px; font-weight: 600; margin: 0 0 14px; color: var(--soft); }
-h2 { font-size: 20px; margin: 44px 0 6px; padding-top: 14px; border-top: 1px solid var(--line); }
-p { margin: 6px 0 12px; max-width: 82ch; } .soft { color: var(--soft); } .claim { font-size: 19px; font-weight: 600; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; width: 100%; }
-th { text-align: left; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--ink); padding: 6px 8px; }
-td { border-bottom: 1px solid var(--line); padding: 6px 8px; vertical-align: top; overflow-wrap: anywhere; }
-th.n, td.n { text-align: right; white-space: nowrap; } td.r { white-space: nowrap; font-weight: 600; }
-td.off { background: var(--mark); } td small { display: block; color: var(--soft); }
-.good { color: var(--good); } .bad { color: var(--bad); }
-@media print { body { max-width: none; padding: 0; font-size: 12px; } tr { break-inside: avoid; } }
-"""
 
 
 def page_of(found: Comparison) -> str:
@@ -38,14 +19,11 @@ def page_of(found: Comparison) -> str:
     count, total = len(found.differing), len(found.pair.a)
     claim = f"{count} of {total} rows differ" if count else f"all {total} rows agree"
     parts = [
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Two score tables: {claim}</title><style>{_STYLE}</style></head><body>",
         f'<h1>Comparison of two score tables</h1><p class="claim">{claim}.</p>',
         f"<p>Mean score over the rows in both: {escape(means_of(found))}.</p>",
         *(f"<p>{escape(line)}</p>" for line in closing_lines(found)),
         "<h2>The tables</h2>",
-        _table(["", "file", "rows", "basis"], [_about(name, found) for name in "AB"], {2}),
+        table(["", "file", "rows", "basis"], [_about(name, found) for name in "AB"], {2}),
     ]
     if found.findings:
         shown = [
@@ -56,25 +34,16 @@ def page_of(found: Comparison) -> str:
             "<h2>Reasons</h2>",
             '<p class="soft">Change of the score from A to B, × 100. Each reason is decided by the evidence beside it; '
             "a row may have two.</p>",
-            _table(["reason", "rows", "mean", "largest", "columns", "evidence"], shown, {1, 2, 3}, first="r"),
+            table(["reason", "rows", "mean", "largest", "columns", "evidence"], shown, {1, 2, 3}, first="r"),
         ]
     if count:
         parts += ["<h2>Rows</h2>", _rows(found)]
-    return "\n".join([*parts, "</body></html>\n"])
+    return page(f"Two score tables: {claim}", parts)
 
 
 def _about(name: str, found: Comparison) -> list[str]:
     table = found.a if name == "A" else found.b
     return [name, str(table.path), str(len(table)), basis_said(table)]
-
-
-def _table(head: list[str], rows: list[list[str]], right: set[int], first: str = "") -> str:
-    def cells(row: list[str], tag: str) -> str:
-        kinds = ["n" if place in right else first if place == 0 and tag == "td" else "" for place in range(len(row))]
-        return "".join(f'<{tag} class="{kind}">{escape(cell)}</{tag}>' for kind, cell in zip(kinds, row))
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{cells(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _rows(found: Comparison) -> str:
@@ -104,9 +73,9 @@ def _rows(found: Comparison) -> str:
     head += [f'<th class="n">{escape(SHORT.get(name, name))}</th>' for name in names]
     left = len(found.differing) - len(order)
     note = f'<p class="soft">and {left} more rows that differ less.</p>' if left else ""
-    table = f"<table><thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    listed = f"<table><thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     lead = '<p class="soft">What differs is marked: A above, B below in small print.</p>'
-    return f'{lead}<div class="wide">{table}</div>{note}'
+    return f'{lead}<div class="wide">{listed}</div>{note}'
 
 
 def _figure(figure: float) -> str:
