@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from navsim_adapter.cli import main
-from tests.shared import SHARED, needs_shared
+from tests.shared import LAST_BIT_SCENE, SHARED, has_avx512, needs_shared
 
 pytestmark = needs_shared
 FLAGS = (
@@ -28,9 +28,6 @@ V1_FLAGS = (*FLAGS[:2], "time_to_collision_within_bound", "comfort", "driving_di
 CONTINUOUS = ("ego_progress", "score")
 TOLERANCE = 1e-6
 WEIGHT_TOLERANCE = 1e-12
-LAST_BIT = "95f03579c2243ddc"
-"""A reactive car exactly behind the ego: the last bit of a sine decides whether its angle is a number (metric
-10.1 (4)). Official figures come from a processor with AVX-512, on which numpy has another sine than on others."""
 
 
 def _root(name: str) -> Path:
@@ -67,11 +64,6 @@ def _tolerance(flags: Sequence[str]) -> dict[str, float]:
     return dict.fromkeys(flags, 0.0) | dict.fromkeys(CONTINUOUS, TOLERANCE)
 
 
-def _has_avx512() -> bool:
-    found: list[str] = np.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[call-overload, index]
-    return any(name == "X86_V4" or name.startswith("AVX512") for name in found)
-
-
 def test_reactive_traffic(tmp_path: Path) -> None:
     root = _root("navsim_quirks")
     official = _rows(root / "scores_v2_reactive.csv", "token", "name")
@@ -84,7 +76,7 @@ def test_reactive_traffic(tmp_path: Path) -> None:
     ours = _rows(out, "token", "name")
     assert len(ours) == len(official) == 568
     wrong = _differences(ours, official, _tolerance(FLAGS))
-    assert [cell for cell in wrong if _has_avx512() or cell[0][0] != LAST_BIT] == []
+    assert [cell for cell in wrong if has_avx512() or cell[0][0] != LAST_BIT_SCENE] == []
 
 
 def test_two_stages_in_shards(tmp_path: Path) -> None:
