@@ -24,6 +24,10 @@ class Plan:
     times_us: Array
     poses: Array
 
+    def leads_on(self, time_us: int) -> bool:
+        """Whether any of its poses is still to come."""
+        return bool((self.times_us > time_us).any())
+
 
 @dataclass(frozen=True)
 class View:
@@ -61,7 +65,7 @@ class Manner:
 class Drive:
     """states: (n + 1, 11) of the car, columns as in metric 5.2, from the log's first current frame on.
 
-    paths: (m, 41, 3) what the car was made to follow, plan after plan.  held: plans that there were not.
+    paths: (m, 41, 3) what the car was made to follow, plan after plan.  held: how often there was no plan.
     """
 
     states: Array
@@ -79,7 +83,7 @@ def drive(course: Course, planner: Planner, manner: Manner, seed: int) -> Drive:
     states, paths, held = [state], [], 0
     while len(states) <= steps and not _has_arrived(course, past):
         plan = planner(View(course, past, _measured(past[-1].ego, rng)))
-        held += plan is None
+        held += plan is None or not plan.leads_on(course.time_us(len(past) - 1))
         paths.append(path_to_follow(plan, state, course.time_us(len(past) - 1)))
         ahead = np.empty((HORIZON + 1, 11))
         driven.follow(state, paths[-1][None], ahead)
@@ -124,7 +128,7 @@ def path_to_follow(plan: Plan | None, state: Array, time_us: int) -> Array:
     A plan that does not say where the car is now starts where it is. Without a pose to come every pose is the current
     one, so that the car brakes.
     """
-    if plan is None or not (plan.times_us > time_us).any():
+    if plan is None or not plan.leads_on(time_us):
         return np.repeat(state[None, :3], HORIZON + 1, axis=0)
     here = plan.times_us >= time_us
     times, knots = (plan.times_us[here] - time_us) * 1e-6, plan.poses[here]

@@ -34,7 +34,7 @@ def film(course: Course, manner: Manner, drives: Sequence[tuple[str, Drive]]) ->
     frames = [_stacked([strip[min(at, len(strip) - 1)] for strip in strips]) for at in range(longest)]
     out = io.BytesIO()
     frames[0].save(
-        out, "WEBP", save_all=True, append_images=frames[1:], duration=100 * EVERY, loop=0, quality=60, method=3
+        out, "WEBP", save_all=True, append_images=frames[1:], duration=100 * EVERY, loop=0, quality=60, method=1
     )
     return out.getvalue()
 
