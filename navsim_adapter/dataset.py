@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,36 +30,47 @@ CAMERAS = ("CAM_F0", "CAM_L0", "CAM_R0", "CAM_L1", "CAM_R1", "CAM_L2", "CAM_R2",
 
 @dataclass(frozen=True)
 class Contents:
-    """How much of a scene a table holds: whose pictures' paths, and how many seconds of the human's drive.
+    """How much of a scene a table holds: whose pictures' paths, and how much of the human's drive.
 
-    InputError for what NAVSIM does not have.
+    cameras: by name. future: seconds of the drive. interval: seconds between its poses, 0.5 in NAVSIM's logs.
     """
 
     cameras: tuple[str, ...] = CAMERAS[:3]
     future: float = HUMAN_POSES * DEFAULT_INTERVAL
+    interval: float = DEFAULT_INTERVAL
 
     def __post_init__(self) -> None:
-        unknown = next((name for name in self.cameras if name not in CAMERAS), None)
-        if unknown is not None:
-            raise InputError(
-                f"--cameras: {unknown!r} is none of NAVSIM's{did_you_mean(unknown, list(CAMERAS))}; they are "
-                f"{', '.join(CAMERAS)}"
-            )
-        check_range("--future", self.future, DEFAULT_INTERVAL, 60)
+        check_range("--future", self.future, self.interval, 60)
+        check_range("--interval", self.interval, 0.01, 2)
 
     @property
     def poses(self) -> int:
-        """Frames after now."""
-        return math.ceil(self.future / DEFAULT_INTERVAL - 1e-6)
+        """Of the human's drive: as few as last so long."""
+        return math.ceil(self.future / self.interval - 1e-6)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Cameras that a row names; where none is wanted they are null."""
+        return self.cameras or CAMERAS[:3]
 
     def record(self) -> dict[str, Any]:
-        """What differs from the default, in which folders of before were made."""
-        other = Contents()
-        found = {"cameras": list(self.cameras), "future": self.future}
-        return {name: value for name, value in found.items() if getattr(self, name) != getattr(other, name)}
+        """What differs from the default, with which folders of before were made."""
+        found = {"cameras": list(self.cameras), "future": self.future, "interval": self.interval}
+        return {name: value for name, value in found.items() if getattr(self, name) != getattr(DEFAULT, name)}
 
 
 DEFAULT = Contents()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A scene on its way into a table. source: where it comes from, for messages. problem: why it has no row."""
+
+    source: str
+    token: str
+    log_name: str
+    problem: str | None
+    row: Callable[[], dict[str, Any]]
 
 
 def convert(
@@ -80,6 +91,7 @@ def convert(
     of order, is left out and listed as skipped. Raises InputError for a folder of another split or filter, unreadable
     logs, an empty split, one without a scene that is left, and tokens that occur twice.
     """
+    _refuse_unknown(contents)
     if contents.future > DEFAULT.future:
         chosen = replace(chosen, num_future_frames=max(chosen.num_future_frames, contents.poses))
     logs = find_logs(root, split, chosen)
@@ -101,7 +113,7 @@ def convert(
             "absent": absent(chosen, {path.stem for path in logs} | names, tokens),
         }
 
-    return _write(Path(out), made_by, logs, _logged(root, split, chosen), about, contents, progress)
+    return write_table(Path(out), made_by, logs, _logged(root, split, chosen, contents), about, contents, progress)
 
 
 def convert_second_stage(
@@ -114,6 +126,7 @@ def convert_second_stage(
     files = second_stage_files(folder)
     place = str(Path(folder).resolve())
     made_by = {"command": "navsim-adapter convert --two-stage", "version": __version__, "two_stage": place}
+    _refuse_unknown(contents)
     made_by |= contents.record()
 
     def about(tokens: set[str], names: set[str]) -> dict[str, Any]:
@@ -125,8 +138,8 @@ def convert_second_stage(
             "absent": {},
         }
 
-    scenes = ((f"file {path.name}", read_second_stage(path)) for path in files)
-    return _write(Path(out), made_by, files, scenes, about, contents, progress)
+    found = (_found(f"file {path.name}", read_second_stage(path), contents) for path in files)
+    return write_table(Path(out), made_by, files, found, about, contents, progress)
 
 
 def features(cameras: Sequence[str] = DEFAULT.cameras) -> Features:
@@ -173,21 +186,26 @@ def scene_row(scene: Scene, contents: Contents = DEFAULT) -> dict[str, Any]:
         "history": history,
         "history_velocity": np.array([frame.velocity for frame in past]),
         "history_acceleration": np.array([frame.acceleration for frame in past]),
-        "cameras": {camera: now.cameras.get(camera) for camera in contents.cameras},
+        "cameras": {camera: now.cameras.get(camera) for camera in contents.columns},
         "future": future,
     }
 
 
-def _write(
+def write_table(
     out: Path,
     made_by: Mapping[str, Any],
     files: Sequence[Path],
-    scenes: Iterable[tuple[str, Scene]],
+    scenes: Iterable[Found],
     about: Callable[[set[str], set[str]], dict[str, Any]],
     contents: Contents,
     progress: Callable[[int], None] | None,
+    beside: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The table, unless it is there, made of the same `files`. about: tokens, log names -> content of `scenes.json`."""
+    """The table, unless it is there, made of the same `files`; returns the content of `scenes.json`.
+
+    about: tokens, log names -> that content, asked for after the last scene. beside: folders in `out` that are not of
+    the table, such as pictures.
+    """
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
 
@@ -197,47 +215,61 @@ def _write(
         if not is_open:
             return dict(read_json(out / "scenes.json"))
         skipped: list[dict[str, str]] = []
-        rows = list(_rows(scenes, skipped, contents, progress))
+        rows = list(_rows(scenes, skipped, progress))
         if skipped and not rows:
             raise InputError(f"none of {len(skipped)} scenes can be converted; first: {skipped[0]['reason']}")
         for path in (out / MANIFEST, *out.glob("*.arrow")):  # of a table made again
             path.unlink(missing_ok=True)
-        Dataset.from_list(rows, features=features(contents.cameras)).save_to_disk(str(out))
+        Dataset.from_list(rows, features=features(contents.columns)).save_to_disk(str(out))
         tokens = {row["token"] for row in rows} | {item["token"] for item in skipped}
         names = {row["log_name"] for row in rows} | {item["log_name"] for item in skipped}
         content = {**about(tokens, names), "count": len(rows), "skipped": skipped}
         write_json(out / "scenes.json", content)
-        finish(out, {**made_by, **found})
+        finish(out, {**made_by, **found}, exclude=beside)
     return content
 
 
-def _logged(root: DataRoot, split: str, chosen: SceneFilter) -> Iterator[tuple[str, Scene]]:
-    for scene in find_scenes(root, split, chosen):
-        yield f"log {scene.now.log_name}", scene
-
-
 def _rows(
-    scenes: Iterable[tuple[str, Scene]],
-    skipped: list[dict[str, str]],
-    contents: Contents,
-    progress: Callable[[int], None] | None,
+    scenes: Iterable[Found], skipped: list[dict[str, str]], progress: Callable[[int], None] | None
 ) -> Iterator[dict[str, Any]]:
-    """scenes: where each comes from, for messages, and the scene.  skipped: gets the scenes that have no row."""
+    """skipped: gets the scenes that have no row."""
     sources: dict[str, str] = {}
-    for source, scene in scenes:
+    for scene in scenes:
         if scene.token in sources:
             raise InputError(
-                f"token {scene.token}: occurs twice, in {sources[scene.token]} and {source}; remove one of them"
+                f"token {scene.token}: occurs twice, in {sources[scene.token]} and {scene.source}; remove one of them"
             )
-        sources[scene.token] = source
+        sources[scene.token] = scene.source
         if progress:
             progress(len(sources))
-        problem = _problem(scene)
-        if problem:
-            reason = f"scene {scene.token} of {scene.now.log_name}: {problem}"
-            skipped.append({"token": scene.token, "log_name": scene.now.log_name, "reason": reason})
+        if scene.problem:
+            reason = f"scene {scene.token} of {scene.log_name}: {scene.problem}"
+            skipped.append({"token": scene.token, "log_name": scene.log_name, "reason": reason})
         else:
-            yield scene_row(scene, contents)
+            yield scene.row()
+
+
+def _logged(root: DataRoot, split: str, chosen: SceneFilter, contents: Contents) -> Iterator[Found]:
+    for scene in find_scenes(root, split, chosen):
+        yield _found(f"log {scene.now.log_name}", scene, contents)
+
+
+def _found(source: str, scene: Scene, contents: Contents) -> Found:
+    return Found(source, scene.token, scene.now.log_name, _problem(scene), lambda: scene_row(scene, contents))
+
+
+def _refuse_unknown(contents: Contents) -> None:
+    """InputError for what NAVSIM's logs do not have."""
+    unknown = next((name for name in contents.cameras if name not in CAMERAS), None)
+    if unknown is not None:
+        raise InputError(
+            f"--cameras: {unknown!r} is none of NAVSIM's{did_you_mean(unknown, list(CAMERAS))}; they are "
+            f"{', '.join(CAMERAS)}"
+        )
+    if contents.interval != DEFAULT_INTERVAL:
+        raise InputError(
+            f"--interval: NAVSIM's logs have a frame every {DEFAULT_INTERVAL} s; leave it to --format 123d"
+        )
 
 
 def _problem(scene: Scene) -> str | None:

@@ -56,10 +56,28 @@ def take_all_rendered(options: argparse.Namespace) -> None:
         raise InputError("--two-stage: takes all rendered scenes; leave --split, --filter and --max-scenes out")
 
 
-def selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]:
-    """Root, split folder and filter that the options name."""
+def selection_123d(options: argparse.Namespace) -> tuple[str, str, SceneFilter]:
+    """Folder that py123d has written, split under its `logs`, and filter."""
+    from navsim_adapter.nuplan.scenes import SceneFilter
+
+    root = options.data or os.environ.get("PY123D_DATA_ROOT")
+    if not root:
+        raise InputError("--data: not given; name the folder that py123d has written, or set $PY123D_DATA_ROOT")
+    if not options.split:
+        raise InputError("--split: not given; name the folder under logs, such as nuplan_val")
+    chosen = SceneFilter.from_yaml(options.filter) if options.filter else SceneFilter()
+    return root, options.split, _first(chosen, options.max_scenes)
+
+
+def _first(chosen: SceneFilter, count: int | None) -> SceneFilter:
     from dataclasses import replace
 
+    check_range("--max-scenes", count, 1)
+    return chosen if count is None else replace(chosen, max_scenes=count)
+
+
+def selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]:
+    """Root, split folder and filter that the options name."""
     from navsim_adapter.nuplan.scenes import LISTED, split_filter, split_name
 
     if not options.split:
@@ -72,7 +90,4 @@ def selection(options: argparse.Namespace) -> tuple[DataRoot, str, SceneFilter]:
             f"scene_filter/{name}.yaml, give it with --filter",
             file=sys.stderr,
         )
-    if options.max_scenes is not None:
-        check_range("--max-scenes", options.max_scenes, 1)
-        chosen = replace(chosen, max_scenes=options.max_scenes)
-    return root_of(options), split, chosen
+    return root_of(options), split, _first(chosen, options.max_scenes)
