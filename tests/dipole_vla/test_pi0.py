@@ -236,7 +236,7 @@ def test_the_processor_gives_what_encode_takes():
 
 def test_lerobots_configuration_gives_the_published_sizes():
     """The folder of lerobot's own class names its sizes by variant."""
-    from dipole_vla.backbones.pi0.importer import _lerobot_sizes
+    from dipole_vla.backbones.paligemma.importer import lerobot_sizes
 
     raw = {"type": "pi0", "chunk_size": 50, "max_state_dim": 32, "max_action_dim": 32, "tokenizer_max_length": 48}
-    assert _lerobot_sizes(raw, "config.json") == PI0Sizes()
+    assert PI0Sizes(**lerobot_sizes(raw, "config.json")) == PI0Sizes()
