@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from datasets import load_from_disk
 from PIL import Image
-from tiny import frame, write_frames
 
 from navsim_adapter.cli import main
 from navsim_adapter.dataset import Contents, convert
@@ -21,6 +20,7 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.nuplan.logs import read_log
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import SceneFilter
+from tests.navsim_adapter.tiny import frame, write_frames
 
 pytest.importorskip("py123d", reason="extra 123d")
 
