@@ -7,7 +7,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY dipole_vla dipole_vla
 COPY navsim_adapter navsim_adapter
 COPY recipes recipes
-RUN pip install -c constraints.txt '.[train,report,deepspeed]'
+RUN pip install -c constraints.txt '.[train,report,deepspeed]' && cd / && python -m navsim_adapter.metric.machine_code
 RUN useradd --create-home driver
 USER driver
 WORKDIR /home/driver

@@ -12,7 +12,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY dipole_vla dipole_vla
 COPY navsim_adapter navsim_adapter
 COPY recipes recipes
-RUN pip install --no-deps . && pip check
+RUN pip install --no-deps . && pip check && cd / && python -m navsim_adapter.metric.machine_code
 RUN useradd --create-home driver
 USER driver
 WORKDIR /home/driver
