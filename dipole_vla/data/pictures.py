@@ -39,7 +39,7 @@ def decoded(source: Path | BinaryIO) -> Image.Image:
         return _upright(_rgb(picture), _orientation(picture))
 
 
-def check_header(source: BinaryIO, most: int = 2**25) -> None:
+def check_header(source: BinaryIO, most: int = 2**23) -> None:
     """Raises one of `UNREADABLE` for what is no JPEG or PNG, or has more pixels than `most`; decodes nothing."""
     with Image.open(source, formats=FORMATS) as picture:
         width, height = picture.size

@@ -9,15 +9,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-Ask, Answer = TypeVar("Ask"), TypeVar("Answer")
-PATIENCE = 0.1  # of a pass: how long the first of several may wait for the others
+Ask = TypeVar("Ask")
+Answer = TypeVar("Answer")
+PATIENCE = 0.25  # of a pass: how long the first of several may wait for the others
 
 
 class Batcher(Generic[Ask, Answer]):
     """Answers from many threads, made by one thread that takes all that has come meanwhile.
 
     answer: asks -> an answer each.  most: asks at once.
-    expected: how many may ask now; while fewer have, the first waits for them, at most `PATIENCE` of the latest pass.
+    expected: how many are about to ask; while fewer have, the first waits for them, at most `PATIENCE` of the latest
+        pass.
     """
 
     def __init__(

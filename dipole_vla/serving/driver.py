@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import logging
 import threading
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,6 @@ from navsim_adapter.vehicle import FARTHEST
 LATE_US = 1_000_000  # an older picture or pose says nothing of now
 SLACK_US = 1_000  # of a runtime's clock
 WAYPOINTS = 4096  # of a route that are looked at
-LIVELY = 2.0  # seconds after a drive in which the next is waited for
 
 log = logging.getLogger("dipole_vla.serve")
 
@@ -72,8 +71,13 @@ class Drives:
     kept: Kept | None = None
     made: int = 0
     latest_us: int = 0
-    at: float = 0.0  # monotonic seconds of the latest drive
+    is_planning: bool = False
+    ready: dict[str, tuple[SensorFrame, Image.Image]] = field(default_factory=dict)  # decoded as they came
     told: set[str] = field(default_factory=set)
+
+    def is_due(self, time_us: int, replan: float) -> bool:
+        """Whether a drive at this time needs a new plan."""
+        return self.kept is None or time_us - self.kept.made_us >= replan * 1e6 - SLACK_US
 
     def tell(self, uuid: str, what: str, text: str) -> None:
         if what not in self.told:
@@ -89,7 +93,8 @@ class Ask:
 
 
 class PolicyDriver(BaseDriver):
-    """See the module docstring. Frames of cameras that the policy does not see are dropped as they come."""
+    """See the module docstring. Frames of cameras that the policy does not see are dropped as they come; those that the
+    next plan will see are decoded as they come, so that the drive does not wait for it."""
 
     name = "dipole-vla"
 
@@ -120,6 +125,11 @@ class PolicyDriver(BaseDriver):
         if frame.logical_id not in self._sources:
             with session.lock:
                 session.frame_history[frame.logical_id] = []
+            return
+        drives = self._drives.get(session.uuid)
+        if drives is not None and drives.is_due(frame.timestamp_us, self.setting.replan):
+            with suppress(*UNREADABLE):  # the drive will say so
+                drives.ready[frame.logical_id] = frame, _decoded(frame)
 
     def on_egomotion(self, session: SessionState, new_poses: Trajectory) -> None:
         """Forget what no history reaches."""
@@ -128,7 +138,7 @@ class PolicyDriver(BaseDriver):
             if times:
                 old = max(int(np.searchsorted(times, times[-1] - KEPT_US)), len(times) - KEPT)
                 for kept in (times, session.ego_trajectory.poses, session.dynamic_states):
-                    del kept[:old]  # type: ignore[attr-defined]
+                    del kept[:old]
 
     def on_route(self, session: SessionState) -> None:
         with session.lock:
@@ -148,17 +158,20 @@ class PolicyDriver(BaseDriver):
                     f"time_now_us: {ctx.time_now_us} is before the session's latest drive, {drives.latest_us}; time "
                     "goes forward within a session"
                 )
-            drives.latest_us, drives.at = ctx.time_now_us, time.monotonic()
+            drives.latest_us = ctx.time_now_us
             return self._driven(ctx, drives)
 
     def _driven(self, ctx: DriveContext, drives: Drives) -> DriveResult:
-        is_due = drives.kept is None or ctx.time_now_us - drives.kept.made_us >= self.setting.replan * 1e6 - SLACK_US
+        is_due = drives.is_due(ctx.time_now_us, self.setting.replan)
         if is_due:
+            drives.is_planning = True
             try:
                 drives.kept = Kept(ctx.time_now_us, *self._plan(ctx, drives))
                 return DriveResult(drives.kept.ahead, debug_scalars={"planned": 1.0, "held": 0.0})
             except Hold as lack:
                 drives.tell(ctx.session.uuid, lack.what, f"{lack}; holding")
+            finally:
+                drives.is_planning = False
         rig, ahead = ctx.session.latest_pose(), Trajectory.empty()
         if rig is not None and drives.kept is not None and drives.kept.covers(ctx.time_query_us):
             ahead = drives.kept.seen_from(rig, ctx.time_now_us)
@@ -181,34 +194,29 @@ class PolicyDriver(BaseDriver):
         if abs(parts[0][-1] - ctx.time_now_us) > LATE_US:
             raise Hold("late egomotion", f"the latest pose is of {parts[0][-1]} us, now is {ctx.time_now_us}")
         past = Past.of(*parts)
-        pictures = {view.name: self._picture(view, frames[view.name], session, ctx.time_now_us) for view in self.views}
+        ready, drives.ready = drives.ready, {}
+        pictures = {
+            view.name: _picture(view, frames[view.name], ready.get(view.source), session, ctx.time_now_us)
+            for view in self.views
+        }
         row = scene_row(past, command(_route_now(past, route, route_us)), session.uuid)
         key = f"{session.seed}/{drives.made}"
         observation = self.policy.processor(row, pictures)
-        plan = self._passes(Ask(observation, self._noise(key), drives.made))
+        try:
+            plan = self._passes(Ask(observation, self._noise(key), drives.made))
+        except (RuntimeError, InputError) as problem:  # out of memory is one of them
+            raise Hold("pass", f"the policy failed ({' '.join(str(problem).split())[:200]})") from problem
         if not (np.abs(plan) <= FARTHEST).all():
             raise Hold("plan", "the plan holds NaN or no places; check the weights, or lower omega")
         drives.made += 1
         interval = self.policy.backbone.action.interval
         return parts[1][-1], trajectory(plan, interval, ctx.time_now_us, self._driven_for(ctx))
 
-    def _picture(self, view: View, frame: Any, session: SessionState, now_us: int) -> Image.Image:
-        if frame is None:
-            raise Hold(f"no {view.source}", f"no picture of {view.source} yet")
-        if now_us - frame.timestamp_us > LATE_US:
-            late = (now_us - frame.timestamp_us) * 1e-6
-            raise Hold(f"late {view.source}", f"the latest picture of {view.source} is {late:.2f} s old")
-        try:
-            return view.show(decoded(io.BytesIO(frame.image_bytes)), session.cameras[view.source])
-        except UNREADABLE as problem:
-            raise Hold(f"broken {view.source}", f"a picture of {view.source} cannot be read ({problem})") from problem
-
     def _noise(self, key: str) -> torch.Tensor:
         return start_noise([key], self.setting.candidates, self.policy.noise_shape, self.setting.seed)[0]
 
     def _expected(self) -> int:
-        since = time.monotonic() - LIVELY
-        return sum(drives.at > since for drives in list(self._drives.values()))
+        return sum(drives.is_planning for drives in list(self._drives.values()))
 
     def _act(self, asks: Sequence[Ask]) -> Sequence[np.ndarray]:
         policy, setting = self.policy, self.setting
@@ -233,3 +241,21 @@ def _route_now(past: Past, route: np.ndarray, route_us: int) -> np.ndarray:
     x, y, turn = past.relative(np.array([route_us]))[0]
     c, s = np.cos(turn), np.sin(turn)
     return route[:, :2] @ np.array([[c, s], [-s, c]]) + (x, y)
+
+
+def _picture(view: View, frame: Any, ready: Any, session: SessionState, now_us: int) -> Image.Image:
+    """What the policy sees of a camera. frame: its newest. ready: a frame that is decoded already, and its picture."""
+    if frame is None:
+        raise Hold(f"no {view.source}", f"no picture of {view.source} yet")
+    if now_us - frame.timestamp_us > LATE_US:
+        late = (now_us - frame.timestamp_us) * 1e-6
+        raise Hold(f"late {view.source}", f"the latest picture of {view.source} is {late:.2f} s old")
+    try:
+        picture = ready[1] if ready and ready[0] is frame else _decoded(frame)
+    except UNREADABLE as problem:
+        raise Hold(f"broken {view.source}", f"a picture of {view.source} cannot be read ({problem})") from problem
+    return view.show(picture, session.cameras[view.source])
+
+
+def _decoded(frame: Any) -> Image.Image:
+    return decoded(io.BytesIO(frame.image_bytes))

@@ -22,7 +22,7 @@ def command(route: np.ndarray) -> str:
     if points[0, 0] > GAP and _nearest(points) == 0:
         points = _spaced(np.concatenate([_joint(points), points]))
     along, here = _along(points), _nearest(points)
-    tangents = np.gradient(points, along, axis=0, edge_order=min(2, len(points) - 1))
+    tangents = np.gradient(points, along, axis=0, edge_order=2 if len(points) > 2 else 1)
     x, y = _at(points, along, here + AHEAD) - _at(points, along, here)
     forward = _at(tangents, along, here)
     left = (y * forward[0] - x * forward[1]) / np.hypot(*forward)

@@ -150,7 +150,10 @@ def opened(driver: BaseDriver, host: str, port: int, mode: Mode, most: int) -> I
     host: a name or number, or unix:PATH, where port is not used; port: 0 takes a free one. most: sessions at once.
     """
     path = Path(host.removeprefix("unix:")) if host.startswith("unix:") else None
-    (_refuse_taken_socket if path else _refuse_taken)(path or host, port)  # type: ignore[operator]
+    if path:
+        _refuse_taken_socket(path)
+    else:
+        _refuse_taken(host, port)
     options = {**dict(channel_options()), "grpc.max_receive_message_length": MESSAGE, "grpc.so_reuseport": 0}
     workers = ThreadPoolExecutor(most + WAITING, "calls")
     server = grpc.server(workers, options=list(options.items()), maximum_concurrent_rpcs=(most + 1) * WAITING)
@@ -193,7 +196,7 @@ def _refuse_taken(host: str, port: int) -> None:
         ) from problem
 
 
-def _refuse_taken_socket(path: Path, _: int) -> None:
+def _refuse_taken_socket(path: Path) -> None:
     if len(str(path).encode()) > LONGEST_PATH:
         raise InputError(f"--socket: {path} is longer than {LONGEST_PATH} bytes; choose a shorter path")
     if not path.parent.is_dir():

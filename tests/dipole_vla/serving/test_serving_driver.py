@@ -92,6 +92,20 @@ def test_nan_of_a_policy_is_a_hold(driver, caplog) -> None:
     assert "holds NaN" in caplog.text
 
 
+def test_a_pass_that_fails_is_a_hold(driver, caplog) -> None:
+    client = Client(in_process(driver))
+    client.go(0)
+
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    driver.policy.act, act = fails, driver.policy.act
+    assert ends(client.go(STEP)) == pytest.approx(32.0, abs=1e-3)
+    assert "the policy failed (out of memory)" in caplog.text
+    driver.policy.act = act
+    assert ends(client.go(2 * STEP)) == pytest.approx(8.0 * 4.2, abs=1e-3)
+
+
 def test_a_plan_is_kept_for_as_long_as_asked() -> None:
     driver = straight_driver(replan=0.5)
     client = Client(in_process(driver))
@@ -157,7 +171,7 @@ def test_sessions_that_ask_together_share_a_pass() -> None:
     clients = [Client(channel) for _ in range(5)]
     with ThreadPoolExecutor(5) as pool:
         drives = [pool.submit(client.go, STEP, 3.0 + i) for i, client in enumerate(clients)]
-        while sum(drives_.at > 0 for drives_ in driver._drives.values()) < 5:
+        while sum(each.is_planning for each in driver._drives.values()) < 5:
             time.sleep(0.01)
         time.sleep(0.2)
         gate.set()
