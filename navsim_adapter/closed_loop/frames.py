@@ -10,7 +10,7 @@ import numpy as np
 from navsim_adapter.closed_loop.course import PER_FRAME, Course
 from navsim_adapter.nuplan.logs import Annotations, Frame
 from navsim_adapter.nuplan.scenes import Scene
-from navsim_adapter.synthetic.log_writer import FUTURE, HISTORY, annotations, traffic_lights
+from navsim_adapter.synthetic.log_writer import FUTURE, HISTORY, annotated, traffic_lights
 from navsim_adapter.synthetic.world import EgoState, Instant
 
 _LOOK_AHEAD = FUTURE - 2  # frames of 0.5 s that EPDMS looks ahead
@@ -42,7 +42,7 @@ def _first(step: int) -> int:
 def frame_at(course: Course, past: Sequence[Instant], step: int) -> Frame:
     info, setting, now = course.log.info, course.log.recording.setting, past[step]
     ego, token = now.ego, f"{info.name} {step}"
-    seen = annotations(info.name, token, ego, now.objects)
+    seen = annotated(info.name, token, ego, now.objects)
     return Frame(
         token=token,
         time_us=course.time_us(step),

@@ -36,13 +36,13 @@ FULL = 1.0
 class Verdict:
     """Of one drive.
 
-    collision_time: s of the first at-fault contact, NaN without.  wrong_way: 2 m or more off the route's lanes within a
-    second (metric 6.4).  red_light: touched a red connector (metric 6.5).  comfort: share of the windows judged that
+    collision_time: s of the first at-fault contact, None without.  wrong_way: 2 m or more off the route's lanes within
+    a second (metric 6.4).  red_light: touched a red connector (metric 6.5).  comfort: share of the windows judged that
     were comfortable (metric 6.10).
     """
 
     at_fault_collision: bool
-    collision_time: float
+    collision_time: float | None
     off_road: bool
     wrong_way: bool
     red_light: bool
@@ -68,7 +68,7 @@ def judge(course: Course, instants: Sequence[Instant], states: Array) -> Verdict
     worst = found.min(axis=0)
     return Verdict(
         at_fault_collision=bool(worst[0] < FULL),
-        collision_time=float(worst[5]) if np.isfinite(worst[5]) else float("nan"),
+        collision_time=float(worst[5]) if np.isfinite(worst[5]) else None,
         off_road=bool(worst[1] < FULL),
         wrong_way=bool(worst[2] < FULL),
         red_light=bool(worst[3] < FULL),
@@ -107,7 +107,7 @@ def _window(course: Course, instants: Sequence[Instant], states: Array, start: i
     area, traffic = build_map_index(cache), scene_traffic(cache, "epdms")
     own = np.ascontiguousarray(states[start : start + HORIZON + 1])
     driven.judge(area.address, traffic.address, history, own, verdict)
-    verdict[5] += 0.1 * start
+    verdict[5] = round(verdict[5] + 0.1 * start, 1)
     return verdict
 
 

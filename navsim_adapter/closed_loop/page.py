@@ -37,12 +37,21 @@ def page_of(content: Mapping[str, Any], rows: Rows, films: Sequence[tuple[str, P
         f"<p>{lead}</p>",
         '<p class="soft">Score: 0 after an at-fault collision or off the road, else progress relative to the human, at '
         "most 1. Shares of drives or means, × 100, with 95 % intervals over whole logs.</p>",
-        table(["", content["driver"]], [[NAMES[name], said(figures[name])] for name in FIGURES], {1}),
+        _figures(content),
     ]
     if films:
         parts += ["<h2>Films</h2>", *(_film(caption, file) for caption, file in films)]
     parts += ["<h2>Drives</h2>", _drives(rows)]
     return page(f"Closed loop: {content['driver']}", parts)
+
+
+def _figures(content: Mapping[str, Any]) -> str:
+    head, rows = ["", content["driver"]], [[NAMES[name], said(content["figures"][name])] for name in FIGURES]
+    if other := content.get("other"):
+        head += [other["driver"], "difference, drive by drive"]
+        for row, name in zip(rows, FIGURES):
+            row += [said(other["figures"][name]), said(other["gain"][name], "+")]
+    return table(head, rows, set(range(1, len(head))))
 
 
 def _film(caption: str, file: Path) -> str:

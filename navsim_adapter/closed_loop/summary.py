@@ -13,40 +13,54 @@ from navsim_adapter.foundation.statistics import LogIntervals
 FIGURES = (
     "score", "at_fault_collision", "off_road", "wrong_way", "red_light", "progress", "progress_pdm_closed", "comfort",
 )  # fmt: skip
-Rows = Sequence[Mapping[str, Any]]
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
 
 
-def summary_of(rows: Rows) -> dict[str, Any]:
-    """Counts, and figure -> {"mean", "ci95"}; an interval is null where the logs are too few to tell."""
-    logs = [row["log"] for row in rows]
-    intervals = LogIntervals(logs)
-    return {
+def summary_of(rows: Rows, others: Rows | None = None) -> dict[str, Any]:
+    """Counts, and figure -> {"mean", "ci95"}; an interval is null where the logs are too few to tell.
+
+    others: the same drives by another driver; its figures and the paired differences come under "other".
+    """
+    intervals = LogIntervals([row["log"] for row in rows])
+    own = {name: _values(rows, name) for name in FIGURES}
+    found: dict[str, Any] = {
         "drives": len(rows),
         "logs": intervals.logs,
         "held": sum(row["held"] for row in rows),
-        "figures": {name: _figure(values(rows, name), intervals) for name in FIGURES},
+        "figures": {name: _figure(values, intervals) for name, values in own.items()},
     }
+    if others:
+        theirs = {name: _values(others, name) for name in FIGURES}
+        found["other"] = {
+            "driver": others[0]["driver"],
+            "figures": {name: _figure(values, intervals) for name, values in theirs.items()},
+            "gain": {name: _figure(own[name] - theirs[name], intervals) for name in FIGURES},
+        }
+    return found
 
 
-def values(rows: Rows, name: str) -> np.ndarray:
+def said(figure: Mapping[str, Any], sign: str = "") -> str:
+    """A figure × 100 with its interval: `72.6 [70.1, 75.0]`. sign: "+" for a difference."""
+    interval = figure["ci95"]
+    reach = " [{:{sign}.1f}, {:{sign}.1f}]".format(*(100 * end for end in interval), sign=sign) if interval else ""
+    return f"{100 * figure['mean']:{sign}.1f}{reach}"
+
+
+def line_of(content: Mapping[str, Any]) -> str:
+    """What the command prints."""
+    figures, other = content["figures"], content.get("other")
+    words = [f"{name.replace('_', ' ')} {said(figures[name])}" for name in FIGURES]
+    if other:
+        words.append(f"score minus {other['driver']}'s {said(other['gain']['score'], '+')}")
+    held = f"; {content['held']} times there was no plan and the car braked" if content["held"] else ""
+    return f"x 100: {', '.join(words)}{held}"
+
+
+def _values(rows: Rows, name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in rows])
 
 
 def _figure(own: np.ndarray, intervals: LogIntervals) -> dict[str, Any]:
     interval = intervals.interval(own)
     return {"mean": float(own.mean()), "ci95": list(interval) if interval else None}
-
-
-def said(figure: Mapping[str, Any]) -> str:
-    """A figure × 100 with its interval: `72.6 [70.1, 75.0]`."""
-    interval = figure["ci95"]
-    reach = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
-    return f"{100 * figure['mean']:.1f}{reach}"
-
-
-def line_of(content: Mapping[str, Any]) -> str:
-    """What the command prints."""
-    figures = content["figures"]
-    words = [f"{name.replace('_', ' ')} {said(figures[name])}" for name in FIGURES]
-    held = f"; {content['held']} times there was no plan and the car braked" if content["held"] else ""
-    return f"x 100: {', '.join(words)}{held}"

@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--driver", required=True, help=f"host:port or unix:PATH of a served driver, or {', '.join(BUILT_IN)}"
     )
+    parser.add_argument("--name", help="what tables call a served driver (default: what it says it is)")
+    parser.add_argument("--beside", metavar="DIR", help="another driver's run of the same drives: paired differences")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for drives, table, summary, page and films")
     parser.add_argument("--seconds", type=float, default=SHORTEST, help="of a drive, 8 to 20 (default 8)")
     parser.add_argument("--replan", type=float, default=0.5, help="seconds between plans, 0.1 to 1 (default 0.5)")
@@ -35,13 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     _check(options)
     from navsim_adapter.closed_loop.drive import Manner
-    from navsim_adapter.closed_loop.job import Run, run_closed_loop
+    from navsim_adapter.closed_loop.job import run_closed_loop
+    from navsim_adapter.closed_loop.run import Run
     from navsim_adapter.closed_loop.summary import line_of
     from navsim_adapter.nuplan.scenes import split_name
 
     manner = Manner(options.traffic, round(options.seconds * 10), round(options.replan * 10))
-    driver, seeds = _driver(options.driver), tuple(dict.fromkeys(options.seed))
-    job = Run(options.world, split_name(options.split), driver, options.out, manner, seeds, options.scenes)
+    driver, seeds = _driver(options), tuple(dict.fromkeys(options.seed))
+    split = split_name(options.split)
+    job = Run(options.world, split, driver, options.out, manner, seeds, options.scenes, options.beside)
     with Progress("logs") as progress:
         content = run_closed_loop(job, options.workers, progress.show)
     print(f"{content['drives']} drives of {driver.name} in {content['logs']} logs in {options.out}")
@@ -57,16 +61,18 @@ def _check(options: argparse.Namespace) -> None:
     check_range("--workers", options.workers, 1)
 
 
-def _driver(name: str) -> Driver:
+def _driver(options: argparse.Namespace) -> Driver:
     from navsim_adapter.closed_loop import drivers
 
-    if name in BUILT_IN:
-        return drivers.BUILT_IN[name]
-    if ":" not in name:
-        raise InputError(
-            f"--driver: {name!r} is neither an address nor one of {', '.join(BUILT_IN)}"
-            f"{did_you_mean(name, list(BUILT_IN))}"
-        )
+    given = options.driver
+    if given in BUILT_IN:
+        if options.name:
+            raise InputError(f"--name: {given} has its name already; leave --name out")
+        return drivers.BUILT_IN[given]
+    if ":" not in given:
+        hint = did_you_mean(given, list(BUILT_IN))
+        raise InputError(f"--driver: {given!r} is neither host:port nor one of {', '.join(BUILT_IN)}{hint}")
     from navsim_adapter.closed_loop.served import Served, ask_name
 
-    return Served(name, ask_name(name))
+    own = ask_name(given)
+    return Served(given, options.name or own)

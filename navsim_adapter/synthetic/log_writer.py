@@ -110,7 +110,7 @@ def _frames(rng: np.random.Generator, info: LogInfo, recording: Recording) -> li
             "cams": _cams(info.name, tokens[i]),
             "sample_prev": tokens[i - 1] if i else None,
             "sample_next": tokens[i + 1] if i + 1 < len(tokens) else None,
-            "anns": annotations(info.name, tokens[i], ego, now.objects),
+            "anns": annotated(info.name, tokens[i], ego, now.objects),
             "occ_gt_final_path": None,
             "flow_gt_final_path": None,
         }
@@ -177,7 +177,7 @@ def _cams(log: str, token: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def annotations(log: str, token: str, ego: EgoState, objects: list[Object]) -> dict[str, Any]:
+def annotated(log: str, token: str, ego: EgoState, objects: list[Object]) -> dict[str, Any]:
     """Boxes (x, y, z, length, width, height, yaw) and velocities in the ego frame; yaw is not wrapped (metric 2.1)."""
     c, s = np.cos(ego.heading), np.sin(ego.heading)
     near = [o for o in objects if np.hypot(o.x - ego.x, o.y - ego.y) < SIGHT]

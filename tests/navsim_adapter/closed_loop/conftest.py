@@ -16,9 +16,9 @@ STEPS = 80
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four logs, one layout each."""
+    """Three logs: a straight road, a curve, a crossing."""
     out = tmp_path_factory.mktemp("closed_loop") / "world"
-    synthesize(out, 7, {"test": 8}, {"test": 2})
+    synthesize(out, 7, {"test": 6}, {"test": 2})
     return out
 
 

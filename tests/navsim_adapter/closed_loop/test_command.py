@@ -12,11 +12,11 @@ from PIL import Image
 from navsim_adapter.cli import main
 from navsim_adapter.closed_loop import drivers
 from navsim_adapter.closed_loop.drive import Manner
-from navsim_adapter.closed_loop.job import read_drive
+from navsim_adapter.closed_loop.run import read_drive
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import verify
 
-LOGS = 4
+LOGS = 3
 
 
 def command(world, out, driver="constant_velocity", *more):
@@ -39,7 +39,7 @@ def test_what_a_run_writes(finished, capsys):
     assert summary["figures"]["score"]["mean"] == pytest.approx(sum(row["score"] for row in table) / len(table))
     for row in table:
         found, own = read_drive(finished / "drives" / f"{row['log']}_{row['seed']}.npz")
-        assert {k: v for k, v in own.items() if v == v} == {k: v for k, v in row.items() if v == v}
+        assert own == row
         assert len(found.states) == 81
         assert len(found.paths) == 16
         is_over = row["at_fault_collision"] or row["off_road"]
@@ -82,6 +82,31 @@ def test_a_run_whose_driver_dies_keeps_its_drives_and_resumes_to_the_same_bytes(
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     for name in ("drives.parquet", "summary.json", "index.html", "manifest.json"):
         assert (tmp_path / "out" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_beside_another_driver_differences_are_paired(world, finished, tmp_path, capsys):
+    more = ("--seed", "0", "--beside", str(finished))
+    assert command(world, tmp_path / "out", "stand_still", *more) == 0
+    assert "score minus constant_velocity's" in capsys.readouterr().out
+    other = json.loads((tmp_path / "out" / "summary.json").read_text())["other"]
+    rows = [pq.read_table(out / "drives.parquet").to_pylist() for out in (tmp_path / "out", finished)]
+    theirs = {row["log"]: row["score"] for row in rows[1] if row["seed"] == 0}
+    gain = sum(row["score"] - theirs[row["log"]] for row in rows[0]) / LOGS
+    assert other["gain"]["score"]["mean"] == pytest.approx(gain)
+    film = Image.open(next((tmp_path / "out" / "films").iterdir()))
+    assert film.height == 2 * Image.open(next((finished / "films").iterdir())).height
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--seed", "2"], "missing; --beside must hold every drive"),
+        (["--traffic", "log-replay"], "traffic: it was driven with 'idm', this run with 'log-replay'"),
+    ],
+)
+def test_what_cannot_be_paired_is_one_line(world, finished, tmp_path, capsys, more, said):
+    assert command(world, tmp_path / "out", "stand_still", "--beside", str(finished), "--scenes", "1", *more) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
