@@ -224,8 +224,9 @@ def _tokens(folder: Path, sync: Any, keys: set[str], frames: np.ndarray) -> list
         rows, is_there = _rows(sync, SCENARIO)
         data = _table(folder, SCENARIO)[f"{SCENARIO}.data"].to_pylist()
         own = [msgpack_decode_with_numpy(data[rows[i]]).get("lidar_token") if is_there[i] else None for i in frames]
-        if all(isinstance(token, str) for token in own) and len(set(own)) == len(own):
-            return own
+        texts = [token for token in own if isinstance(token, str)]
+        if len(set(texts)) == len(frames):
+            return texts
     return [convert_to_str_uuid(sync["sync.uuid"][int(i)].as_py()) for i in frames]
 
 

@@ -118,7 +118,7 @@ def import_checkpoint(
     for name in given:
         if name not in inspect.signature(read).parameters:
             raise InputError(f"--{name}: means nothing to family {family}; leave it out")
-    made_by = {
+    made_by: dict[str, Any] = {
         "command": "import",
         "family": family,
         "source": str(source.resolve()),
@@ -126,7 +126,7 @@ def import_checkpoint(
         "rl_split": rl_split,
         "options": {name: str(value) for name, value in given.items()},
     }
-    meant = {"interval": interval, "cameras": None if cameras is None else list(cameras)}
+    meant = {"interval": interval, "cameras": cameras and list(cameras)}
     made_by |= {name: value for name, value in meant.items() if value is not None}  # not so in folders of before
     if is_made(out, made_by):
         return skipped("import", out)

@@ -295,8 +295,8 @@ def _score(
         context = encoded(some)
         both = [_plans(policy, network, context, omega, noise) for network in (None, distilled)]
         drawn.append(torch.cat(both, dim=1).cpu().double().numpy())
-    interval = policy.backbone.sampling.interval
-    scores = score_plans(scorer, [table.tokens[i] for i in positions], np.concatenate(drawn), interval)
+    apart = policy.backbone.sampling.interval
+    scores = score_plans(scorer, [table.tokens[i] for i in positions], np.concatenate(drawn), apart)
     points = 100 * np.asarray(scores.score)
     guided, alone = points[:, :PLANS].mean(1), points[:, PLANS:].mean(1)
     interval = LogIntervals([table.log_names[i] for i in positions]).interval(alone - guided)

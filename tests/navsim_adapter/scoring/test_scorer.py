@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.sampling import SIMULATED, Sampling, resampled
 from navsim_adapter.scoring.scorer import Scorer
 from tests.navsim_adapter.scoring.scenes import roots, scenes_of, trajectories_of
 
@@ -54,6 +55,28 @@ def test_threads_and_scenes_in_a_call_change_nothing(root: Path, scorer: Scorer,
     own = Scorer(scenes_of(root), scorer.metric, threads=threads).score(tokens, poses)
     for scene, token in enumerate(tokens):
         assert same(own.table[scene], scorer.score([token], poses[scene : scene + 1]).table[0])
+
+
+def test_a_plan_of_any_sampling_scores_as_at_the_times_that_are_simulated(scorer: Scorer) -> None:
+    """Official plans of other samplings, those that last long enough."""
+    sampled = [root for root in roots() if (root / "trajectories_sampled.npz").is_file()]
+    if not sampled:
+        pytest.skip("no official plans of other samplings beside or inside this clone")
+    cache = scenes_of(sampled[0])
+    plans = {
+        key: (poses, interval)
+        for key, (poses, interval) in trajectories_of(sampled[0], "trajectories_sampled").items()
+        if key[0] in cache and Sampling(len(poses), interval).lasts(SIMULATED.reach)
+    }
+    tokens, names = zip(*plans)
+    own = Scorer(cache, scorer.metric)
+    as_made = own.score_rows(
+        tokens, names, [poses for poses, _ in plans.values()], [step for _, step in plans.values()]
+    )
+    brought = [resampled(plan, interval, SIMULATED) for plan, interval in plans.values()]
+    by_hand = own.score_rows(tokens, names, brought, SIMULATED.interval)
+    assert len(set(map(len, poses))) > 4
+    np.testing.assert_allclose(by_hand.figures, as_made.figures, atol=1e-6)
 
 
 def test_rows_in_any_order_give_the_same_figures(root: Path, scorer: Scorer) -> None:
