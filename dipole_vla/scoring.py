@@ -26,7 +26,7 @@ class Scorer(Protocol):
         """`Scores` of S tokens with unrelated trajectories (S, N, T, 3), ego-frame poses; raises rather than guesses.
 
         Poses are 0.5 s apart; plans of another interval come with it, as the keyword `interval`, to a scorer whose
-        `score` has one. One that looks a certain time ahead says so in seconds, `reach`; shorter plans are refused.
+        `score` has one. One that looks a certain time ahead says how far, `seconds_ahead`; shorter plans are refused.
         A score must not depend on what else is in the call. Where a planner's plan of the frame before counts as well
         (EPDMS), the scorer has `pairs_frames` = True and `score_rows(tokens, planners, poses)`: see `drive_columns`.
         Declared as Any because recipes compare return types by identity, and a scorer has its own class of scores.
@@ -61,10 +61,10 @@ def require_scenes(scorer: Scorer, tokens: Sequence[str]) -> None:
 
 def require_sampling(scorer: Scorer, sampling: Sampling) -> None:
     """Raises InputError, before the first scene is driven, for plans that the scorer cannot read as they are meant."""
-    reach = getattr(scorer, "reach", None)
-    if reach is not None and not sampling.lasts(reach):
+    ahead = getattr(scorer, "seconds_ahead", None)
+    if ahead is not None and not sampling.lasts(ahead):
         raise InputError(
-            f"plans: {sampling} end {sampling.reach:g} s from now, the scorer looks {reach:g} s ahead and nothing is "
+            f"plans: {sampling} end {sampling.reach:g} s from now, the scorer looks {ahead:g} s ahead and nothing is "
             "extrapolated; use a backbone of longer plans, or a scorer of your own"
         )
     if sampling.interval != DEFAULT_INTERVAL and not _takes_interval(scorer):
@@ -75,8 +75,8 @@ def require_sampling(scorer: Scorer, sampling: Sampling) -> None:
 
 def seen_of(scorer: Scorer, sampling: Sampling) -> Sampling:
     """The part of such plans that the scorer looks at, as far as it says: what a human beside them must have driven."""
-    reach = getattr(scorer, "reach", None)
-    return sampling if reach is None else sampling.within(reach)
+    ahead = getattr(scorer, "seconds_ahead", None)
+    return sampling if ahead is None else sampling.within(ahead)
 
 
 def score_plans(scorer: Scorer, tokens: Sequence[str], plans: np.ndarray, interval: float) -> Any:

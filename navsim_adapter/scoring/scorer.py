@@ -163,8 +163,8 @@ class Scorer:
     May be pickled and used in worker processes, forked ones too.
     """
 
-    reach = SIMULATED.reach
-    """Seconds of a plan that are simulated; of one that ends before, the last pose is held, as officially."""
+    seconds_ahead = SIMULATED.reach
+    """How much of a plan is simulated; of one that ends before, the last pose is held, as officially."""
 
     def __init__(self, cache: str | Path | Mapping[str, SceneCache], metric: MetricName = "pdms", *, threads: int = 1):
         family = family_of(metric)

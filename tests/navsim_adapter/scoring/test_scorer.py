@@ -69,10 +69,8 @@ def test_a_plan_of_any_sampling_scores_as_at_the_times_that_are_simulated(scorer
         if key[0] in cache and Sampling(len(poses), interval).lasts(SIMULATED.reach)
     }
     tokens, names = zip(*plans)
-    own = Scorer(cache, scorer.metric)
-    as_made = own.score_rows(
-        tokens, names, [poses for poses, _ in plans.values()], [step for _, step in plans.values()]
-    )
+    own, (poses, intervals) = Scorer(cache, scorer.metric), zip(*plans.values())
+    as_made = own.score_rows(tokens, names, poses, intervals)
     brought = [resampled(plan, interval, SIMULATED) for plan, interval in plans.values()]
     by_hand = own.score_rows(tokens, names, brought, SIMULATED.interval)
     assert len(set(map(len, poses))) > 4
