@@ -1,4 +1,4 @@
-"""What a network's action means: `Poses` of the ego vehicle, or `Plain` numbers of any shape."""
+"""What a network's action means: `Poses` of the ego vehicle, controls of a `Unicycle`, or `Plain` numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from dipole_vla.backbones.base import ActionSpec as Poses
+from dipole_vla.backbones.unicycle import Unicycle
 from navsim_adapter.foundation.errors import InputError
 
-__all__ = ["Action", "Plain", "Poses"]
+__all__ = ["Action", "Plain", "Poses", "Unicycle"]
 
 
 @dataclass(frozen=True)
