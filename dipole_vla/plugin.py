@@ -152,11 +152,11 @@ class Dipole(nn.Module):
         weight = None if sample_weight is None else _weights(sample_weight, advantage)
         fixed = None if sign is None else _signs(sign, advantage)
         with float32_by_default():
-            noised = self.noised(action, advantage, weight, generator, fixed)
             contexts = self.pair.encode(observation, self._roles)
             found = len(next(iter(contexts.values())))
             if found != len(action):
                 raise InputError(f"action: is for {len(action)} observations, but encode gave {found} rows")
+            noised = self.noised(action, advantage, contexts, weight, generator, fixed)
             loss, scalars = self.loss_of(noised, contexts, generator)
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise InputError("denoise: its output does not depend on what trains; compute with the network it is given")
@@ -166,15 +166,17 @@ class Dipole(nn.Module):
         self,
         action: Tensor,
         advantage: Tensor,
+        contexts: Mapping[Role, Context],
         sample_weight: Tensor | None = None,
         generator: torch.Generator | None = None,
         sign: Tensor | None = None,
     ) -> Noised:
         """Noise and times for every candidate, `draws` of each: the first half of `loss`, its arguments trusted.
 
-        action: (B, K, *shape) in raw units. advantage, sample_weight, sign: (B, K).
+        action: (B, K, *shape) in raw units. advantage, sample_weight, sign: (B, K). contexts: as of `loss_of`.
         """
-        x0 = self.backbone.action.encode(action).repeat_interleave(self.draws, 1).flatten(0, 1)
+        encoded = self.backbone.to_action(action, partial(contexts.__getitem__, self.trained[0]))
+        x0 = encoded.repeat_interleave(self.draws, 1).flatten(0, 1)
         noise = _normal(x0.shape, generator, x0.device)
         t = self.backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
         weight, fixed = (None if rows is None else self._drawn(rows) for rows in (sample_weight, sign))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
@@ -164,10 +164,12 @@ class Context:
     """What a backbone knows about a batch of scenes before any action is looked at: named tensors of B rows.
 
     serves: for each row of x_t the scene it belongs to, int64; None when scene i serves rows [i*G, (i+1)*G).
+    is_shared: whether rows of two roles will be asked of these rows, all of the first role and then all of the second.
     """
 
     tensors: Mapping[str, Tensor]
     serves: Tensor | None = None
+    is_shared: bool = False
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -192,6 +194,11 @@ class Context:
         if 4 * len(needed) > 3 * len(self):
             return replace(self, serves=scenes)
         return replace(self.rows(needed), serves=serves)
+
+    def serving_both(self, rows: int) -> Context:
+        """For `rows` noisy actions of one role, then as many of the other, which share these tensors uncopied."""
+        scenes = torch.arange(rows, device=next(iter(self.tensors.values())).device) // (rows // len(self))
+        return replace(self, serves=torch.cat([scenes, scenes]), is_shared=False)
 
     def part(self, start: int, length: int) -> Context:
         """`length` rows from `start`, uncopied."""
@@ -255,10 +262,14 @@ class Backbone(nn.Module, ABC):
 
     family: ClassVar[str]
     config_class: ClassVar[type]
+    action_class: ClassVar[type] = ActionSpec
+    """The kind of action that its config.json holds; others are in `dipole_vla.backbones.action`."""
     lora_scopes: ClassVar[Mapping[str, str]]
     """{"head": regex, "all": regex} over module names; "head" must leave `encode` untouched."""
     encoder_names: ClassVar[tuple[str, ...]] = ("encoder.",)
     """How the names of the pretrained encoder's parameters begin: imitation may train them slower, or not at all."""
+    adapts_rows_only: ClassVar[bool] = False
+    """Whether `denoise` shows its adapted layers rows of x_t alone, never scenes: two roles then share a context."""
     network_name: ClassVar[str] = ""
     """Attribute with the network whose names adapters carry, where that is somebody else's; empty: the backbone."""
 
@@ -304,6 +315,17 @@ class Backbone(nn.Module, ABC):
         another adapter.
         """
         return context
+
+    def to_action(self, raw: Tensor, context: Callable[[], Context]) -> Tensor:
+        """Raw actions (B, K, *raw shape) as the network has them.
+
+        context: gives the B scenes, for a kind of action that starts from what the scene says; called only then.
+        """
+        return self.action.encode(raw)
+
+    def to_raw(self, action: Tensor, context: Callable[[], Context]) -> Tensor:
+        """Inverse of `to_action`: (B, K, *shape) -> raw actions (B, K, *raw shape)."""
+        return self.action.decode(action)
 
     def save_assets(self, folder: Path) -> None:
         """Write what is neither configuration nor weights (a tokenizer). Default: nothing."""
@@ -366,7 +388,7 @@ class Backbone(nn.Module, ABC):
         with torch.device("meta"):
             return cls(
                 weights.record_from(cls.config_class, raw["config"], where + "config"),
-                ActionSpec.from_record(raw["action"], where + "action"),
+                cls.action_class.from_record(raw["action"], where + "action"),  # type: ignore[attr-defined]
                 weights.record_from(SolverSpec, raw["solver"], where + "solver"),
             )
 

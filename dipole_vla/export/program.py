@@ -120,7 +120,7 @@ class Loop(nn.Module):
         omega = omega * rule_named(policy.guidance.rule).greed
         estimate = policy.estimator(scenes, omega, self.combination, self._distilled(policy, scenes, omega))
         action = walk(self.solver, self.steps, estimate, noise.flatten(0, 1))
-        return policy.backbone.action.decode(action.unflatten(0, noise.shape[:2]))
+        return policy.backbone.to_raw(action.unflatten(0, noise.shape[:2]), scenes.any_role)
 
     @staticmethod
     def _distilled(policy: GuidedPolicy, scenes: EncodedScenes, omega: Tensor) -> PredictGuided | None:

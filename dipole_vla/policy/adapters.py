@@ -107,7 +107,7 @@ class AdapterPair:
             return self._checked(self.backbone.denoise(context, x_t, t))
 
     def prepare_both(self, contexts: Mapping[Role, Context], roles: tuple[Role, Role]) -> Context:
-        """`prepare` under each of two roles, stacked: rows of the first, then of the second.
+        """`prepare` under each of two roles, stacked: rows of the first, then of the second; or one that both share.
 
         Where both roles show a layer the very same input, as keys and values of one scene, its frozen part runs once.
         """
@@ -115,13 +115,17 @@ class AdapterPair:
         for role in roles:
             with routed(partial(sharing, role=role, seen=seen)):
                 prepared.append(self.backbone.prepare(contexts[role]))
-        return prepared[0].stacked(prepared[1])
+        first, second = prepared
+        if first is second and self.backbone.adapts_rows_only:
+            return replace(first, is_shared=True)
+        return first.stacked(second)
 
     def denoise_both(self, context: Context, x_t: Tensor, t: Tensor, roles: tuple[Role, Role]) -> tuple[Tensor, Tensor]:
         """`denoise` under both roles in one pass, for a context of `prepare_both`; no gradients.
 
         x_t (B*G, horizon, dim), t (B*G,), as for one role; row i of either half of the context serves G rows.
         """
+        context = context.serving_both(len(x_t)) if context.is_shared else context
         with torch.no_grad(), routed(partial(mixed, roles=roles)):
             output = self._checked(self.backbone.denoise(context, torch.cat([x_t, x_t]), torch.cat([t, t])))
         first, second = output.chunk(2)
@@ -138,8 +142,10 @@ class AdapterPair:
         assert group != 2
         order = torch.argsort(~is_positive, stable=True)
         positives, scenes = int(is_positive.sum()), order // group
-        serves = torch.cat([scenes[:positives], scenes[positives:] + len(contexts["positive"])])
-        context = replace(self.prepare_both(contexts, SIGNS), serves=serves)
+        context = self.prepare_both(contexts, SIGNS)
+        second = 0 if context.is_shared else len(contexts["positive"])  # where the negative's scenes begin
+        serves = torch.cat([scenes[:positives], scenes[positives:] + second])
+        context = replace(context, serves=serves, is_shared=False)
         with routed(partial(mixed, roles=SIGNS, rows=(positives, len(order) - positives))):
             output = self._checked(self.backbone.denoise(context, x_t[order], t[order]))
         return output[torch.argsort(order)]

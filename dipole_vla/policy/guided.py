@@ -214,7 +214,7 @@ class GuidedPolicy:
         self._check_has_pair(flat_omega)
         with scenes.explaining():
             action = solve(spec, self.backbone.schedule, denoise, start.flatten(0, 1), generator)
-        return self.backbone.action.decode(action.unflatten(0, (batch, count)))
+        return self.backbone.to_raw(action.unflatten(0, (batch, count)), scenes.any_role)
 
     def act(
         self,

@@ -55,6 +55,10 @@ class EncodedScenes:
                 self._encoded.update(pair.encode(self._observation, (key,)))
         return self._encoded[key]
 
+    def any_role(self) -> Context:
+        """What is encoded already, under whichever role: for what no adapter changes."""
+        return next(iter(self._encoded.values())) if self._encoded else self.encoded(None)
+
     def prepared(self, role: Role) -> Context:
         """The same with the head's work on it done under `role`."""
         if role not in self._prepared:

@@ -184,7 +184,7 @@ class DipoleModule(FineTuning):
         contexts = _Contexts(partial(self._contexts, batch))
         with float32_by_default(), shared_base(self.pair):
             noised = self.dipole.noised(
-                batch["poses"], batch["advantage"], batch.get("weight"), generator, batch.get("sign")
+                batch["poses"], batch["advantage"], contexts, batch.get("weight"), generator, batch.get("sign")
             )
             in_one_pass = not self.checkpointing and not self._has_engine  # both ask for a pass of each sign
             loss, scalars = self.dipole.loss_of(noised, contexts, generator, self._on_role_loss, in_one_pass)

@@ -89,11 +89,12 @@ class ImitationModule(FineTuning):
         generator = self.step_generator()
         backbone = self.backbone
         with float32_by_default():
-            x0 = backbone.action.encode(batch["poses"][:, 0]).repeat_interleave(self.draws, 0)
+            context = backbone.encode(batch["observation"])
+            x0 = backbone.to_action(batch["poses"][:, :1], lambda: context)[:, 0].repeat_interleave(self.draws, 0)
             noise = torch.randn(x0.shape, generator=generator, device=x0.device)
             t = backbone.schedule.sample_t(len(x0), generator=generator).to(x0.device)
             x_t = interpolate(backbone.schedule, x0, noise, t)
-            output = backbone.denoise(backbone.encode(batch["observation"]), x_t, t)
+            output = backbone.denoise(context, x_t, t)
             wanted = target(backbone.prediction, backbone.schedule, x0, noise, t)
             loss = per_sample_loss(output, wanted, backbone.action.mask().to(x0.device)).mean()
         self.log("loss", loss)

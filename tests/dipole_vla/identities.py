@@ -93,7 +93,7 @@ def _alone(policy: GuidedPolicy, observation: dict[str, Tensor], noise: Tensor, 
             return to_x0(backbone.prediction, backbone.schedule, pair.denoise(context, x_t, t, sign), x_t, t)
 
         action = solve(backbone.solver, backbone.schedule, denoise, noise.flatten(0, 1))
-    return backbone.action.decode(action.unflatten(0, noise.shape[:2]))
+    return backbone.to_raw(action.unflatten(0, noise.shape[:2]), lambda: context)
 
 
 def _check_parameterisations(policy: GuidedPolicy, observation: dict[str, Tensor]) -> None:
