@@ -17,6 +17,7 @@ from dipole_vla.backbones.weights import read_record
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 
 FAMILIES: dict[str, tuple[str, str]] = {
+    "alpamayo": ("dipole_vla.backbones.alpamayo.model", "Alpamayo"),
     "dp_vla": ("dipole_vla.backbones.dp_vla.model", "DPVLA"),
     "pi0": ("dipole_vla.backbones.pi0.model", "PI0"),
     "recogdrive": ("dipole_vla.backbones.recogdrive.model", "ReCogDrive"),

@@ -39,6 +39,8 @@ PUBLISHED: dict[str, Architecture] = {
     # InternVL3-2B without its LM head; their own reinforcement learning trains the whole planner, so the rank is high
     "recogdrive_2b": Architecture("recogdrive", 160, {"language model": 2088.96 - 232.97, "planner": 34.33}),
     "xvla_0.9b": Architecture("xvla", 32, {"encoder": 570.71, "head": 308.78}),
+    # published as 8.2 B without the language model's head and 2.3 B; the head writes reasoning
+    "alpamayo": Architecture("alpamayo", 96, {"language model": 8200.0, "its head": 637.7, "expert": 2300.0}),
     # without the expert's token table, which nothing reads
     "pi0": Architecture("pi0", 96, {"prefix": 2923.3, "expert": 575.0 - 263.3, "small layers": 3.2}),
     "timm_60m": Architecture("timm", 16, {"ConvNeXt-T": 27.82, "tokens and head": 31.4}),

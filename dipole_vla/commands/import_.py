@@ -27,6 +27,7 @@ from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.files import finish, is_made, making
 
 IMPORTERS: dict[str, str] = {
+    "alpamayo": "dipole_vla.backbones.alpamayo.importer",
     "dp_vla": "dipole_vla.backbones.dp_vla.importer",
     "pi0": "dipole_vla.backbones.pi0.importer",
     "recogdrive": "dipole_vla.backbones.recogdrive.importer",
@@ -51,6 +52,7 @@ def convert(
     cameras: list[str] | None = None,
     domain: int | None = None,
     sampler: Literal["deterministic", "published"] | None = None,
+    reasoning: int | None = None,
     rl_split: str | None = None,
     seed: int | None = None,
 ) -> None:
@@ -58,13 +60,14 @@ def convert(
 
     Args:
         source: published folder or file.
-        family: dp_vla, pi0, recogdrive or xvla.
+        family: alpamayo, dp_vla, pi0, recogdrive or xvla.
         out: folder to write.
         prediction: what the network predicts. dp_vla's files do not say: default noise for waypoints, else sample.
         kinematic: what the numbers mean. dp_vla: waypoint or diff, where no config.json says so. recogdrive: waypoint
             (published), or velocity for a planner trained on delta targets, which its file does not say.
         encoder: dp_vla: a Florence-2 folder for the encoder's sizes, tokenizer and, if the source has none, weights;
-            for the last also a full DP-VLA folder. recogdrive: the folder of the language model.
+            for the last also a full DP-VLA folder. recogdrive: the folder of the language model. alpamayo: a folder of
+            its Qwen3-VL for sizes and tokenizer.
         tokenizer: folder of the tokenizer, where the source has none.
         base: dp_vla: imported backbone folder, for a source that holds adapters only.
         heads: dp_vla: attention heads of the action head, where no config.json says so.
@@ -74,6 +77,7 @@ def convert(
         cameras: whose pictures are the model's views, in this order, e.g. [CAM_F0]; default the family's.
         domain: xvla: which of the checkpoint's domains to start from, instead of the one its files name.
         sampler: recogdrive: deterministic (default), or published, which draws fresh noise at every step.
+        reasoning: alpamayo: most tokens of reasoning that are written before a plan; default 0, none.
         rl_split: split that the imported adapters were trained on; evaluation refuses it.
         seed: of weights that the source does not have (a new action head).
     """
@@ -90,6 +94,7 @@ def convert(
         "horizon": horizon,
         "domain": domain,
         "sampler": sampler,
+        "reasoning": reasoning,
         "seed": seed,
     }
     import_checkpoint(family, source, out, rl_split, interval, cameras, **options)
