@@ -35,7 +35,7 @@ from navsim_adapter.vehicle import FARTHEST
 
 Mode = Literal["carla", "alpasim"]
 MESSAGE = 32 * 2**20  # bytes of a request: a picture of 4K as PNG fits
-WAITING = 8  # calls of a session that may be under way
+WAITING = 16  # calls of a session that may be under way: AlpaSim sends eight pictures, egomotion and route at once
 POSES = 4096  # of egomotion in a call
 CAMERAS = 64
 LAST_US = 2**62
