@@ -11,7 +11,7 @@ from navsim_adapter.closed_loop.course import START
 from navsim_adapter.closed_loop.drive import Manner, Plan, path_to_follow, play
 from navsim_adapter.closed_loop.drivers import BUILT_IN
 from navsim_adapter.closed_loop.judge import judge, progress, share, windows
-from navsim_adapter.metric import engine
+from navsim_adapter.metric import driven, engine
 from navsim_adapter.metric.scene_index import build_index
 from navsim_adapter.nuplan.boxes import box_corners, ego_corners
 from navsim_adapter.nuplan.root import DataRoot
@@ -96,6 +96,24 @@ def test_a_car_on_its_way_moves_as_its_speed_says(courses):
         np.testing.assert_allclose(moved, np.abs(states[:-1, 3]) * 0.1, atol=1e-3)
         turned = np.diff(np.unwrap(states[:, 2]))
         np.testing.assert_allclose(turned, states[:-1, 9] * 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize(("speed", "radius"), [(8.0, 30.0), (5.0, -15.0)])
+def test_who_plans_the_same_bend_again_and_again_drives_it(speed, radius):
+    """Plans of half-second poses that start where the car is: the wheels stay turned from one plan to the next."""
+    state = np.array([*STATE[:3], speed, *np.zeros(7)])
+    along = speed * 0.5 * np.arange(1, 9)
+    turn = along / radius
+    for _ in range(12):
+        ahead, left = radius * np.sin(turn), radius * (1 - np.cos(turn))
+        c, s = np.cos(state[2]), np.sin(state[2])
+        poses = np.column_stack([state[0] + c * ahead - s * left, state[1] + s * ahead + c * left, state[2] + turn])
+        path = path_to_follow(Plan(500_000 * np.arange(1, 9), poses), state, 0)
+        states = np.empty((41, 11))
+        driven.follow(state, path[None], states)
+        state = states[5]
+    assert state[9] / state[3] == pytest.approx(1 / radius, rel=0.05)
+    assert state[3] == pytest.approx(speed, rel=0.02)
 
 
 def test_the_cameras_see_from_where_the_car_went(courses):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import socket
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from navsim_adapter.cli import main
 from navsim_adapter.closed_loop.course import START
 from navsim_adapter.closed_loop.drive import Manner, Plan, View, drive
 from navsim_adapter.closed_loop.served import Served, ask_name
@@ -123,8 +129,62 @@ def test_nobody_at_the_port_is_one_line():
 
 
 def test_a_missing_extra_is_one_line(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "carla_driver_interface.protocol", None)
     with pytest.raises(InputError, match=r"dipole-vla\[drive\]"):
         ask_name("127.0.0.1:1")
+
+
+@pytest.mark.faults
+def test_a_killed_server_ends_the_run_in_one_line_and_the_same_command_resumes(world, tmp_path, capsys):
+    """The package's own server as a process of its own; it is killed as soon as the first drive is on disk."""
+    out, port = tmp_path / "out", free_port()
+    words = [
+        "closed-loop",
+        "--world",
+        str(world),
+        "--driver",
+        f"127.0.0.1:{port}",
+        "--out",
+        str(out),
+        "--seed",
+        "0",
+        "1",
+    ]
+    server = policy_server(port)
+    threading.Thread(target=lambda: (wait_for(out), server.kill()), daemon=True).start()
+    assert main(words) == 2
+    server.wait()
+    problem = capsys.readouterr().err.splitlines()[-1]
+    assert "no driver answers there" in problem
+    kept = {path: path.stat().st_mtime_ns for path in (out / "drives").iterdir()}
+    assert 0 < len(kept) < 6
+    server = policy_server(port)
+    try:
+        assert main(words) == 0
+    finally:
+        server.kill()
+    assert len(list((out / "drives").iterdir())) == 6
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+def free_port():
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return asked.getsockname()[1]
+
+
+def policy_server(port):
+    words = ["serve", "--policy", "constant_speed", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen([sys.executable, "-m", "carla_driver_interface.cli", *words])
+    for _ in range(600):
+        try:
+            ask_name(f"127.0.0.1:{port}")
+            return server
+        except InputError:
+            time.sleep(0.1)
+    raise AssertionError("the server did not start")
+
+
+def wait_for(out):
+    while not list(out.glob("drives/*.npz")):
+        time.sleep(0.01)
