@@ -53,6 +53,13 @@ class Sampling:
 SIMULATED = Sampling(STEPS, INTERVAL)
 
 
+def unlike(found: Sampling, own: Sampling) -> tuple[str, str]:
+    """Two samplings in the words that tell them from each other: "6 poses", "8"."""
+    if found.interval == own.interval:
+        return f"{found.horizon} poses", f"{own.horizon}"
+    return str(found), str(own)
+
+
 def resampled(poses: np.ndarray, interval: float, wanted: Sampling) -> np.ndarray:
     """Poses (..., T, 3) x, y, heading every `interval` seconds, without t = 0, at `wanted` times: (..., horizon, 3).
 

@@ -22,7 +22,7 @@ from dipole_vla.data.splits import SeenByRL
 from dipole_vla.forming import Advantage
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, read_json, stamp, verify_listed
-from navsim_adapter.sampling import Sampling, resampled
+from navsim_adapter.sampling import Sampling, resampled, unlike
 from navsim_adapter.trajectories import DEFAULT_INTERVAL
 
 SCENE_COLUMNS = ("token", "log_name", "history", "velocity", "acceleration", "command", "cameras", "future")
@@ -121,9 +121,10 @@ class SceneTable:
             return futures
         recorded = Sampling(futures.shape[1], self.interval)
         if not recorded.lasts(wanted.reach):
+            there, asked = unlike(recorded, wanted)
             raise InputError(
-                f"{self.folder}: human futures have {_beside(recorded, wanted)}; convert with --future "
-                f"{wanted.reach:g}, or use a backbone of plans that end at {recorded.reach:g} s or before"
+                f"{self.folder}: human futures have {there}, the backbone's plans have {asked}; convert with --future "
+                f"{wanted.reach:g}, or use a backbone whose plans end at {recorded.reach:g} s or before"
             )
         return resampled(futures, self.interval, wanted)
 
@@ -170,9 +171,10 @@ class CandidateTable:
     def refuse_other_sampling(self, own: Sampling) -> None:
         """InputError where they are not as long as the backbone's plans, or have their poses at other times."""
         if self.sampling != own:
+            found, wanted = unlike(self.sampling, own)
             raise InputError(
-                f"{self.folder}: candidates have {_beside(self.sampling, own)}; use the backbone that drove them, or "
-                "collect with this one"
+                f"{self.folder}: candidates have {found}, the backbone's plans have {wanted}; use the backbone that "
+                "drove them, or collect with this one"
             )
 
     @property
@@ -327,13 +329,6 @@ def interval_of(about: Mapping[str, Any], where: Path) -> float:
     if not isinstance(interval, int | float) or not 0 < interval < np.inf:
         raise InputError(f"{where}: interval: must be seconds between poses, got {interval!r}; correct the file")
     return float(interval)
-
-
-def _beside(found: Sampling, own: Sampling) -> str:
-    """Two samplings that are not alike."""
-    if found.interval == own.interval == DEFAULT_INTERVAL:
-        return f"{found.horizon} poses, the backbone's plans have {own.horizon}"
-    return f"{found}, the backbone's plans have {own}"
 
 
 def _refuse_shape(shape: tuple[int, ...], folder: Path, name: str) -> None:

@@ -21,7 +21,7 @@ from dipole_vla.data.pictures import refuse_other_cameras
 from dipole_vla.policy.plan_attention import PlanAttention
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range
-from navsim_adapter.sampling import Sampling
+from navsim_adapter.sampling import Sampling, unlike
 
 MEAN = "mean_critic"  # family of a folder with members
 
@@ -313,7 +313,8 @@ def fitted_critic(
     critic = load_critic(folder, device)
     rated = Sampling(critic.config.horizon, critic.config.interval)
     if rated != model.sampling:
-        raise InputError(f"{folder}: rates plans of {rated}, {backbone} makes {model.sampling}; fit another")
+        found, own = unlike(rated, model.sampling)
+        raise InputError(f"{folder}: rates plans of {found}, {backbone} makes {own}; fit another")
     return critic, provenance
 
 

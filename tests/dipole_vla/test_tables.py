@@ -277,6 +277,29 @@ def test_futures_of_another_length_are_told_with_both_lengths(inputs, tmp_path) 
         SceneTable(folder / "scenes").futures(range(4), Sampling(8))
 
 
+def test_futures_are_brought_to_the_times_of_the_plans(inputs) -> None:
+    table = SceneTable(inputs / "scenes")
+    logged = table.futures()
+    assert np.array_equal(table.futures(wanted=Sampling(4, 1.0)), logged[:, 1::2])
+    dense = table.futures([2], Sampling(16, 0.25))
+    assert np.array_equal(dense[:, 1::2], logged[2:3])
+    np.testing.assert_allclose(dense[0, 0, :2], logged[2, 0, :2] / 2)
+
+
+@pytest.mark.parametrize("module", [DipoleModule, CriticModule])
+def test_candidates_of_another_interval_are_refused(inputs, tmp_path, module) -> None:
+    folder = noted(inputs, tmp_path / "in", interval=0.25)
+    with pytest.raises(InputError, match=r"candidates have 8 poses every 0.25 s, .* have 8 poses every 0.5 s"):
+        train(folder, 1, module=module(inputs / "backbone"))
+
+
+@pytest.mark.parametrize("interval", [0, -1, "0.5", None])
+def test_an_interval_that_is_none_is_named(inputs, tmp_path, interval) -> None:
+    folder = noted(inputs, tmp_path / "in", interval=interval)
+    with pytest.raises(InputError, match=r"candidates.json: interval: must be seconds"):
+        CandidateTable(folder / "candidates")
+
+
 # -- who drove, and by which metric ------------------------------------------------------------------------------------
 
 
