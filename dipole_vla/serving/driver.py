@@ -107,11 +107,19 @@ class PolicyDriver(BaseDriver):
         self._passes: Batcher[Ask, np.ndarray] = Batcher(self._act, 1 if alone else setting.batch, self._expected)
 
     def warm_up(self) -> None:
-        """Plan for made-up scenes, one and as many as a pass takes, so that the first drive is not the slowest."""
+        """Plan for made-up scenes, one and as many as a pass takes, so that the first drive is not the slowest.
+
+        InputError where as many do not fit.
+        """
+        seen = {name: value[0] for name, value in example_observation(self.policy.backbone, 1).items()}
         for scenes in sorted({1, self.setting.batch}):
-            seen = example_observation(self.policy.backbone, scenes)
-            rows = [{name: value[i] for name, value in seen.items()} for i in range(scenes)]
-            self._act([Ask(row, self._noise(f"warm-up/{i}"), 0) for i, row in enumerate(rows)])
+            try:
+                self._act([Ask(seen, self._noise(f"warm-up/{i}"), 0) for i in range(scenes)])
+            except torch.OutOfMemoryError as problem:
+                raise InputError(
+                    f"--batch: {scenes} sessions of {self.setting.candidates} candidates do not fit in memory in one pass; "
+                    "lower --batch or --candidates"
+                ) from problem
 
     def on_session_start(self, session: SessionState) -> None:
         for view in self.views:
@@ -247,7 +255,7 @@ def _picture(view: View, frame: Any, ready: Any, session: SessionState, now_us: 
     """What the policy sees of a camera. frame: its newest. ready: a frame that is decoded already, and its picture."""
     if frame is None:
         raise Hold(f"no {view.source}", f"no picture of {view.source} yet")
-    if now_us - frame.timestamp_us > LATE_US:
+    if abs(now_us - frame.timestamp_us) > LATE_US:
         late = (now_us - frame.timestamp_us) * 1e-6
         raise Hold(f"late {view.source}", f"the latest picture of {view.source} is {late:.2f} s old")
     try:

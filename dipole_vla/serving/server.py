@@ -6,7 +6,9 @@ keeps sessions for ever and gives a drive under way one second to end; so its se
 
 from __future__ import annotations
 
+import errno
 import io
+import itertools
 import math
 import signal
 import socket
@@ -183,17 +185,26 @@ def until_told() -> None:
 
 
 def _refuse_taken(host: str, port: int) -> None:
-    """gRPC itself would say so in its own words, on several lines."""
+    """gRPC itself would say so in its own words, on several lines, or make do with the one address that is free."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(found[0], socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(found[4])
+        places = {(found[0], found[4]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        problems = [problem for problem in itertools.starmap(_bind_problem, places) if problem]
+        taken = [problem for problem in problems if problem.errno == errno.EADDRINUSE]
+        if taken or len(problems) == len(places):
+            raise (taken or problems)[0]
     except (OSError, OverflowError, UnicodeError) as problem:
         why = getattr(problem, "strerror", None) or problem
-        raise InputError(
-            f"--port: {host}:{port} cannot be opened ({why}); choose another --port or --host"
-        ) from problem
+        raise InputError(f"--port: {host}:{port} cannot be opened ({why}); choose another") from problem
+
+
+def _bind_problem(family: int, place: Any) -> OSError | None:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as problem:
+        return problem
+    return None
 
 
 def _refuse_taken_socket(path: Path) -> None:

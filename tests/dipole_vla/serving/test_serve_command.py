@@ -18,12 +18,14 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import torch
 import yaml
 from carla_driver_interface.protocol import EgodriverServiceStub, Empty, channel_options
 from carla_driver_interface.testing import FakeCamera, FakeLoop, LoopResult
 
 from dipole_vla.cli import EXTRA_OF, main
 from dipole_vla.commands.serve import driver
+from dipole_vla.policy import GuidedPolicy
 from dipole_vla.serving import check
 from dipole_vla.serving.server import opened
 from tests.dipole_vla.serving.sessions import CAMERAS, Client
@@ -192,12 +194,9 @@ def test_a_taken_address_is_one_line(small_policy: Path, capsys, tmp_path: Path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        refused(
-            [*line, "--host", "127.0.0.1", "--port", taken.getsockname()[1]],
-            capsys,
-            "cannot be opened",
-            "Address already in use",
-        )
+        for host in ("127.0.0.1", "localhost"):  # also where another of its addresses is free
+            place = ["--host", host, "--port", taken.getsockname()[1]]
+            refused([*line, *place], capsys, "cannot be opened", "Address already in use")
     with tempfile.TemporaryDirectory(prefix="s-") as folder, socket.socket(socket.AF_UNIX) as taken:
         taken.bind(f"{folder}/s")
         taken.listen()
@@ -226,6 +225,19 @@ def test_a_taken_address_is_one_line(small_policy: Path, capsys, tmp_path: Path)
 )
 def test_wrong_use_is_one_line(small_policy: Path, options: list[str], message: str, capsys) -> None:
     refused(["serve", "--policy", small_policy, "--device", "cpu", *options], capsys, message)
+
+
+def test_a_pass_that_does_not_fit_is_one_line(small_policy: Path, capsys, monkeypatch) -> None:
+    act = GuidedPolicy.act
+
+    def bounded(policy, observation, omega, candidates, noise, *arguments, **options):
+        if len(noise) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return act(policy, observation, omega, candidates, noise, *arguments, **options)
+
+    monkeypatch.setattr(GuidedPolicy, "act", bounded)
+    refused(["serve", "--policy", small_policy, "--device", "cpu"], capsys, "--batch: 16 sessions of 2 candidates")
+    assert driver(small_policy, batch=4, device="cpu").setting.batch == 4
 
 
 def test_without_the_extra_it_is_one_line(small_policy: Path, capsys, monkeypatch) -> None:

@@ -48,6 +48,7 @@ LACKS: dict[str, tuple[str, Callable[[Client, int], None]]] = {
         lambda c, t: (c.pose(t, velocity=[(8, 0)]), c.picture(t, "CAM_L0"), c.picture(t, "CAM_F0")),
     ),
     "late pictures": ("picture of CAM_L0 is 1.20 s old", lambda c, t: (c.pose(t), c.pictures(t - 1_200_000))),
+    "pictures to come": (r"picture of CAM_L0 is -1.20 s old", lambda c, t: (c.pose(t), c.pictures(t + 1_200_000))),
     "late egomotion": ("the latest pose is of", lambda c, t: (c.pose(t - 1_200_000), c.pictures(t))),
     "a picture cut short": (
         "a picture of CAM_F0 cannot be read",
