@@ -117,7 +117,7 @@ class PolicyDriver(BaseDriver):
                 self._act([Ask(seen, self._noise(f"warm-up/{i}"), 0) for i in range(scenes)])
             except torch.OutOfMemoryError as problem:
                 raise InputError(
-                    f"--batch: {scenes} sessions of {self.setting.candidates} candidates do not fit in memory in one pass; "
+                    f"--batch: {scenes} sessions of {self.setting.candidates} candidates do not fit into one pass; "
                     "lower --batch or --candidates"
                 ) from problem
 
