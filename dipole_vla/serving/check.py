@@ -6,7 +6,6 @@ import resource
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -43,23 +42,13 @@ class Timed(grpc.UnaryUnaryClientInterceptor):
         return answer
 
 
-@dataclass(frozen=True)
-class Driven:
-    """What came of some drives: seconds of each, where the ego went (steps, 2), drives that were held."""
-
-    seconds: np.ndarray
-    path: np.ndarray
-    held: int
-
-
-def drive_loop(address: str, cameras: Sequence[FakeCamera], steps: int, seed: int = 0) -> Driven:
-    """One session of the fake loop against a server."""
+def drive_loop(address: str, cameras: Sequence[FakeCamera], steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """One session of the fake loop against a server: seconds of each drive, and where the ego went (steps, 2)."""
     timed = Timed()
     with grpc.insecure_channel(address, options=channel_options()) as channel:
-        intercepted = grpc.intercept_channel(channel, timed)
-        result = FakeLoop(intercepted, cameras, initial_speed_mps=SPEED).run(steps, seed=seed)
-    held = sum(bool(debug and debug.scalars.get("held")) for debug in result.debug)
-    return Driven(np.array(timed.seconds), result.ego.positions[:, :2], held)
+        loop = FakeLoop(grpc.intercept_channel(channel, timed), cameras, initial_speed_mps=SPEED)
+        path = loop.run(steps, seed=seed).ego.positions
+    return np.array(timed.seconds), path[:, :2]
 
 
 def rig(views: Sequence[View]) -> list[FakeCamera]:
@@ -74,19 +63,19 @@ def preflight(driver: PolicyDriver, mode: Mode, steps: int) -> None:
         opened(driver, f"unix:{folder}/s", 0, mode, 2) as address,
     ):
         first, second = (drive_loop(address, rig(driver.views), steps) for _ in range(2))
-    seconds = np.concatenate([first.seconds, second.seconds])
-    apart = float(np.abs(first.path - second.path).max())
+    seconds = np.concatenate([first[0], second[0]])
+    apart = float(np.abs(first[1] - second[1]).max())
     gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
     median, worst = np.percentile(seconds, [50, 99])
     lines = [
-        f"drives    {len(seconds)}, {first.held + second.held} of them held; {len(driver.views)} cameras of 640 x 360",
+        f"drives    {len(seconds)}, {driver.held} of them held; {len(driver.views)} cameras of 640 x 360",
         f"latency   p50 {1e3 * median:.0f} ms, p99 {1e3 * worst:.0f} ms, of {1e3 * BUDGET:.0f} ms",
         f"memory    {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB resident at most",
         f"GPU       {gpu / 2**30:.1f} of {MEMORY / 2**30:.0f} GB" if gpu else "GPU       none used",
         f"repeat    the same seed's paths are {apart:.1g} m apart after {steps * 0.1:.1f} s",
     ]
     console.print("\n".join(lines), markup=False, soft_wrap=True)
-    problems = _problems(worst, gpu, apart, first.held + second.held)
+    problems = _problems(worst, gpu, apart, driver.held)
     console.print(f"verdict   {'; '.join(problems) or 'fits'}", markup=False, soft_wrap=True)
     if problems:
         raise Unwell("the policy would not do in the challenge as it is served here")

@@ -94,12 +94,16 @@ class Ask:
 
 class PolicyDriver(BaseDriver):
     """See the module docstring. Frames of cameras that the policy does not see are dropped as they come; those that the
-    next plan will see are decoded as they come, so that the drive does not wait for it."""
+    next plan will see are decoded as they come, so that the drive does not wait for it.
+
+    held: drives that lacked something.
+    """
 
     name = "dipole-vla"
 
     def __init__(self, policy: GuidedPolicy, views: Sequence[View], setting: Setting):
         self.policy, self.views, self.setting = policy, tuple(views), setting
+        self.held = 0
         self._drives: dict[str, Drives] = {}
         self._sources = {view.source for view in views}
         solver = policy.backbone.solver
@@ -177,6 +181,7 @@ class PolicyDriver(BaseDriver):
                 drives.kept = Kept(ctx.time_now_us, *self._plan(ctx, drives))
                 return DriveResult(drives.kept.ahead, debug_scalars={"planned": 1.0, "held": 0.0})
             except Hold as lack:
+                self.held += 1
                 drives.tell(ctx.session.uuid, lack.what, f"{lack}; holding")
             finally:
                 drives.is_planning = False

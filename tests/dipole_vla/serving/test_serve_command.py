@@ -60,10 +60,11 @@ def path(result: LoopResult) -> np.ndarray:
     return result.ego.positions[:, :2]
 
 
-def test_over_a_port_the_fake_loop_is_driven_and_the_seed_decides(small_policy: Path) -> None:
+@pytest.mark.parametrize("steps", [STEPS, pytest.param(200, marks=pytest.mark.slow)])
+def test_over_a_port_the_fake_loop_is_driven_and_the_seed_decides(small_policy: Path, steps: int) -> None:
     with serving(small_policy, "--port", 0, "--candidates", 2) as (process, address):
-        first, again, other = (loop(address, seed) for seed in (3, 3, 4))
-        assert first.steps == STEPS
+        first, again, other = (loop(address, seed, steps) for seed in (3, 3, 4))
+        assert first.steps == steps
         np.testing.assert_array_equal(path(first), path(again))
         assert np.abs(path(first) - path(other)).max() > 1e-3
         assert path(first)[-1, 0] > 0.5
@@ -77,12 +78,13 @@ def test_over_a_port_the_fake_loop_is_driven_and_the_seed_decides(small_policy: 
         assert "Traceback" not in error
 
 
-def test_over_a_unix_socket_in_alpasims_mode(small_policy: Path) -> None:
+@pytest.mark.parametrize("steps", [STEPS, pytest.param(200, marks=pytest.mark.slow)])
+def test_over_a_unix_socket_in_alpasims_mode(small_policy: Path, steps: int) -> None:
     with tempfile.TemporaryDirectory(prefix="s-") as folder:
         name = Path(folder) / "p.sock"
         with serving(small_policy, "--socket", name, "--mode", "alpasim", "--replan", 0.5) as (process, address):
             assert address == f"unix:{name}"
-            first, again = (loop(address) for _ in range(2))
+            first, again = (loop(address, steps=steps) for _ in range(2))
             np.testing.assert_array_equal(path(first), path(again))
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
@@ -91,7 +93,7 @@ def test_over_a_unix_socket_in_alpasims_mode(small_policy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def in_this_process(small_policy: Path) -> Iterator[str]:
-    """The same server without the cost of another process."""
+    """The same server, without the cost of another process."""
     with opened(driver(small_policy, candidates=2, device="cpu"), "localhost", 0, "carla", 8) as address:
         yield address
 
