@@ -14,6 +14,7 @@ from navsim_adapter.vehicle import WHEELBASE
 
 Array = np.ndarray
 SPEED_NOISE, ACCELERATION_NOISE = 0.015, 0.04  # of the sensors, as in the logs; m/s, m/s^2
+_STEPS = 0.1 * np.arange(HORIZON + 1)  # s
 _STANDING = 0.05  # m/s below which the sensors have no noise, as in the logs
 
 
@@ -123,7 +124,7 @@ def ego_of(state: Array, course: Course, s: float) -> EgoState:
 
 
 def path_to_follow(plan: Plan | None, state: Array, time_us: int) -> Array:
-    """(41, 3) the plan from now on, every 0.1 s: straight between its poses and on beyond the last.
+    """(41, 3) the plan from now on, every 0.1 s: straight between its poses, its last pose beyond them (metric 5.1).
 
     A plan that does not say where the car is now starts where it is. Without a pose to come every pose is the current
     one, so that the car brakes.
@@ -134,11 +135,8 @@ def path_to_follow(plan: Plan | None, state: Array, time_us: int) -> Array:
     times, knots = (plan.times_us[here] - time_us) * 1e-6, plan.poses[here]
     if times[0] > 0:
         times, knots = np.append(0.0, times), np.vstack([state[:3], knots])
-    knots = np.column_stack([knots[:, :2], np.unwrap(knots[:, 2])])
-    asked = 0.1 * np.arange(HORIZON + 1)
-    after = np.clip(np.searchsorted(times, asked), 1, len(times) - 1)
-    part = (asked - times[after - 1]) / (times[after] - times[after - 1])
-    path = knots[after - 1] + part[:, None] * (knots[after] - knots[after - 1])
+    x, y, heading = knots[:, 0], knots[:, 1], np.unwrap(knots[:, 2])
+    path = np.column_stack([np.interp(_STEPS, times, values) for values in (x, y, heading)])
     path[:, 2] = np.mod(path[:, 2] + np.pi, 2 * np.pi) - np.pi
     return path
 

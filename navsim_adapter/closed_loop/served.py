@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.synthetic.cameras import CAMERAS, HEIGHT, HORIZON, PICTURED, WIDTH, Camera
 from navsim_adapter.synthetic.cameras import FOCAL as FOCAL_LENGTH
 from navsim_adapter.synthetic.world import EgoState
+from navsim_adapter.vehicle import FARTHEST
 
 PAST = 15  # steps of egomotion that are told at first: all that the log's four frames hold
 WAY_AHEAD = 100.0  # m
 PATIENCE = 60.0  # s that a call may take
+_LAST_US = 2**62  # the wire's times are unsigned
 
 
 def ask_name(address: str) -> str:
@@ -144,11 +147,12 @@ def _plan_of(trajectory: Any, origin: np.ndarray) -> Plan | None:
     from carla_driver_interface.geometry import Trajectory
 
     numbers = [(p.pose.vec.x, p.pose.vec.y, *(getattr(p.pose.quat, axis) for axis in "wxyz")) for p in trajectory.poses]
-    times = np.array([p.timestamp_us for p in trajectory.poses], np.int64)
-    if not numbers or not np.isfinite(numbers).all() or (np.diff(times) <= 0).any():
+    times = [p.timestamp_us for p in trajectory.poses]
+    is_path = all(before < after for before, after in pairwise([-1, *times, _LAST_US]))
+    if not times or not is_path or not np.abs(numbers).max() <= FARTHEST:  # NaN is not
         return None
     poses = Trajectory.from_proto(trajectory).poses
-    return Plan(times, np.array([(*pose.position[:2] + origin[:2], pose.yaw) for pose in poses]))
+    return Plan(np.array(times), np.array([(*pose.position[:2] + origin[:2], pose.yaw) for pose in poses]))
 
 
 def _motion(ego: EgoState) -> Any:

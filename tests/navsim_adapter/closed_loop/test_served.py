@@ -15,7 +15,8 @@ from PIL import Image
 
 from navsim_adapter.cli import main
 from navsim_adapter.closed_loop.course import START
-from navsim_adapter.closed_loop.drive import Manner, Plan, View, drive
+from navsim_adapter.closed_loop.drive import Manner, Plan, View, drive, play
+from navsim_adapter.closed_loop.judge import judge
 from navsim_adapter.closed_loop.served import Served, ask_name
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.synthetic.cameras import FOCAL, PICTURED
@@ -98,17 +99,33 @@ def test_a_driver_is_told_past_motion_cameras_and_pictures(courses):
 
 
 class Broken(ConstantSpeedPolicy):
-    """A plan with a hole in it, now and then."""
+    """Now and then a plan that cannot be meant."""
+
+    def __init__(self, position=(0.0, 0.0, 0.0), late=0):
+        super().__init__()
+        self.position, self.late = np.array(position), late
 
     def drive(self, ctx):
         result = super().drive(ctx)
         if ctx.session.drive_count % 2:
-            result.trajectory_in_rig.poses[3] = Pose(np.array([np.nan, 0, 0]), np.array([0, 0, 0, 1.0]))
+            result.trajectory_in_rig.poses[3] = Pose(self.position, np.array([0, 0, 0, 1.0]))
+            result.trajectory_in_rig.timestamps_us[3] += self.late
         return result
 
 
-def test_a_plan_that_is_no_numbers_is_a_hold(courses):
-    assert driven(Broken(), courses[0]).held == 4
+@pytest.mark.parametrize(
+    "policy",
+    [Broken((np.nan, 0, 0)), Broken((np.inf, 0, 0)), Broken((1e30, 0, 0)), Broken(late=2**63)],
+    ids=["NaN", "infinite", "far", "the end of time"],
+)
+def test_a_plan_that_is_no_path_is_a_hold(courses, policy):
+    assert driven(policy, courses[0]).held == 4
+
+
+def test_a_plan_to_another_city_is_driven_off_the_road(courses):
+    found = driven(Broken((0, 9e5, 0)), courses[0])
+    assert found.held == 0
+    assert judge(courses[0], play(courses[0], "idm", found.states), found.states).off_road
 
 
 class Dying(ConstantSpeedPolicy):
