@@ -93,14 +93,11 @@ class _Logs:
                 count += 1
                 yield self._found(log, frame)
         if not count:
+            before = DEFAULT_INTERVAL * (self.chosen.num_history_frames - 1)
             raise InputError(
-                f"{self.folders[0].parent}: no scene with {0.5 * (self.chosen.num_history_frames - 1):g} s before and "
-                f"{self._ahead:g} s after it; check --split, --filter, --future and the logs"
+                f"{self.folders[0].parent}: no scene with {before:g} s before and "
+                f"{seconds_ahead(self.chosen, self.contents):g} s after it; check --filter, --future and the logs"
             )
-
-    @property
-    def _ahead(self) -> float:
-        return seconds_ahead(self.chosen, self.contents)
 
     def _found(self, log: Log, frame: int) -> Found:
         now = log.time_us[frame]
@@ -132,14 +129,14 @@ class _Logs:
 
     def _picture(self, log: Log, frame: int, camera: str) -> str | None:
         """Path of a picture, which is written where the log holds the file itself."""
-        content = log.pictures[camera][frame] if camera in log.pictures else None
+        content = log.pictures[camera](frame) if camera in log.pictures else None
         if content is None:
             return None
         self._kinds.setdefault(type(content), log.dataset)
         if isinstance(content, str):
             return content
         kind = "png" if content.startswith(b"\x89PNG") else "jpg"
-        relative = f"{log.name}/{camera}/{log.tokens[frame]}.{kind}"
+        relative = f"{log.folder.name}/{camera}/{log.time_us[frame]}.{kind}"  # no words of the file: they may be a path
         write_bytes(self.out / PICTURES / relative, content)
         return relative
 

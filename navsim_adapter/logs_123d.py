@@ -5,7 +5,7 @@ Read by py123d (extra `123d`), whichever data set the log comes from: nuPlan, nu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,8 @@ class Log:
 
     folder, name: where it is, and its name. place: its location. dataset: where it comes from.
     tokens: of the frames. time_us: (N,). poses: (N, 3) of the rear axle in the map's frame. motion: (N, 4) velocity and
-    acceleration of the rear axle along its axes. pictures: camera -> one path, file or None a frame.
+    acceleration of the rear axle along its axes.
+    pictures: camera -> frame -> its picture's path, or the file itself; None where there is none.
     route: (K, 2) places and (K,) metres along it, and (N,) metres at each frame; None where there is none.
     """
 
@@ -53,7 +54,7 @@ class Log:
     time_us: np.ndarray
     poses: np.ndarray
     motion: np.ndarray
-    pictures: Mapping[str, Sequence[str | bytes | None]]
+    pictures: Mapping[str, Callable[[int], str | bytes | None]]
     route: tuple[np.ndarray, np.ndarray, np.ndarray] | None
 
     @cached_property
@@ -69,11 +70,8 @@ class Log:
         part = np.where(np.abs(end - times_us) <= SAME_INSTANT, 1, part)
         is_lost = (end - start > LONGEST_GAP) & (part > 0) & (part < 1)
         if is_lost.any():
-            return (
-                self.poses[:0],
-                self.motion[:0],
-                f"no frames for {(end - start)[is_lost].max() / 1e6:.2g} s around it",
-            )
+            gap = (end - start)[is_lost].max() / 1e6
+            return self.poses[:0], self.motion[:0], f"no frames for {gap:.2g} s around it"
         turned = self.poses[after] - self.poses[after - 1]
         turned[:, 2] = np.mod(turned[:, 2] + np.pi, 2 * np.pi) - np.pi
         moved = self.motion[after] - self.motion[after - 1]
@@ -244,14 +242,15 @@ def _camera_key(folder: Path, camera: str, keys: set[str]) -> str:
     )
 
 
-def _pictures(folder: Path, sync: Any, key: str, frames: np.ndarray) -> list[str | bytes | None]:
+def _pictures(folder: Path, sync: Any, key: str, frames: np.ndarray) -> Callable[[int], str | bytes | None]:
+    """Read when they are asked for: a log may hold gigabytes of them."""
     rows, is_there = _rows(sync, key)
     data = _table(folder, key)[f"{key}.data"]
     if str(data.type) not in ("string", "binary"):
         raise InputError(
             f"{folder}: {key} is stored as a film (mp4); write the log with camera_store_option path or jpeg_binary"
         )
-    return [data[int(rows[i])].as_py() if is_there[i] else None for i in frames]
+    return lambda frame: data[int(rows[frames[frame]])].as_py() if is_there[frames[frame]] else None
 
 
 def _route(

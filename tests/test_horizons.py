@@ -39,8 +39,9 @@ def train(out: Path, name: str, scenes: Path, *more: Any) -> int:
     return run(*line, *more)
 
 
-def scores(out: Path, cache: Path, table: Path) -> pd.DataFrame:
-    assert adapter(["score", "--cache", str(cache), "--trajectories", str(table), "--out", str(out)]) == 0
+def scores(out: Path, cache: Path, table: Path, metric: str = "pdms") -> pd.DataFrame:
+    line = ["score", "--cache", cache, "--trajectories", table, "--metric", metric, "--out", out]
+    assert adapter([str(word) for word in line]) == 0
     return pd.read_csv(out).set_index("token").drop(columns="name")
 
 
@@ -89,6 +90,21 @@ def test_evaluation_drive_score_and_hand_agree(long: Path, loop: Path, tmp_path:
     by_hand = {token: poses[:40] for token, poses in zip(driven.tokens, driven.poses)}  # its first 4 s
     write_trajectories(tmp_path / "hand.npz", "hand", by_hand, 0.1)
     pd.testing.assert_frame_equal(official, scores(tmp_path / "h.csv", cache, tmp_path / "hand.npz"))
+
+
+def test_plans_of_one_planner_are_compared_across_frames(long: Path, loop: Path, tmp_path: Path) -> None:
+    cache = loop / "cache" / "test"
+    line = ["evaluate", "--config", recipe("evaluate"), "--policy", long / "dipole", "--choose_on", "null"]
+    line += ["--scenes", loop / "scenes" / "test", "--scorer.cache", cache, "--scorer.metric", "epdms"]
+    line += ["--omega", "[1]", "--candidates", "[1]", "--start_scale", "[1]", "--out", tmp_path / "evaluation"]
+    assert run(*line) == 0
+    rows = pd.read_parquet(tmp_path / "evaluation" / "rows.parquet")
+    rows = rows[rows.policy == "dipole"].set_index("token")
+    plans = {token: np.stack(poses) for token, poses in rows.poses.items()}
+    write_trajectories(tmp_path / "t.npz", "t", plans, 0.1)
+    official = scores(tmp_path / "s.csv", cache, tmp_path / "t.npz", "epdms").loc[rows.index]
+    names = ["two_frame_extended_comfort", "score"]
+    np.testing.assert_allclose(rows[names].to_numpy(float), official[names].to_numpy(float), atol=1e-9)
 
 
 def test_the_human_scores_what_its_eight_logged_poses_score(long: Path, loop: Path) -> None:
