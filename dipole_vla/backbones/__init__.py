@@ -20,7 +20,9 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "alpamayo": ("dipole_vla.backbones.alpamayo.model", "Alpamayo"),
     "dp_vla": ("dipole_vla.backbones.dp_vla.model", "DPVLA"),
     "pi0": ("dipole_vla.backbones.pi0.model", "PI0"),
+    "pi05": ("dipole_vla.backbones.pi05.model", "PI05"),
     "recogdrive": ("dipole_vla.backbones.recogdrive.model", "ReCogDrive"),
+    "smolvla": ("dipole_vla.backbones.smolvla.model", "SmolVLA"),
     "timm": ("dipole_vla.backbones.timm.model", "TimmDriver"),
     "xvla": ("dipole_vla.backbones.xvla.model", "XVLA"),
 }

@@ -7,7 +7,8 @@ them apart. The prefix itself, norms and how actions become tokens are the famil
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,17 @@ PUBLISHED_SOLVER = SolverSpec("euler", steps=10)
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of a sequence's positions, (rows, steps, head_dim) each."""
+
+
+class Suffix(NamedTuple):
+    """The expert's tokens (rows, steps, width), the actions last.
+
+    sees: which tokens of its own row a token sees, (steps, steps). condition: what norms are steered by, (rows, any).
+    """
+
+    tokens: Tensor
+    sees: Tensor
+    condition: Tensor | None = None
 
 
 class ActionTime(nn.Module):
@@ -55,18 +67,41 @@ def sinusoids(t: Tensor, width: int, periods: tuple[float, float], precision: to
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def normed(norm: nn.Module, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """x normalised, and the gate of what is computed from it; only a norm with a condition has one."""
+    return (norm(x), None) if condition is None else norm(x, condition)
+
+
+def residual(x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor], condition: Tensor | None = None) -> Tensor:
+    """x and what `block` makes of x normalised."""
+    h, gate = normed(norm, x, condition)
+    return x + (block(h) if gate is None else gate * block(h))
+
+
 def attend(
-    attention: Any, x: Tensor, rotation: Rotation, keys: Tensor, values: Tensor, mask: Tensor, layout: Layout
+    attention: Any, x: Tensor, rotation: Rotation, seen: tuple[Tensor, Tensor], mask: Tensor, layout: Layout
 ) -> Tensor:
     """(rows, steps, width): each row of normalised tokens attends to its scene's prefix and to itself.
 
-    attention: transformers' layer with q_proj to o_proj and head_dim. keys, values (B, kv_heads, length, head_dim).
+    attention: transformers' layer with q_proj to o_proj and head_dim.
+    seen: keys and values of the prefix, (B, kv_heads, length, head_dim) each.
     """
     queries = _packed(attention, attention.q_proj(x), layout, rotation)
     own = _packed(attention, attention.k_proj(x), layout, rotation)
-    keys = torch.cat([keys, own], dim=2)
-    values = torch.cat([values, _packed(attention, attention.v_proj(x), layout)], dim=2)
+    keys = torch.cat([seen[0], own], dim=2)
+    values = torch.cat([seen[1], _packed(attention, attention.v_proj(x), layout)], dim=2)
     return _answers(attention, queries, keys, values, mask, layout, x.shape[1])
+
+
+def attend_to(
+    attention: Any, x: Tensor, rotation: Rotation, seen: tuple[Tensor, Tensor], mask: Tensor, layout: Layout
+) -> Tensor:
+    """(rows, steps, width): each row of normalised tokens attends to what is `seen` of its scene, and to nothing else.
+
+    mask (B, 1, 1, length).
+    """
+    queries = _packed(attention, attention.q_proj(x), layout, rotation)
+    return _answers(attention, queries, *seen, mask, layout, x.shape[1])
 
 
 def _packed(attention: Any, projected: Tensor, layout: Layout, rotation: Rotation | None = None) -> Tensor:

@@ -50,9 +50,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, scene: Mapping[str, Any], len
     return tokenizer(prompt(scene), return_tensors="pt", **options)["input_ids"][0]
 
 
-def small_tokenizer(size: int = 320) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on this prompt only, with BART's special ids; deterministic, offline."""
-    tokenizer = train_tokenizer(_examples(), ["<s>", "<pad>", "</s>", "<unk>"], size, unknown="<unk>")
+def small_tokenizer(size: int = 320, texts: list[str] | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on this prompt only, with BART's special ids; deterministic, offline.
+
+    texts: to train it on instead.
+    """
+    tokenizer = train_tokenizer(texts or prompts(), ["<s>", "<pad>", "</s>", "<unk>"], size, unknown="<unk>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
@@ -76,7 +79,8 @@ def train_tokenizer(texts: list[str], special: list[str], size: int, unknown: st
     return tokenizer
 
 
-def _examples() -> list[str]:
+def prompts() -> list[str]:
+    """Two hundred of them, to train a tokenizer on."""
     commands = ("left", "straight", "right", "unknown")
     return [
         prompt(

@@ -43,6 +43,10 @@ PUBLISHED: dict[str, Architecture] = {
     "alpamayo": Architecture("alpamayo", 96, {"language model": 8200.0, "its head": 637.7, "expert": 2300.0}),
     # without the expert's token table, which nothing reads
     "pi0": Architecture("pi0", 96, {"prefix": 2923.3, "expert": 575.0 - 263.3, "small layers": 3.2}),
+    # the expert's norms are linear in the time: three vectors of its width for each of 37; without both token heads
+    "pi05": Architecture("pi05", 96, {"prefix": 2923.3, "expert": 575.0 - 263.3, "norms": 116.5, "small layers": 2.2}),
+    # 450 M with SmolVLM2's language head (47.3 M), which nothing reads; 16 of its 32 layers are kept
+    "smolvla": Architecture("smolvla", 24, {"vision": 98.2, "tokens": 47.3, "text": 157.3, "expert": 99.0}),
     "timm_60m": Architecture("timm", 16, {"ConvNeXt-T": 27.82, "tokens and head": 31.4}),
 }
 """Name -> architecture."""

@@ -30,7 +30,9 @@ IMPORTERS: dict[str, str] = {
     "alpamayo": "dipole_vla.backbones.alpamayo.importer",
     "dp_vla": "dipole_vla.backbones.dp_vla.importer",
     "pi0": "dipole_vla.backbones.pi0.importer",
+    "pi05": "dipole_vla.backbones.pi05.importer",
     "recogdrive": "dipole_vla.backbones.recogdrive.importer",
+    "smolvla": "dipole_vla.backbones.smolvla.importer",
     "xvla": "dipole_vla.backbones.xvla.importer",
 }
 """Family -> module with `read(source, **options) -> Imported`."""
@@ -55,24 +57,26 @@ def convert(
     reasoning: int | None = None,
     rl_split: str | None = None,
     seed: int | None = None,
+    sizes: dict[str, Any] | None = None,
 ) -> None:
     """Turn a published checkpoint into a checkpoint folder of this program.
 
     Args:
         source: published folder or file.
-        family: alpamayo, dp_vla, pi0, recogdrive or xvla.
+        family: alpamayo, dp_vla, pi0, pi05, recogdrive, smolvla or xvla.
         out: folder to write.
         prediction: what the network predicts. dp_vla's files do not say: default noise for waypoints, else sample.
         kinematic: what the numbers mean. dp_vla: waypoint or diff, where no config.json says so. recogdrive: waypoint
             (published), or velocity for a planner trained on delta targets, which its file does not say.
         encoder: dp_vla: a Florence-2 folder for the encoder's sizes, tokenizer and, if the source has none, weights;
             for the last also a full DP-VLA folder. recogdrive: the folder of the language model. alpamayo: a folder of
-            its Qwen3-VL for sizes and tokenizer.
+            its Qwen3-VL for sizes and tokenizer. smolvla: a SmolVLM2 folder, for sizes other than the published ones
+            and its tokenizer.
         tokenizer: folder of the tokenizer, where the source has none.
         base: dp_vla: imported backbone folder, for a source that holds adapters only.
         heads: dp_vla: attention heads of the action head, where no config.json says so.
         action_mode: xvla: auto turns a checkpoint for robot arms into one to be trained for driving.
-        horizon: pi0, recogdrive, xvla: poses in a plan, instead of the checkpoint's own number.
+        horizon: pi0, pi05, recogdrive, smolvla, xvla: poses in a plan, instead of the checkpoint's own number.
         interval: seconds between the poses of a plan, where the checkpoint does not say; default 0.5.
         cameras: whose pictures are the model's views, in this order, e.g. [CAM_F0]; default the family's.
         domain: xvla: which of the checkpoint's domains to start from, instead of the one its files name.
@@ -80,6 +84,7 @@ def convert(
         reasoning: alpamayo: most tokens of reasoning that are written before a plan; default 0, none.
         rl_split: split that the imported adapters were trained on; evaluation refuses it.
         seed: of weights that the source does not have (a new action head).
+        sizes: pi05, smolvla: fields of the configuration that its files do not say, or say otherwise.
     """
     if family is None or out is None:
         raise InputError(f"--{'family' if family is None else 'out'}: is required; see dipole-vla import --help")
@@ -96,6 +101,7 @@ def convert(
         "sampler": sampler,
         "reasoning": reasoning,
         "seed": seed,
+        "sizes": sizes,
     }
     import_checkpoint(family, source, out, rl_split, interval, cameras, **options)
 

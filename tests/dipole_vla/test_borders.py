@@ -32,10 +32,11 @@ from navsim_adapter.foundation.errors import InputError
 
 PARITY = Path(__file__).resolve().parents[1] / "data" / "parity"
 LORA = PARITY / "dp_vla" / "lora" / "positive"
-SOURCES = {"xvla": PARITY / "xvla" / "native", "dp_vla": PARITY / "dp_vla", "recogdrive": PARITY / "recogdrive"}
+SOURCES = {"xvla": PARITY / "xvla" / "native"}
+SOURCES |= {family: PARITY / family for family in ("dp_vla", "recogdrive", "pi05", "smolvla")}
 
 
-@pytest.fixture(params=["xvla", "dp_vla", "recogdrive", "pi0"])
+@pytest.fixture(params=[*SOURCES, "pi0"])
 def source(request, tmp_path):
     """(family, a folder of it that can be imported)."""
     folder = tmp_path / "source"
@@ -65,7 +66,7 @@ def test_an_adapter_beside_or_below_the_weights_is_refused(source, tmp_path, nam
 
 def test_an_adapter_alone_says_so(tmp_path):
     folder = Path(shutil.copytree(LORA, tmp_path / "source"))
-    for family in ("xvla", "dp_vla", "recogdrive", "pi0"):
+    for family in (*SOURCES, "pi0"):
         with pytest.raises(InputError, match=r"holds an adapter alone .*merge it into its base"):
             import_checkpoint(family, folder, tmp_path / "out")
     shutil.copy(PARITY / "xvla" / "native" / "config.json", folder)

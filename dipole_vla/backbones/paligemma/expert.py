@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -20,7 +21,7 @@ from transformers import PI0Config, PI0Model, PreTrainedTokenizerFast
 
 from dipole_vla.backbones.base import ActionSpec, Context, Observation
 from dipole_vla.backbones.dit import Layout
-from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, attend, joint_mask
+from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, Suffix, attend, joint_mask, normed, residual
 from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.observing import history, pictures, pixels
 from dipole_vla.backbones.prompt import small_tokenizer
@@ -176,14 +177,14 @@ class PaliGemmaExpert(Prompted):
         return "velocity"
 
     @abstractmethod
-    def suffix(self, context: Context, x_t: Tensor, t: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """The expert's tokens (rows, steps, width), actions last, and which of its row each sees, (steps, steps)."""
+    def suffix(self, context: Context, x_t: Tensor, t: Tensor, layout: Layout) -> Suffix:
+        """What the expert reads of actions x_t (rows, horizon, max_action) at the network's times t (rows,)."""
 
     def encode(self, observation: Observation) -> Context:
         """The prefix's keys and values of every layer, (B, kv_heads, length, head_dim) each.
 
-        pixels (B, views, 3, S, S), uint8 or floats in [-1, 1]; input_ids, attention_mask (B, length); proprio (B, any).
-        Optional: view_mask (B, views), false where a view is missing. The state is cut or filled up with zeros.
+        pixels (B, views, 3, S, S), uint8 or floats in [-1, 1]; input_ids, attention_mask (B, length).
+        Optional: view_mask (B, views), false where a view is missing; proprio (B, any), filled up with zeros.
         """
         dtype = self.action_out_proj.weight.dtype
         pixels = observation["pixels"]
@@ -200,7 +201,7 @@ class PaliGemmaExpert(Prompted):
             token_type_ids=torch.zeros_like(ids),  # one block: every token sees every other
             use_cache=True,
         )
-        state = observation["proprio"].to(dtype)
+        state = observation.get("proprio", mask[:, :0]).to(dtype)
         tensors = {"mask": mask.bool(), "state": pad(state, (0, self.config.max_state - state.shape[1]))}
         for i, layer in enumerate(output.cache.layers):
             tensors |= {f"keys.{i}": layer.keys, f"values.{i}": layer.values}
@@ -211,15 +212,17 @@ class PaliGemmaExpert(Prompted):
     def denoise(self, context: Context, x_t: Tensor, t: Tensor) -> Tensor:
         layout = Layout(len(context), x_t.shape[0], context.serves)
         x_t = x_t.to(self.action_out_proj.weight.dtype)
-        x, sees = self.suffix(context, x_t, self.schedule.network_time(t), layout)
+        x, sees, condition = self.suffix(context, x_t, self.schedule.network_time(t), layout)
         first = layout.per_row(context["mask"].sum(1, keepdim=True))
         rotation = self.model.dit.rotary_emb(x, position_ids=first + torch.arange(x.shape[1], device=x.device))
         mask = joint_mask(context["mask"], layout.per_scene, sees)
         for i, layer in enumerate(self.model.dit.layers):
-            keys, values = context[f"keys.{i}"], context[f"values.{i}"]
-            x = x + attend(layer.self_attn, layer.input_layernorm(x), rotation, keys, values, mask, layout)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return self.action_out_proj(self.model.dit.norm(x)[:, -x_t.shape[1] :]).float()
+            seen = context[f"keys.{i}"], context[f"values.{i}"]
+            reads = partial(attend, layer.self_attn, rotation=rotation, seen=seen, mask=mask, layout=layout)
+            x = residual(x, layer.input_layernorm, reads, condition)
+            x = residual(x, layer.post_attention_layernorm, layer.mlp, condition)
+        x, _ = normed(self.model.dit.norm, x, condition)
+        return self.action_out_proj(x[:, -x_t.shape[1] :]).float()
 
     def features(self, context: Context) -> Tensor:
         """(B, text_width + max_state): the prefix's mean hidden state and the ego state."""

@@ -20,12 +20,12 @@ _TABLE = "model.vlm.language_model.embed_tokens.weight"
 _OURS = (  # a file's name (without a leading `model.` of lerobot's) -> ours
     (rf"^{re.escape(_VLM)}model\.", "model.vlm."),
     (rf"^{re.escape(_EXPERT)}model\.", "model.dit."),
-    (r"^(state_proj|action_in_proj|action_time_mlp_in|action_time_mlp_out)\.", r"embed_action_time.\1."),
+    (r"^(state_proj|action_in_proj|(action_)?time_mlp_(in|out))\.", r"embed_action_time.\1."),
     (r"^model\.vlm\.vision_tower\.vision_model\.", "model.vlm.vision_tower."),
     (r"^model\.vlm\.language_model\.model\.", "model.vlm.language_model."),
 )
 _UNUSED = ("model.dit.embed_tokens.weight", _EXPERT + "lm_head.weight")  # the expert's token table, under either name
-_TIED = (_VLM + "lm_head.weight", "lm_head.weight")  # the prefix's token table, as its head
+_HEADS = (_VLM + "lm_head.weight", "lm_head.weight")
 
 VARIANTS = {  # lerobot's names for sizes: width, layers, hidden, heads, key-value heads, width of a head
     "gemma_300m": (1024, 18, 4096, 8, 1, 256),
@@ -34,37 +34,34 @@ VARIANTS = {  # lerobot's names for sizes: width, layers, hidden, heads, key-val
 
 
 def tensors_of(model: PaliGemmaExpert, file: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The file's tensors under our names, after every key has been accounted for under the file's own."""
+    """The file's tensors under our names, after every key has been accounted for under the file's own.
+
+    The prefix's language head is never used. Files that hold it alone, once tied, mean it as the token table; beside a
+    table of its own it may differ, since lerobot 0.5 and later no longer tie them.
+    """
     wanted = model.state_dict()
     places: dict[str, str] = {}
-    expected: dict[str, Tensor] = {}
-    tables = []
+    heads = [name for name in file if name.removeprefix("model.") in _HEADS]
+    unused = torch.empty(model.config.text_vocabulary, model.config.expert_width, device="meta")
+    expected = dict.fromkeys(heads, wanted[_TABLE])
     for name in file:
         ours = _our_name(name)
-        plain = name.removeprefix("model.") if "paligemma_with_expert" in name else name
-        if ours in _UNUSED or plain in _UNUSED:
-            expected[name] = torch.empty(model.config.text_vocabulary, model.config.expert_width, device="meta")
-        elif plain in _TIED or ours == _TABLE:
-            tables.append(name)
-            expected[name] = wanted[_TABLE]
+        if ours in _UNUSED:
+            expected[name] = unused
         elif ours in wanted:
             if ours in places:
                 raise InputError(f"{where}: {name} and {places[ours]} are the same tensor twice; keep one of them")
             places[ours] = name
             expected[name] = wanted[ours]
-    missing = [name for name in wanted if name not in places and name != _TABLE]
-    if not tables:
-        missing.append(_TABLE)
-    expected |= {_published_name(name, file): wanted[name] for name in missing}
+    if heads:
+        places.setdefault(_TABLE, heads[0])
+    expected |= {_published_name(name, file): wanted[name] for name in wanted if name not in places}
     check_names(file, expected, where)
-    for other in tables[1:]:
-        if not torch.equal(file[tables[0]], file[other]):
-            raise InputError(f"{where}: {tables[0]} and {other} differ, but are one tied table; save the model again")
-    return {**{ours: file[name] for ours, name in places.items()}, _TABLE: file[tables[0]]}
+    return {ours: file[name] for ours, name in places.items()}
 
 
 def _our_name(name: str) -> str:
-    if re.match(r"model\.(paligemma_with_expert|state_proj|action_)", name):
+    if re.match(r"model\.(paligemma_with_expert|state_proj|action_|time_)", name):
         name = name.removeprefix("model.")
     for pattern, replacement in _OURS:
         name = re.sub(pattern, replacement, name, count=1)
@@ -77,6 +74,8 @@ def _published_name(ours: str, file: Mapping[str, Tensor]) -> str:
         return ours
     prefix = "model." if any(name.startswith("model.paligemma_with_expert") for name in file) else ""
     name = ours.replace("model.vlm.", _VLM + "model.").replace("model.dit.", _EXPERT + "model.")
+    if any(".vision_tower.vision_model." in name for name in file):
+        name = name.replace(".vision_tower.", ".vision_tower.vision_model.")
     return prefix + name.removeprefix("embed_action_time.")
 
 

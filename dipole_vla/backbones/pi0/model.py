@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dipole_vla.backbones.base import ActionSpec, Context
 from dipole_vla.backbones.dit import Layout
-from dipole_vla.backbones.experts import PUBLISHED_SOLVER, ActionTime
+from dipole_vla.backbones.experts import PUBLISHED_SOLVER, ActionTime, Suffix
 from dipole_vla.backbones.paligemma.expert import PaliGemmaExpert, PaliGemmaSizes, PrefixProcessor
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.solvers import SolverSpec
@@ -50,10 +50,10 @@ class PI0(PaliGemmaExpert):
     def processor(self) -> PI0Processor:
         return self.prefix_processor(PI0Processor)
 
-    def suffix(self, context: Context, x_t: Tensor, t: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def suffix(self, context: Context, x_t: Tensor, t: Tensor, layout: Layout) -> Suffix:
         x = self.embed_action_time(layout.per_row(context["state"]), x_t, t)
         is_action = torch.arange(x.shape[1], device=x.device) > 0
-        return x, is_action[:, None] | ~is_action  # the state, first of each row, does not see the actions
+        return Suffix(x, is_action[:, None] | ~is_action)  # the state, first of each row, does not see the actions
 
 
 class ActionTimeEmbedding(ActionTime):

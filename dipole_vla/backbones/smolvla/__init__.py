@@ -1,0 +1,1 @@
+"""SmolVLA: the first layers of SmolVLM2 and an action expert of every other kind of attention."""
