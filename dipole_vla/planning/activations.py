@@ -7,7 +7,8 @@ and a new family needs nothing. Not counted: the allocator's fragmentation and t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from dipole_vla.backbones.base import Backbone, Context
 
@@ -50,13 +51,31 @@ def step_cost(
         _fake(backbone, dtype)
         shown = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in observation.items()}
         weights = {_storage(p) for p in [*backbone.parameters(), *backbone.buffers()]}
-        kept, largest, flops = _Kept(weights), _LargestOperation(weights), FlopCounterMode(display=False)
-        with saved_tensors_hooks(kept.pack, kept.unpack), largest, flops:
-            step(shown)
-        with torch.no_grad():
-            context: Context = backbone.encode({name: value[:1] for name, value in shown.items()})
-        size = sum(tensor.nbytes for tensor in context.tensors.values())
-    return StepCost(kept.most, largest.bytes, size, flops.get_total_flops())
+        kept, operations = _Kept(weights), _Operations(weights)
+        with _encoding(backbone) as sizes:
+            with saved_tensors_hooks(kept.pack, kept.unpack), operations:
+                step(shown)
+            if not sizes:  # the step was given its contexts
+                with torch.no_grad():
+                    backbone.encode({name: value[:1] for name, value in shown.items()})
+    return StepCost(kept.most, operations.largest, sizes[0], operations.flops)
+
+
+@contextmanager
+def _encoding(backbone: Backbone) -> Iterator[list[int]]:
+    """Bytes of one scene's context, each time that the backbone encodes within the block."""
+    encode, sizes = backbone.encode, list[int]()
+
+    def measured(observation: dict[str, Tensor]) -> Context:
+        context: Context = encode(observation)
+        sizes.append(sum(tensor.nbytes for tensor in context.tensors.values()) // len(context))
+        return context
+
+    backbone.encode = measured  # type: ignore[method-assign]
+    try:
+        yield sizes
+    finally:
+        del backbone.encode
 
 
 class _Kept:
@@ -90,19 +109,25 @@ class _Holder:
             self.kept.bytes -= self.tensor.untyped_storage().nbytes()
 
 
-class _LargestOperation(TorchDispatchMode):
-    """Remembers the most bytes any one operation reads and writes, weights left out."""
+class _Operations(TorchDispatchMode):
+    """Counts the step's products, and remembers the most bytes any one operation reads and writes, without weights."""
 
     def __init__(self, weights: set[int]) -> None:
         super().__init__()
-        self.weights, self.bytes = weights, 0
+        self.weights, self.largest, self.flops = weights, 0, 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard costs as much as an operation
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs or {}, result)) if isinstance(leaf, Tensor)]
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
         storages = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
-        total = sum(size for key, size in storages.items() if key not in self.weights)
-        self.bytes = max(self.bytes, total)
+        self.largest = max(self.largest, sum(size for key, size in storages.items() if key not in self.weights))
+        count = flop_registry.get(func._overloadpacket)
+        self.flops += count(*args, **kwargs, out_val=result) if count else 0
         return result
 
 
