@@ -7,6 +7,7 @@ import pytest
 import shapely
 
 from navsim_adapter.cache.build import build_scene
+from navsim_adapter.closed_loop import course as course_module
 from navsim_adapter.closed_loop.course import START
 from navsim_adapter.closed_loop.drive import Manner, Plan, path_to_follow, play
 from navsim_adapter.closed_loop.drivers import BUILT_IN
@@ -130,6 +131,16 @@ def test_the_same_seed_gives_the_same_drive_and_another_seed_other_sensors(cours
     runs = [BUILT_IN["constant_velocity"].drive(courses[0], MANNER, seed).states for seed in (3, 3, 4)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert (runs[0] != runs[2]).any()
+
+
+@pytest.mark.parametrize("name", ["human", "human_plan"])
+def test_a_drive_ends_where_the_way_ends_and_not_before_the_rules_have_seen_four_seconds(courses, monkeypatch, name):
+    for at, ended in ((60, 60), (10, 41)):
+        left = len(courses[0].way.points) - 1 - courses[0].human[START + at].ego.s
+        monkeypatch.setattr(course_module, "END_OF_WAY", left)
+        steps = len(BUILT_IN[name].drive(courses[0], Manner(replan=1), 0).states) - 1
+        assert steps == pytest.approx(ended, abs=3)
+        assert steps >= 40
 
 
 def test_windows_cover_a_drive_and_end_with_it():
