@@ -73,7 +73,7 @@ def long(loop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_table_says_when_its_plans_have_poses(long: Path) -> None:
     candidates = CandidateTable(long / "candidates")
     assert candidates.sampling == LONG
-    human = SceneTable(long / "train").futures(wanted=LONG)
+    human = SceneTable(long / "train").futures_at(LONG)
     np.testing.assert_allclose(candidates.poses[:, 0], human, atol=1e-5)
     plans = read_trajectories(long / "drive.npz")
     assert {(len(poses), interval) for poses, interval in zip(plans.poses, plans.interval)} == {(64, 0.1)}

@@ -79,7 +79,7 @@ def collect(
     actor = load_policy(run.policy, run.backbone, run.device)
     require_sampling(scorer, actor.backbone.sampling)
     if with_human:
-        table.futures(range(1), actor.backbone.sampling)  # rendered scenes have none
+        table.futures_at(actor.backbone.sampling, range(1))  # rendered scenes have none
 
     def score(positions: range) -> pa.Table:
         return _score_part(
@@ -118,7 +118,7 @@ def _score_part(
         tokens += batch.tokens
     poses = np.concatenate(drawn)
     if with_human:
-        human = table.futures(positions, actor.backbone.sampling)
+        human = table.futures_at(actor.backbone.sampling, positions)
         poses = np.concatenate([human[:, None], poses], axis=1)
     plans = poses.shape[1]
     if variants:

@@ -83,7 +83,7 @@ def evaluate(
         **({"variants": variants} if variants else {}),  # not so in folders of before
     }
     require_sampling(scorer, actor.backbone.sampling)
-    table.futures(range(1), seen_of(scorer, actor.backbone.sampling))  # the human is scored, too; rendered have none
+    table.futures_at(seen_of(scorer, actor.backbone.sampling), range(1))  # the human is scored; rendered have none
     require_scenes(scorer, table.tokens)
     leaks = check_not_trained_on(table.split, table.tokens, table.log_names, actor.seen, run.allow_eval_split)
     chosen = None
@@ -205,7 +205,7 @@ def _evaluate_part(
     parts = np.split(poses, np.cumsum(counts)[:-1], axis=1)
     means = [(d.setting.mean, mean_plan(p)) for d, p in zip(sweep.draws, parts) if d.omega is None and d.count > 1]
     sampling = actor.backbone.sampling
-    human = table.futures(positions, seen_of(scorer, sampling))[:, None]
+    human = table.futures_at(seen_of(scorer, sampling), positions)[:, None]
     poses = np.concatenate([np.concatenate(kept), *(plan for _, plan in means)], axis=1)
     q = np.pad(q, ((0, 0), (1, len(means))), constant_values=np.nan)
     drawn_as = [(HUMAN, 0), *((d.setting, index) for d in sweep.draws for index in range(d.count))]

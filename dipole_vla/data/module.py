@@ -169,7 +169,7 @@ class DrivingDataset(Dataset):
         self.scenes, self.processor, self.sampling, self.candidates = scenes, processor, sampling, candidates
         self.memory: dict[int, dict[str, Tensor]] | None = {} if keep_in_memory else None
         if candidates is None:
-            self.futures = scenes.futures(wanted=sampling).astype(np.float32)
+            self.futures = scenes.futures_at(sampling).astype(np.float32)
             self.items = [(i, i) for i in range(len(scenes))]
         else:
             candidates.refuse_other_sampling(sampling)

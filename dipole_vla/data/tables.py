@@ -101,10 +101,10 @@ class SceneTable:
         """Checksums by camera of a sample of the pictures, see `data.pictures`."""
         return checksums(self.sensors, self.tokens, lambda chosen: self.table.select(chosen)[:]["cameras"])
 
-    def futures(self, positions: Sequence[int] | None = None, wanted: Sampling | None = None) -> np.ndarray:
-        """Human futures (scenes, T, 3) float64, of all scenes or of these, as recorded or at `wanted` times.
+    def futures(self, positions: Sequence[int] | None = None) -> np.ndarray:
+        """Human futures (scenes, T, 3) float64 as recorded, of all scenes or of these.
 
-        InputError names a scene that has no future, or an unusable one, and says where the record ends too early.
+        InputError names a scene that has no future, or an unusable one.
         """
         rows = self.table if positions is None else self.table.select(positions)
         tokens = self.tokens if positions is None else [self.tokens[i] for i in positions]
@@ -117,8 +117,11 @@ class SceneTable:
         names = Names(self.folder, tokens, "correct its log or leave the token out")
         futures = np.concatenate(numbers(rows, "future", names)).astype(np.float64)
         _refuse_shape(futures.shape[1:], self.folder, "future")
-        if wanted is None:
-            return futures
+        return futures
+
+    def futures_at(self, wanted: Sampling, positions: Sequence[int] | None = None) -> np.ndarray:
+        """The same at `wanted` times; InputError where the record ends before."""
+        futures = self.futures() if positions is None else self.futures(positions)
         recorded = Sampling(futures.shape[1], self.interval)
         if not recorded.lasts(wanted.reach):
             there, asked = unlike(recorded, wanted)

@@ -67,7 +67,7 @@ class ImitationModule(FineTuning):
         if not self.fit_action:
             return
         scenes = dataset.scenes
-        futures = torch.from_numpy(scenes.futures(wanted=dataset.sampling))
+        futures = torch.from_numpy(scenes.futures_at(dataset.sampling))
         bad = (~futures.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:
             raise InputError(

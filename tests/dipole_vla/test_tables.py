@@ -274,14 +274,14 @@ def test_futures_of_another_length_are_told_with_both_lengths(inputs, tmp_path) 
     with pytest.raises(InputError, match=r"in/scenes: human futures have 6 poses, the backbone's plans have 8"):
         train(folder, 1, {"candidates": None}, module=ImitationModule(inputs / "backbone"))
     with pytest.raises(InputError, match=r"have 6 poses, .* have 8"):  # beside what a policy drew
-        SceneTable(folder / "scenes").futures(range(4), Sampling(8))
+        SceneTable(folder / "scenes").futures_at(Sampling(8), range(4))
 
 
 def test_futures_are_brought_to_the_times_of_the_plans(inputs) -> None:
     table = SceneTable(inputs / "scenes")
     logged = table.futures()
-    assert np.array_equal(table.futures(wanted=Sampling(4, 1.0)), logged[:, 1::2])
-    dense = table.futures([2], Sampling(16, 0.25))
+    assert np.array_equal(table.futures_at(Sampling(4, 1.0)), logged[:, 1::2])
+    dense = table.futures_at(Sampling(16, 0.25), [2])
     assert np.array_equal(dense[:, 1::2], logged[2:3])
     np.testing.assert_allclose(dense[0, 0, :2], logged[2, 0, :2] / 2)
 
