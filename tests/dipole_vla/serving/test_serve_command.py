@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from carla_driver_interface.policies import load_policy
 from carla_driver_interface.protocol import EgodriverServiceStub, Empty, channel_options
 from carla_driver_interface.testing import FakeCamera, FakeLoop, LoopResult
 
@@ -27,6 +28,7 @@ from dipole_vla.cli import EXTRA_OF, main
 from dipole_vla.commands.serve import driver
 from dipole_vla.policy import GuidedPolicy
 from dipole_vla.serving import check
+from dipole_vla.serving.driver import PolicyDriver
 from dipole_vla.serving.server import opened
 from tests.dipole_vla.serving.sessions import CAMERAS, Client
 from tests.refusals import refused
@@ -38,7 +40,7 @@ STEPS = 8
 @contextmanager
 def serving(policy: Path, *more: object) -> Iterator[tuple[subprocess.Popen, str]]:
     """The command in a process of its own, and its address."""
-    line = [sys.executable, "-m", "dipole_vla.cli", "serve", "--policy", policy, "--device", "cpu", *more]
+    line = [sys.executable, "-m", "dipole_vla.cli", "serve", "--policy", policy, "--device", "cpu", "--batch", 4, *more]
     process = subprocess.Popen([str(word) for word in line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         said = process.stdout.readline()  # type: ignore[union-attr]
@@ -170,7 +172,8 @@ def test_the_image_holds_the_policy_and_starts_as_it_was_asked(small_policy: Pat
         "alpasim",
     )
     placed = {**recipe, "policy": str(out / "policy"), "backbone": str(out / "backbone")}
-    served = driver(**placed)
+    served = load_policy("dipole_vla.commands.serve:driver", **placed)  # as `carla-driver-interface serve` does
+    assert isinstance(served, PolicyDriver)
     assert served.setting.omega == 0.5
     assert {view.name: view.source for view in served.views} == {**dict(zip(CAMERAS, CAMERAS)), "CAM_F0": "front"}
     (tmp_path / "placed.yaml").write_text(yaml.safe_dump(placed))
