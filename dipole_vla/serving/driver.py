@@ -99,10 +99,9 @@ class PolicyDriver(BaseDriver):
     held: drives that lacked something.
     """
 
-    name = "dipole-vla"
-
     def __init__(self, policy: GuidedPolicy, views: Sequence[View], setting: Setting):
         self.policy, self.views, self.setting = policy, tuple(views), setting
+        self.name = _name(policy, setting)
         self.held = 0
         self._drives: dict[str, Drives] = {}
         self._sources = {view.source for view in views}
@@ -247,6 +246,12 @@ class PolicyDriver(BaseDriver):
                 variants=setting.variants,
             )
         return list(plans.cpu().double().numpy())
+
+
+def _name(policy: GuidedPolicy, setting: Setting) -> str:
+    """What tells one policy and setting from another: a runtime that keeps results asks for it."""
+    greed = "reference" if setting.omega is None else f"omega{setting.omega:g}"
+    return f"dipole-vla-{policy.fingerprint[:12]}-{greed}-n{setting.candidates}"
 
 
 def _route_now(past: Past, route: np.ndarray, route_us: int) -> np.ndarray:

@@ -72,7 +72,7 @@ def test_over_a_port_the_fake_loop_is_driven_and_the_seed_decides(small_policy: 
         assert path(first)[-1, 0] > 0.5
         debug = first.debug[0]
         assert debug is not None
-        assert debug.policy_name == "dipole-vla"
+        assert re.fullmatch(r"dipole-vla-[0-9a-f]{12}-(omega[\d.]+|reference)-n\d+", debug.policy_name)
         process.send_signal(signal.SIGTERM)
         out, error = process.communicate(timeout=60)
         assert process.returncode == 0
