@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from navsim_adapter.dataset import convert
+from navsim_adapter.dataset import Contents, convert
+from navsim_adapter.dataset_123d import convert_123d
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import SceneFilter
@@ -120,3 +122,44 @@ def test_a_foreign_folder_is_not_overwritten(root: DataRoot, tmp_path: Path) -> 
     with pytest.raises(InputError, match="holds files of something else"):
         convert(root, "mini", SceneFilter(), precious.parent)
     assert precious.read_text() == "x"
+
+
+def test_without_the_package_logs_of_123d_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "logs" / "toy_val" / "drive"
+    log.mkdir(parents=True)
+    (log / "sync.arrow").touch()
+    monkeypatch.setitem(sys.modules, "py123d", None)
+    for name in [name for name in sys.modules if name.startswith("py123d.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(InputError, match=r"needs the package py123d .* extra 123d"):
+        convert_123d(tmp_path, "toy_val", SceneFilter(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        ({"cameras": ("CAM_X0",)}, "--cameras: 'CAM_X0' is none of NAVSIM's"),
+        ({"interval": 0.1}, "--interval: NAVSIM's logs have a frame every 0.5 s"),
+        ({"future": 0.0}, "--future: must be"),
+        ({"future": float("nan")}, "--future: must be"),
+    ],
+)
+def test_what_the_logs_do_not_have_is_one_line(root: DataRoot, tmp_path: Path, contents: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        convert(root, "mini", SceneFilter(), tmp_path / "scenes", contents=Contents(**contents))
+
+
+def test_a_table_holds_as_much_of_the_drive_and_the_cameras_that_are_asked_for(root: DataRoot, tmp_path: Path) -> None:
+    from datasets import load_from_disk
+
+    convert(root, "mini", SceneFilter(num_future_frames=8), tmp_path / "usual")
+    more = Contents(cameras=("CAM_B0", "CAM_F0"), future=4.6)
+    convert(root, "mini", SceneFilter(num_future_frames=8), tmp_path / "more", contents=more)
+    usual, longer = (load_from_disk(str(tmp_path / name)).to_list() for name in ("usual", "more"))
+    kept = {row["token"]: row for row in longer}
+    assert 0 < len(kept) < len(usual)
+    for row in (row for row in usual if row["token"] in kept):
+        own = kept[row["token"]]
+        assert own["future"][:8] == row["future"]
+        assert len(own["future"]) == 10
+        assert own["cameras"] == {"CAM_B0": None, "CAM_F0": row["cameras"]["CAM_F0"]}
