@@ -164,12 +164,12 @@ class Context:
     """What a backbone knows about a batch of scenes before any action is looked at: named tensors of B rows.
 
     serves: for each row of x_t the scene it belongs to, int64; None when scene i serves rows [i*G, (i+1)*G).
-    is_shared: whether rows of two roles will be asked of these rows, all of the first role and then all of the second.
+    rounds: how often the rows of x_t go through the scenes: 2 where rows of two roles, one after the other, share them.
     """
 
     tensors: Mapping[str, Tensor]
     serves: Tensor | None = None
-    is_shared: bool = False
+    rounds: int = 1
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -194,11 +194,6 @@ class Context:
         if 4 * len(needed) > 3 * len(self):
             return replace(self, serves=scenes)
         return replace(self.rows(needed), serves=serves)
-
-    def serving_both(self, rows: int) -> Context:
-        """For `rows` noisy actions of one role, then as many of the other, which share these tensors uncopied."""
-        scenes = torch.arange(rows, device=next(iter(self.tensors.values())).device) // (rows // len(self))
-        return replace(self, serves=torch.cat([scenes, scenes]), is_shared=False)
 
     def part(self, start: int, length: int) -> Context:
         """`length` rows from `start`, uncopied."""
@@ -269,7 +264,7 @@ class Backbone(nn.Module, ABC):
     encoder_names: ClassVar[tuple[str, ...]] = ("encoder.",)
     """How the names of the pretrained encoder's parameters begin: imitation may train them slower, or not at all."""
     adapts_rows_only: ClassVar[bool] = False
-    """Whether `denoise` shows its adapted layers rows of x_t alone, never scenes: two roles then share a context."""
+    """Whether `denoise` shows adapted layers rows of x_t alone, and heeds `Context.rounds`: roles then share one."""
     network_name: ClassVar[str] = ""
     """Attribute with the network whose names adapters carry, where that is somebody else's; empty: the backbone."""
 

@@ -94,11 +94,11 @@ class Layout:
     """Which scene each row of actions belongs to, so that a scene's keys and values serve all its rows uncopied.
 
     scenes: number of scenes B; rows: number of action rows; serves: (rows,) scene of each row, or None when scene i
-    serves rows [i*G, (i+1)*G).
+    serves rows [i*G, (i+1)*G), and again in each of `rounds` (`Context.rounds`).
     """
 
-    def __init__(self, scenes: int, rows: int, serves: Tensor | None = None) -> None:
-        self.scenes, self.serves = scenes, serves
+    def __init__(self, scenes: int, rows: int, serves: Tensor | None = None, rounds: int = 1) -> None:
+        self.scenes, self.serves, self.rounds = scenes, serves, rounds
         self.per_scene = rows // scenes
         if serves is not None:
             counts = torch.bincount(serves, minlength=scenes)
@@ -110,19 +110,24 @@ class Layout:
 
     def per_row(self, table: Tensor) -> Tensor:
         """(B, d) -> (rows, d)."""
-        return table.repeat_interleave(self.per_scene, 0) if self.serves is None else table[self.serves]
+        if self.serves is not None:
+            return table[self.serves]
+        return table.repeat_interleave(self.per_scene // self.rounds, 0).repeat(self.rounds, 1)
 
     def pack(self, x: Tensor) -> Tensor:
         """(rows, T, d) -> (B, G*T, d), where scenes with fewer rows are padded with zeros."""
         if self.serves is not None:
             padded = x.new_zeros(self.scenes, self.per_scene, *x.shape[1:])
             x = padded.index_put((self.serves, self.slot), x)
+        elif self.rounds > 1:
+            x = x.unflatten(0, (self.rounds, self.scenes, -1)).transpose(0, 1)
         return x.reshape(self.scenes, -1, x.shape[-1])
 
     def unpack(self, x: Tensor, steps: int) -> Tensor:
         """(B, G*T, d) -> (rows, T, d) with T = steps; inverse of `pack`."""
         if self.serves is None:
-            return x.reshape(-1, steps, x.shape[-1])
+            rounds = x.reshape(self.scenes, self.rounds, -1, steps, x.shape[-1]).transpose(0, 1)
+            return rounds.reshape(-1, steps, x.shape[-1])
         return x.reshape(self.scenes, self.per_scene, steps, x.shape[-1])[self.serves, self.slot]
 
 

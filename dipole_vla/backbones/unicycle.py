@@ -185,4 +185,5 @@ def _unwrapped(angles: Tensor) -> Tensor:
 
 
 def _wrapped(angle: Tensor) -> Tensor:
-    return torch.atan2(angle.sin(), angle.cos())
+    """In [-pi, pi); by whole turns, for exported plans run where arcs of float64 are not to be had."""
+    return angle - 2 * math.pi * torch.floor(angle / (2 * math.pi) + 0.5)

@@ -117,7 +117,7 @@ class AdapterPair:
                 prepared.append(self.backbone.prepare(contexts[role]))
         first, second = prepared
         if first is second and self.backbone.adapts_rows_only:
-            return replace(first, is_shared=True)
+            return replace(first, rounds=2)
         return first.stacked(second)
 
     def denoise_both(self, context: Context, x_t: Tensor, t: Tensor, roles: tuple[Role, Role]) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,6 @@ class AdapterPair:
 
         x_t (B*G, horizon, dim), t (B*G,), as for one role; row i of either half of the context serves G rows.
         """
-        context = context.serving_both(len(x_t)) if context.is_shared else context
         with torch.no_grad(), routed(partial(mixed, roles=roles)):
             output = self._checked(self.backbone.denoise(context, torch.cat([x_t, x_t]), torch.cat([t, t])))
         first, second = output.chunk(2)
@@ -143,9 +142,9 @@ class AdapterPair:
         order = torch.argsort(~is_positive, stable=True)
         positives, scenes = int(is_positive.sum()), order // group
         context = self.prepare_both(contexts, SIGNS)
-        second = 0 if context.is_shared else len(contexts["positive"])  # where the negative's scenes begin
+        second = 0 if context.rounds > 1 else len(contexts["positive"])  # where the negative's scenes begin
         serves = torch.cat([scenes[:positives], scenes[positives:] + second])
-        context = replace(context, serves=serves, is_shared=False)
+        context = replace(context, serves=serves, rounds=1)
         with routed(partial(mixed, roles=SIGNS, rows=(positives, len(order) - positives))):
             output = self._checked(self.backbone.denoise(context, x_t[order], t[order]))
         return output[torch.argsort(order)]

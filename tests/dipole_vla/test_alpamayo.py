@@ -21,6 +21,7 @@ from dipole_vla.backbones import load_backbone
 from dipole_vla.backbones.alpamayo.input import SPEED_UNIT, Bins, past
 from dipole_vla.backbones.alpamayo.model import Alpamayo, AlpamayoSizes
 from dipole_vla.commands.import_ import import_checkpoint
+from dipole_vla.export.program import write_loop
 from dipole_vla.plugin import Dipole
 from dipole_vla.policy import AdapterPair, Backbone, GuidedPolicy
 from navsim_adapter.foundation.errors import InputError
@@ -414,3 +415,15 @@ def test_sampling_stays_exact_when_cast(facts, imported):
     rough = GuidedPolicy(model.bfloat16()).sample(observation, omega=None, candidates=2, noise=noise)
     assert rough.dtype == torch.float32
     assert (rough - exact)[..., :2].norm(dim=-1).max() < 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["program", "onnx"])
+def test_the_loop_is_written_without_reasoning(tmp_path, form):
+    """Both files, read again, give the policy's plans; the context is one of their inputs."""
+    model = make_alpamayo()
+    policy = GuidedPolicy(model, AdapterPair(model, "head", rank=2))
+    spread_adapters(policy.pair)
+    told = write_loop(policy, tmp_path, form, candidates=2, steps=2)
+    assert told["difference_m"] <= told["allowed_m"]
+    assert told["interval_s"] == 0.1

@@ -294,7 +294,7 @@ class Alpamayo(Prompted):
         return cache, pad(mask, (0, missing)), following
 
     def denoise(self, context: Context, x_t: Tensor, t: Tensor) -> Tensor:
-        layout, steps = Layout(len(context), x_t.shape[0], context.serves), x_t.shape[1]
+        layout, steps = Layout(len(context), len(x_t), context.serves, context.rounds), x_t.shape[1]
         x = self.action_in_proj(x_t.to(self.action_out_proj.weight.dtype), self.schedule.network_time(t))
         positions = layout.per_row(context["following"][:, None]) + torch.arange(steps, device=x.device)
         rotation = self.expert.rotary_emb(x, positions[None].expand(3, -1, -1))
