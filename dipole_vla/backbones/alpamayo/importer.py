@@ -37,6 +37,8 @@ LICENCE = (
     "these weights are gated and for research only (non-commercial), and so is what is trained from them; "
     "see their model card"
 )
+PIXELS = (0.5,) * 3, (0.5,) * 3
+"""Mean and deviation that pictures are shown with."""
 _TABLE, _HEAD = "vlm.model.language_model.embed_tokens.weight", "vlm.lm_head.weight"
 _COMPUTED = re.compile(r"action_space\.\w+|action_in_proj\.(sinus\.\d+|timestep_fourier_encoder)\.freqs")
 """Numbers of the configuration that version 1 also keeps among the weights."""
@@ -58,6 +60,7 @@ def read(
             f"{source}: has no weights (model.safetensors or its index); they are gated: accept their licence on the "
             "model card, then download the folder"
         )
+    check_pixels(source, *PIXELS)
     vlm = _language_model(source, raw, encoder, where)
     words = _tokenizer(source, raw, tokenizer or vlm, where)
     sizes = _sizes(raw, read_config(vlm), words, reasoning or 0, where, str(vlm / "config.json"))
@@ -109,7 +112,7 @@ def _language_model(source: Path, raw: Mapping[str, Any], given: Path | None, wh
     places = [given] if given is not None else [source / named, source.parent / named, Path(named)]
     for place in places:
         if (place / "config.json").is_file() and place.resolve() != source.resolve():
-            check_pixels(place, (0.5,) * 3, (0.5,) * 3)
+            check_pixels(place, *PIXELS)
             return place
     raise InputError(
         f"{where}: names the language model {named!r}, of which sizes and tokenizer are needed; pass --encoder FOLDER "
