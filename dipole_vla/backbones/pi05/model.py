@@ -120,8 +120,8 @@ class PI05Processor(PrefixProcessor):
 
     def words(self, scene: Mapping[str, Any], **options: Any) -> Mapping[str, list[int]]:
         offset, scale = self.state_offset or (-_PAST[0], 0.0, 0.0) * 4, self.state_scale or _PAST * 4
-        state = (history(scene).numpy() - np.float32(offset)) / np.float32(scale)
-        return self.tokenizer(task_and_state(prompt(scene), state), **options)
+        state = (history(scene) - torch.tensor(offset)) / torch.tensor(scale)
+        return self.tokenizer(task_and_state(prompt(scene), state.numpy()), **options)
 
 
 def task_and_state(task: str, state: np.ndarray) -> str:

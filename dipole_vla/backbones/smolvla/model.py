@@ -236,7 +236,7 @@ class SmolVLA(Prompted):
     def prepare(self, context: Context) -> Context:
         """With the cross layers' own keys and values, (B, kv_heads, length, head_dim), in place of the prefix's."""
         tensors = dict(context.tensors)
-        for i, layer in enumerate(self.lm_expert.layers):
+        for i, layer in enumerate(self._layers):
             if not self.config.is_joint(i):
                 attention = layer.self_attn
                 for name, project in (("keys", attention.k_proj), ("values", attention.v_proj)):
@@ -253,7 +253,7 @@ class SmolVLA(Prompted):
         joint = self.lm_expert.rotary_emb(x, position_ids=first + steps)
         cross = self.lm_expert.rotary_emb(x, position_ids=torch.zeros_like(first) + steps)
         joint_sees = joint_mask(context["mask"], layout.per_scene, steps[:, None] >= steps)
-        for i, layer in enumerate(self.lm_expert.layers):
+        for i, layer in enumerate(self._layers):
             seen = context[f"keys.{i}"], context[f"values.{i}"]
             if self.config.is_joint(i):
                 reads = partial(attend, layer.self_attn, rotation=joint, seen=seen, mask=joint_sees, layout=layout)
@@ -263,6 +263,10 @@ class SmolVLA(Prompted):
             x = residual(x, layer.input_layernorm, reads)
             x = residual(x, layer.post_attention_layernorm, layer.mlp)
         return self.action_out_proj(self.lm_expert.norm(x)).float()
+
+    @property
+    def _layers(self) -> Any:  # of transformers' own class
+        return self.lm_expert.layers
 
     def _is_prepared(self, context: Context) -> bool:
         return all(context[f"keys.{i}"].dim() == 4 for i in range(self.config.text_layers))
@@ -281,8 +285,9 @@ def _expert(sizes: SmolVLASizes) -> LlamaModel:
     """Without a token table, which is never used; cross layers read keys and values as wide as the prefix's."""
     expert = LlamaModel(sizes.expert())
     expert.embed_tokens = None  # type: ignore[assignment]
+    layers: Any = expert.layers
     wide = sizes.text_kv_heads * sizes.head_dim
-    for i, layer in enumerate(expert.layers):
+    for i, layer in enumerate(layers):
         if not sizes.is_joint(i):
             layer.self_attn.k_proj = nn.Linear(wide, wide, bias=False)
             layer.self_attn.v_proj = nn.Linear(wide, wide, bias=False)
