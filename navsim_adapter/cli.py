@@ -61,6 +61,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 _PATHS = (
     "out", "file", "data", "filter", "cache", "trajectories", "two_stage", "second_stage_trajectories",
     "second_stage_cache", "mapping", "tree", "other", "maps", "expect", "first_stage", "a", "b", "vocabulary", "world",
+    "beside", "sensors",
     "beside",
 )  # fmt: skip
 

@@ -263,6 +263,8 @@ class Backbone(nn.Module, ABC):
     """{"head": regex, "all": regex} over module names; "head" must leave `encode` untouched."""
     encoder_names: ClassVar[tuple[str, ...]] = ("encoder.",)
     """How the names of the pretrained encoder's parameters begin: imitation may train them slower, or not at all."""
+    reads_blocks: ClassVar[bool] = False
+    """Whether `encode` calls parts of its encoder's blocks, never the blocks: FSDP2 then gathers the encoder whole."""
     adapts_rows_only: ClassVar[bool] = False
     """Whether `denoise` shows adapted layers rows of x_t alone, and heeds `Context.rounds`: roles then share one."""
     network_name: ClassVar[str] = ""

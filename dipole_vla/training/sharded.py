@@ -84,7 +84,7 @@ def shard_frozen(backbone: Backbone, device_type: str) -> None:
         )
     adapters = {parameter for parameter in backbone.parameters() if parameter.requires_grad}
     mesh = init_device_mesh(device_type, (torch.distributed.get_world_size(),))
-    for block in _encoder_blocks(backbone):
+    for block in () if backbone.reads_blocks else _encoder_blocks(backbone):
         fully_shard(block, mesh=mesh, ignored_params=adapters)
     fully_shard(backbone, mesh=mesh, ignored_params=adapters, reshard_after_forward=False)
     for name in ENTRIES:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ def test_each_log_is_scored_once_whoever_comes_again(
 
 
 def test_shards_that_end_at_once_leave_one_whole_result(data: Path, tmp_path: Path) -> None:
-    with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(lambda i: score(data, tmp_path / "s.csv", "--shard", f"{i}/3"), (1, 2, 3))) == [0, 0, 0]
+    line = ("score", "--data", data, "--split", "mini", "--trajectories", data / "t.npz", "--out", tmp_path / "s.csv")
+    with ProcessPoolExecutor(3, get_context("spawn")) as pool:  # locks are a process's
+        assert list(pool.map(run, *zip(*[(*line, "--shard", f"{i}/3") for i in (1, 2, 3)]))) == [0, 0, 0]
     assert names(tmp_path) == ["s.csv", "s.csv.json"]
 
 

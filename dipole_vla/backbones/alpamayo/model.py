@@ -190,6 +190,7 @@ class Alpamayo(Prompted):
     action_class = Unicycle
     lora_scopes: ClassVar[Mapping[str, str]] = {"head": _EXPERT, "all": f"({_EXPERT}|{_TEXT})"}
     encoder_names = ("vlm.",)
+    reads_blocks = True
     adapts_rows_only = True
 
     def __init__(

@@ -45,7 +45,7 @@ class Straight:
 
     def __init__(self, cameras: Sequence[str] = CAMERAS):
         self.backbone = SimpleNamespace(solver=SolverSpec(), action=ActionSpec())
-        self.device, self.noise_shape = torch.device("cpu"), (8, 4)
+        self.device, self.noise_shape, self.fingerprint = torch.device("cpu"), (8, 4), "0" * 64
         self.rows: list[dict[str, Any]] = []
         self.pictures: list[dict[str, Image.Image]] = []
         self.passes: list[int] = []
