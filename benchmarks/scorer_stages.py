@@ -18,17 +18,30 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
+BENCHMARKS = sys.path.pop(sys.path.index(str(ROOT / "benchmarks")))  # numba would take its `coverage` for another
 
 import numba
+
+sys.path.append(BENCHMARKS)
 import numpy as np
 from scorer import COMMITTED, mixed
 
 from navsim_adapter.cache.folder import build_scenes
-from navsim_adapter.metric import areas, comfort, contacts, driving_direction, engine, lane_keeping, progress, simulate
-from navsim_adapter.metric.map_index import area_count
+from navsim_adapter.metric import (
+    areas,
+    comfort,
+    contacts,
+    driving_direction,
+    engine,
+    hits,
+    lane_keeping,
+    marks,
+    progress,
+    simulate,
+)
+from navsim_adapter.metric.map_index import CATEGORIES
 from navsim_adapter.metric.scene_index import build_index
-from navsim_adapter.metric.traffic_index import object_count
+from navsim_adapter.metric.traffic_index import LIGHT_STEPS, OBJECTS, STRETCH, STRETCHES
 from navsim_adapter.nuplan.root import data_root
 from navsim_adapter.nuplan.scenes import split_filter
 from navsim_adapter.vehicle import STATES, STEPS
@@ -73,15 +86,15 @@ def stages(index, poses: np.ndarray) -> dict[str, float]:
     size, ego, history, is_epdms = poses.shape[1], index.ego, index.history, index.is_epdms
     area, traffic = index.area.address, index.traffic.address
     span, lower, offset = np.empty(size), np.empty(STATES, np.int64), np.empty(STATES)
-    knots, slopes, headings = np.empty((3, size + 1, N)), np.empty((3, size, N)), np.full((N, size), np.nan)
+    knots, slopes, headings = np.empty((3, size + 1, N)), np.empty((3, size, N)), np.empty((0, size))
     reference = np.empty((simulate.REFERENCE_PLANES, STATES, N))
     speed, curvature, moments = np.empty((STEPS, N)), np.empty((STEPS, N)), np.empty((4, STEPS, N))
     block = np.empty((simulate.PLANES, STATES, N))
     series = np.empty((comfort.SCRATCH_SERIES, STATES + len(history), N))
     turns, kept = np.empty(N), np.empty(N)
-    PREPARE(index.time_us, size, 0.5, span, lower, offset)
+    PREPARE(index.time_us, size, 0.5, np.empty(size + 1), span, lower, offset)
     spent = {
-        "knots": timed(KNOTS, ego, poses, headings, 0, N, knots),
+        "knots": timed(KNOTS, ego, poses, headings, 0, N, knots, np.empty(N, np.int64)),
         "reference": timed(REFERENCE, knots, span, lower, offset, N, slopes, reference),
         "speed fit": timed(SPEED, reference, N, speed),
         "curvature fit": timed(CURVATURE, reference, speed, N, moments[0], curvature),
@@ -92,16 +105,28 @@ def stages(index, poses: np.ndarray) -> dict[str, float]:
         spent["history comfort"] = timed(HISTORY, block, ego[6], history, N, series, turns, kept)
     else:
         spent["comfort"] = timed(COMFORT, block, ego[6], N, series, turns, kept)
-    where = where_of(area, traffic)
-    spent["collisions, ttc, lights"] = timed(CONTACTS, area, traffic, ego, block, 32 if is_epdms else 41, *where)
-    spent["drivable area"] = timed(DRIVABLE, area, block, np.empty((4, 2)))
-    spent["direction, lane keeping"] = timed(DIRECTION, area, block, is_epdms, np.empty(STATES, np.int64), np.empty(41))
+    things, polygons = index.traffic.size(OBJECTS) + index.traffic.size(LIGHT_STEPS), index.area.size(CATEGORIES)
+    places = np.empty((hits.PLACES, STRETCH, N), np.float32)
+    near, counts, hit = (
+        np.empty((STRETCHES, things), np.int64),
+        np.empty(STRETCHES, np.int64),
+        np.empty((-(-things // hits.WORD), STATES, N), np.int32),
+    )
+    mark, touched = np.empty((STRETCHES, marks.MARKS, N), np.int32), np.empty(N, np.int64)
+    settled, corners, lanes = np.empty((2, things), np.int64), np.empty((2, 4, 2)), np.empty((5, polygons), np.int64)
+    until = 32 if is_epdms else 41
+    spent["what is near"] = timed(HITS, ego, traffic, block, until, places, near, counts, hit, touched)
+    spent["marks of the map"] = timed(MARK, ego, traffic, area, block, until, places, near, counts, hit, touched, mark)
+    spent["marks of the map"] -= spent["what is near"]
+    spent["collisions, ttc, lights"] = timed(
+        CONTACTS, area, traffic, ego, block, near, counts, hit, touched, until, settled, corners, lanes
+    )
+    spent["areas, direction, lane keeping"] = timed(AREAS, area, block, is_epdms, mark, corners, np.empty(STATES))
     spent["progress"] = timed(PROGRESS, area, block)
     table, none = np.empty((N, engine.COLUMNS)), np.empty((0, STATES, 11))
     spent["whole call, as compiled"] = timed(
-        engine.score_trajectories, area, traffic, ego, index.time_us, history, index.reference_best, index.human,
-        is_epdms, poses, 0.5, False, headings, table, none,
-    )  # fmt: skip
+        engine.score_trajectories, index.block.address, poses, 0.5, False, headings, table, none, np.empty(200_000)
+    )
     return spent
 
 
@@ -121,8 +146,8 @@ def callable_from_python(function: Callable[..., object], count: int) -> Callabl
     return numba.njit(error_model="numpy")(space["stage"])
 
 
-PREPARE = callable_from_python(simulate.sample_times, 6)
-KNOTS = callable_from_python(simulate.place_knots, 6)
+PREPARE = callable_from_python(simulate.sample_times, 7)
+KNOTS = callable_from_python(simulate.place_knots, 7)
 REFERENCE = callable_from_python(simulate.sample_reference, 7)
 SPEED = callable_from_python(simulate.fit_speed, 3)
 CURVATURE = callable_from_python(simulate.fit_curvature, 5)
@@ -133,35 +158,43 @@ HISTORY = callable_from_python(comfort.history_comfort, 7)
 
 
 @numba.njit(error_model="numpy")
-def where_of(area, traffic):
-    return (
-        np.empty((2, object_count(traffic)), np.bool_),
-        np.empty((4, 2)),
-        np.empty((4, 2)),
-        np.empty((5, area_count(area)), np.int64),
-    )
+def HITS(ego, traffic, block, until, places, near, counts, hit, touched):
+    speed, n = contacts.measured_speed(ego), block.shape[2]
+    for k in range(0, STATES, STRETCH):
+        end = min(k + STRETCH, STATES)
+        box = hits.place(ego, speed, block, k, end, n, places)
+        counts[k // STRETCH] = hits.find_hits(ego, traffic, box, k, end, places, n, until, near[k // STRETCH], hit)
+    hits.touched_states(hit, counts, n, touched)
 
 
 @numba.njit(error_model="numpy")
-def CONTACTS(area, traffic, ego, block, ttc_steps, settled, corners, other, lanes):
+def MARK(ego, traffic, area, block, until, places, near, counts, hit, touched, mark):
+    HITS(ego, traffic, block, until, places, near, counts, hit, touched)
+    for k in range(0, STATES, STRETCH):
+        marks.mark(ego, area, k // STRETCH, min(k + STRETCH, STATES) - k, places, block.shape[2], mark)
+
+
+@numba.njit(error_model="numpy")
+def CONTACTS(area, traffic, ego, block, near, counts, hit, touched, until, settled, corners, lanes):
     speed = contacts.measured_speed(ego)
     for c in range(block.shape[2]):
-        contacts.judge_contacts(area, traffic, speed, block, c, ttc_steps, settled, corners, other, lanes)
+        contacts.judge_contacts(
+            area, traffic, speed, block, c, near, counts, hit, touched[c], until, settled, corners[0], corners[1], lanes
+        )
 
 
 @numba.njit(error_model="numpy")
-def DRIVABLE(area, block, corners):
+def AREAS(area, block, is_epdms, mark, corners, moved):
     for c in range(block.shape[2]):
-        areas.drivable_area_compliance(area, block, c, corners)
-
-
-@numba.njit(error_model="numpy")
-def DIRECTION(area, block, is_epdms, centers, moved):
-    for c in range(block.shape[2]):
-        areas.center_areas(area, block, c, centers)
-        driving_direction.driving_direction_compliance(block, c, centers, is_epdms, moved)
+        in_route, in_crossing = areas.settle_center(
+            area, block, c, marks.marked(mark, marks.IN_ROUTE, c), marks.marked(mark, marks.IN_CROSSING, c),
+            marks.marked(mark, marks.CENTER_OPEN, c),
+        )  # fmt: skip
+        is_open, off_road = marks.marked(mark, marks.CORNERS_OPEN, c), marks.marked(mark, marks.OFF_ROAD, c)
+        areas.drivable_area_compliance(area, block, c, is_open, off_road, corners[0])
+        driving_direction.driving_direction_compliance(block, c, in_route | in_crossing, moved)
         if is_epdms:
-            lane_keeping.lane_keeping(area, block, c, centers)
+            lane_keeping.lane_keeping(area, block, c, in_crossing, marks.marked(mark, marks.LINE_OPEN, c))
 
 
 @numba.njit(error_model="numpy")

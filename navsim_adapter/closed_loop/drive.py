@@ -86,8 +86,7 @@ def drive(course: Course, planner: Planner, manner: Manner, seed: int) -> Drive:
         plan = planner(View(course, past, _measured(past[-1].ego, rng)))
         held += plan is None or not plan.leads_on(course.time_us(len(past) - 1))
         paths.append(path_to_follow(plan, state, course.time_us(len(past) - 1)))
-        ahead = np.empty((HORIZON + 1, 11))
-        driven.follow(state, paths[-1][None], ahead)
+        ahead = driven.follow(state, paths[-1])
         for state in ahead[1 : 1 + min(manner.replan, steps + 1 - len(states))]:
             past.append(others.step(ego_of(state, course, past[-1].ego.s)))
             states.append(state)

@@ -103,10 +103,9 @@ def _window(course: Course, instants: Sequence[Instant], states: Array, start: i
     """(6,) `driven.VERDICT` of the four seconds from `start`, the time on the drive's own clock."""
     cache = without(build_scene(scene_at(course, instants, START + start), course.city), touched)
     history = comfort_history(cache.past_states, cache.past_time_us)
-    verdict = np.empty(len(driven.VERDICT))
     area, traffic = build_map_index(cache), scene_traffic(cache, "epdms")
     own = np.ascontiguousarray(states[start : start + HORIZON + 1])
-    driven.judge(area.address, traffic.address, history, own, verdict)
+    verdict = driven.judge(area, traffic, history, own)
     verdict[5] = round(verdict[5] + 0.1 * start, 1)
     return verdict
 

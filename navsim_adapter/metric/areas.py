@@ -9,6 +9,7 @@ from __future__ import annotations
 from navsim_adapter.metric.geometry import box_corners
 from navsim_adapter.metric.jit import inner
 from navsim_adapter.metric.map_index import DRIVABLE, INTERSECTION, ON_ROUTE, categories_at, lanes_at
+from navsim_adapter.metric.packed import first_bit
 from navsim_adapter.metric.simulate import COSINE, SINE, X, Y
 from navsim_adapter.vehicle import AXLE_TO_CENTER, HALF_LENGTH, HALF_WIDTH, STATES
 
@@ -65,20 +66,34 @@ def is_off_lane(area, corners, lanes) -> bool:
 
 
 @inner
-def center_areas(area, states, c, areas) -> None:
-    """Whether the center is on the route's lanes and whether in an intersection at each state: (41,) out, bits."""
-    for k in range(STATES):
+def settle_center(area, states, c, in_route, in_crossing, is_open) -> tuple[int, int]:
+    """At which states the center is in the route's lanes, and in an intersection, as bits.
+
+    in_route, in_crossing, is_open: what is known of it, `marked`.
+    """
+    while is_open != 0:
+        k = first_bit(is_open)
+        is_open &= is_open - 1
         x, y = center(states, k, c)
-        areas[k] = categories_at(area, x, y, ON_ROUTE | INTERSECTION)
+        found = categories_at(area, x, y, ON_ROUTE | INTERSECTION)
+        in_route |= (1 if (found & ON_ROUTE) != 0 else 0) << k
+        in_crossing |= (1 if (found & INTERSECTION) != 0 else 0) << k
+    return in_route, in_crossing
 
 
 @inner
-def drivable_area_compliance(area, states, c, corners) -> float:
-    """0 if the footprint leaves the drivable area at any of the 41 states, else 1."""
-    for k in range(STATES):
-        ego_corners(states, k, c, corners)
+def drivable_area_compliance(area, states, c, is_open, off_road, corners) -> float:
+    """0 if the footprint leaves the drivable area at any of the 41 states, else 1.
+
+    is_open, off_road: bits of the states at which it may, and surely does.
+    """
+    if off_road != 0:
+        return 0.0
+    while is_open != 0:
+        ego_corners(states, first_bit(is_open), c, corners)
         if is_off_road(area, corners):
             return 0.0
+        is_open &= is_open - 1
     return 1.0
 
 

@@ -18,7 +18,7 @@ LANE = np.int64(8)  # the category of which a cell remembers the polygons that c
 CUT_SHIFT, FLAG_BITS, NEAR_LINE, LANES_SHIFT, ITEM_SHIFT = 4, 8, 1 << 8, 9, 29
 _LANES_MASK = (1 << (ITEM_SHIFT - LANES_SHIFT)) - 1
 IS_OUTSIDE, IS_INSIDE, IS_UNSURE = 0, 1, 2  # where a cell's center is; unsure when an edge passes within _MARGIN
-_MARGIN = 1e-6  # m; an edge this near to a cell counts as crossing it
+_MARGIN = 1e-4  # m; an edge this near to a cell counts as crossing it: `marks.py` takes points in single precision
 
 
 @inner
@@ -49,11 +49,12 @@ def index_cells(
     cells, sizes = np.empty(rows * columns + 1, np.int64), np.empty(2, np.int64)
     room = 8192
     while True:
+        grid, more = np.empty((3, len(cells)), np.int64), np.empty((2, room), np.int64)
         pairs, links = np.empty((room, 4), np.int64), np.empty((room, 2), np.int64)
         items, edges = np.empty((room + 1, 2), np.int64), np.empty(room, np.int64)
         if fill_cells(
             x_min, y_min, columns, rows, vertices, ring_start, polygon_start, boxes, category, line, line_distance,
-            pairs, cells, items, edges, links, sizes,
+            grid, more, pairs, cells, items, edges, links, sizes,
         ):  # fmt: skip
             return cells, items[: sizes[0] + 1].copy(), edges[: items[sizes[0], 1]].copy(), links[: sizes[1]].copy()
         room *= 2
@@ -61,21 +62,24 @@ def index_cells(
 
 @entry(
     "b1(f8, f8, i8, i8, f8[:,::1], i8[::1], i8[::1], f8[:,::1], i8[::1], f8[:,::1], f8,"
-    " i8[:,::1], i8[::1], i8[:,::1], i8[::1], i8[:,::1], i8[::1])"
+    " i8[:,::1], i8[:,::1], i8[:,::1], i8[::1], i8[:,::1], i8[::1], i8[:,::1], i8[::1])"
 )
 def fill_cells(
     x_min, y_min, columns, rows, vertices, ring_start, polygon_start, boxes, category, line, line_distance,
-    pairs, cells, items, edges, links, sizes,
+    grid, more, pairs, cells, items, edges, links, sizes,
 ):  # fmt: skip
     """Write the sections of `index_cells`; returns False where they have too little room.
 
+    grid (3, rows * columns + 1), more (2, R): scratch.
     pairs: (R, 4) scratch: cell, polygon, first vertex of an edge, where the center is.
     sizes: (2,) out, the number of items and of links.
     """
     numbers, size = cells[: rows * columns], 0
-    numbers[:] = 0
-    is_inside = np.zeros(rows * columns, np.int64)  # of one polygon at a time
-    cut_by = np.full(rows * columns, -1, np.int64)  # the last polygon that cut the cell
+    is_inside, cut_by = grid[0], grid[1]  # of one polygon at a time; the last polygon that cut the cell
+    extended = more[0]  # each chain with this polygon put in front
+    for cell in range(rows * columns):
+        numbers[cell] = is_inside[cell] = 0
+        cut_by[cell] = -1
     links[0, 0], links[0, 1], link_count = 0, 0, 1
     for polygon in range(boxes.shape[0]):
         low_row, high_row = _span(boxes[polygon, 1] - y_min, boxes[polygon, 3] - y_min, rows)
@@ -101,7 +105,8 @@ def fill_cells(
                         is_near = is_within((column + 0.5) * CELL, (row + 0.5) * CELL, ax, ay, bx, by, _MARGIN)
                         pairs[size, 3] = IS_UNSURE if is_near else IS_OUTSIDE
                         size += 1
-        extended = np.zeros(link_count, np.int64)  # each chain with this polygon put in front
+        for chain in range(link_count):
+            extended[chain] = 0
         for row in range(low_row, high_row + 1):
             inside = 0
             for cell in range(row * columns + low_column, row * columns + high_column + 1):
@@ -141,7 +146,9 @@ def fill_cells(
                     pairs[size, 0], pairs[size, 1], pairs[size, 2] = cell, boxes.shape[0], i
                     pairs[size, 3] = IS_OUTSIDE
                     size += 1
-    sizes[0] = _cut_items(pairs[:size], cells, category, vertices, x_min, y_min, columns, items, edges)
+    sizes[0] = _cut_items(
+        pairs[:size], cells, category, vertices, x_min, y_min, columns, grid[2], more[1], items, edges
+    )
     sizes[1] = link_count
     return True
 
@@ -180,15 +187,15 @@ def _columns_in_row(ax, ay, bx, by, row, columns):
 
 
 @inner
-def _cut_items(pairs, cells, category, vertices, x_min, y_min, columns, items, edges) -> int:
+def _cut_items(pairs, cells, category, vertices, x_min, y_min, columns, end, order, items, edges) -> int:
     """Sort (cell, polygon, edge) by cell, polygons staying in order, and cut into one item per cell and polygon."""
     count = len(cells) - 1
-    end = np.zeros(count + 1, np.int64)
+    for cell in range(count + 1):
+        end[cell] = 0
     for pair in range(len(pairs)):
         end[pairs[pair, 0] + 1] += 1
     for cell in range(count):
         end[cell + 1] += end[cell]
-    order = np.empty(len(pairs), np.int64)
     for pair in range(len(pairs)):
         cell = pairs[pair, 0]
         order[end[cell]] = pair

@@ -12,21 +12,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
 
-from navsim_adapter.metric.jit import FAILED, Entry
-from navsim_adapter.metric.packed import real, whole
+from navsim_adapter.metric.jit import Entry
+from navsim_adapter.metric.packed import real, reals, whole, wholes
 
-MODULES = ("engine", "two_frame", "cells", "traffic_index", "driven")
+MODULES = ("engine", "two_frame", "cells", "road", "driven")
 _WORD, _BYTES = ir.IntType(64), ir.IntType(8).as_pointer()
-_HEADER, _ALIGNED = 64, 64  # bytes
+_MEMORY = {
+    "real": (types.float64, ir.DoubleType()),
+    "whole": (types.int64, _WORD),
+    "small": (types.int32, ir.IntType(32)),
+}
+_VIEWS = {"reals": types.float64, "wholes": types.int64, "singles": types.float32, "smalls": types.int32}
 _njit: Any = numba.njit  # its stubs do not know every option
-_ALIKE = {"error_model": "numpy", "nogil": True}  # IEEE division (no zero check), so that loops vectorise
+# IEEE division (no zero check), so that loops vectorise; no counting of references.
+_ALIKE = {"error_model": "numpy", "nogil": True, "_nrt": False}
 _INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _INLINED: dict[str, Any] = {**_INNER, "forceinline": True}
 
@@ -47,8 +54,8 @@ def inlined_fragment(function: Callable[..., Any]) -> tuple[Any, Any]:
 
 
 def memory_reader(function: Callable[..., Any]) -> tuple[Any, Any]:
-    """`real` and `whole` of `packed.py`: one load from a block of memory, which nobody writes to."""
-    kind, memory = {"real": (types.float64, ir.DoubleType()), "whole": (types.int64, _WORD)}[function.__name__]
+    """`real`, `whole` and `small` of `packed.py`: one load from a block of memory, which nobody writes to."""
+    kind, memory = _MEMORY[function.__name__]
 
     def read(typing_context: Any, block: Any, position: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -62,22 +69,44 @@ def memory_reader(function: Callable[..., Any]) -> tuple[Any, Any]:
     return _typed(intrinsic(read))
 
 
-@intrinsic
-def _pointer(typing_context: Any, address: Any) -> Any:
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+def memory_view(function: Callable[..., Any]) -> tuple[Any, Any]:
+    """`reals`, `wholes`, `singles` and `smalls` of `packed.py`."""
+    kind = _VIEWS[function.__name__]
 
-    return types.voidptr(types.int64), generate
+    def view(typing_context: Any, address: Any, shape: Any) -> Any:
+        array = types.Array(kind, len(shape), "C")
+
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+            shape, size = cgutils.unpack_tuple(builder, arguments[1]), ir.Constant(_WORD, kind.bitwidth // 8)
+            strides = [size]
+            for length in reversed(shape[1:]):
+                strides.insert(0, builder.mul(strides[0], length))
+            found = make_array(array)(context, builder)
+            data = builder.inttoptr(arguments[0], context.get_data_type(kind).as_pointer())
+            populate_array(found, data=data, shape=shape, strides=strides, itemsize=size, meminfo=None)
+            return found._getvalue()
+
+        return array(address, shape), generate
+
+    return _typed(intrinsic(view))
 
 
-_SHELL = {
-    "real": real,
-    "whole": whole,
-    "pointer": _pointer,
-    "array": numba.carray,
-    "i8": np.int64,
-    "f8": np.float64,
-}
+def bit_number(function: Callable[..., Any]) -> tuple[Any, Any]:
+    """`first_bit` and `last_bit` of `packed.py`."""
+    is_first, never_zero = function.__name__ == "first_bit", ir.Constant(ir.IntType(1), 1)
+
+    def find(typing_context: Any, bits: Any) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+            if is_first:
+                return builder.cttz(arguments[0], never_zero)
+            return builder.sub(ir.Constant(_WORD, 63), builder.ctlz(arguments[0], never_zero))
+
+        return types.int64(types.int64), generate
+
+    return _typed(intrinsic(find))
+
+
+_SHELL = {"real": real, "whole": whole, "i8": wholes, "f8": reals}
 
 
 @global_compiler_lock
@@ -87,7 +116,6 @@ def object_code() -> bytes:
     codegen = cpu_target.target_context.codegen()
     library = codegen.create_library("kernels")
     stubs = codegen._create_empty_module("stubs")
-    _define_memory(stubs)
     modules = [importlib.import_module(f"{__package__}.{name}") for name in MODULES]
     entries = {value for module in modules for value in vars(module).values() if isinstance(value, Entry)}
     for entry in sorted(entries, key=lambda entry: entry.py_func.__name__):
@@ -111,10 +139,7 @@ def _compiled(function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
 
 def _shell(entry: Entry) -> tuple[Any, str]:
     """Code that reads an entry's arguments from memory and calls it: its library and its name there."""
-    arguments, at = [], 0
-    for kind, axes in entry.arguments:
-        arguments.append(_argument(kind, axes, at))
-        at += 1 + axes
+    arguments = [_argument(kind, axes, at) for at, (kind, axes) in enumerate(entry.arguments)]
     call = f"entry({', '.join(arguments)})"
     result = f"{call}; return 0" if entry.result == "void" else f"return int({call})"
     space = {**_SHELL, "entry": entry}
@@ -126,45 +151,22 @@ def _shell(entry: Entry) -> tuple[Any, str]:
 
 
 def _argument(kind: str, axes: int, at: int) -> str:
-    """What reads an argument at a position of the memory."""
+    """What reads an argument at a position of the memory; of an array numpy has the address, axes, shape, ..."""
     if axes:
-        shape = "".join(f"whole(memory, {at + 1 + axis}), " for axis in range(axes))
-        return f"array(pointer(whole(memory, {at})), ({shape}), {kind})"
+        numpys = f"whole(memory, {at})"
+        shape = "".join(f"whole(whole({numpys}, 2), {axis}), " for axis in range(axes))
+        return f"{kind}(whole({numpys}, 0), ({shape}))"
     return {"i8": f"whole(memory, {at})", "f8": f"real(memory, {at})", "b1": f"whole(memory, {at}) != 0"}[kind]
 
 
 def _define_entry(module: ir.Module, name: str, native: str) -> None:
-    """`int64 name(int64 address)` around numba's own calling convention: a status, the result through a pointer."""
+    """`int64 name(int64 address)` around numba's own calling convention: a status, which is that nothing was raised,
+    and the result through a pointer."""
     inside = ir.Function(
         module, ir.FunctionType(ir.IntType(32), [_WORD.as_pointer(), _BYTES.as_pointer(), _WORD]), native
     )
     function = ir.Function(module, ir.FunctionType(_WORD, [_WORD]), name)
     builder = ir.IRBuilder(function.append_basic_block())
     result = builder.alloca(_WORD)
-    builder.store(ir.Constant(_WORD, 0), result)
-    status = builder.call(inside, [result, builder.alloca(_BYTES), function.args[0]])
-    has_failed = builder.icmp_signed("!=", status, ir.Constant(status.type, 0))
-    builder.ret(builder.select(has_failed, ir.Constant(_WORD, FAILED), builder.load(result)))
-
-
-def _define_memory(module: ir.Module) -> None:
-    """What numba's arrays ask of its run-time library: memory behind a header that holds the count of references and,
-    as its fourth number, the memory's address."""
-    number, align = ir.IntType(64), ir.IntType(32)
-    malloc = ir.Function(module, ir.FunctionType(_BYTES, [number]), "malloc")
-    free = ir.Function(module, ir.FunctionType(ir.VoidType(), [_BYTES]), "free")
-    allocate = ir.Function(module, ir.FunctionType(_BYTES, [number, align]), "NRT_MemInfo_alloc_aligned")
-    builder = ir.IRBuilder(allocate.append_basic_block())
-    start = builder.call(malloc, [builder.add(allocate.args[0], ir.Constant(number, _HEADER + _ALIGNED))])
-    with builder.if_then(builder.icmp_unsigned("!=", start, ir.Constant(_BYTES, None))):
-        header = builder.bitcast(start, number.as_pointer())
-        beyond = builder.add(builder.ptrtoint(start, number), ir.Constant(number, _HEADER + _ALIGNED - 1))
-        builder.store(ir.Constant(number, 1), header)
-        builder.store(
-            builder.and_(beyond, ir.Constant(number, -_ALIGNED)), builder.gep(header, [ir.Constant(align, 3)])
-        )
-    builder.ret(start)
-    destroy = ir.Function(module, ir.FunctionType(ir.VoidType(), [_BYTES]), "NRT_MemInfo_call_dtor")
-    builder = ir.IRBuilder(destroy.append_basic_block())
-    builder.call(free, [destroy.args[0]])
-    builder.ret_void()
+    builder.call(inside, [result, builder.alloca(_BYTES), function.args[0]])
+    builder.ret(builder.load(result))

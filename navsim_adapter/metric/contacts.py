@@ -1,4 +1,4 @@
-"""One walk over the 41 states that finds every contact, real or projected, and asks the rules what it means.
+"""One walk over the states with something near: which contacts are real or projected ones, and what the rules say.
 
 The rules are in `collisions.py`, `ttc.py` and `traffic_lights.py`. They share the walk because a contact at step k is
 also the time-to-collision contact with offset 0.
@@ -8,65 +8,74 @@ from __future__ import annotations
 
 from math import inf, sqrt
 
+import numpy as np
+
 from navsim_adapter.metric import collisions, ttc
 from navsim_adapter.metric.areas import center, ego_corners, is_off_lane
 from navsim_adapter.metric.collisions import IF_OFF_LANE, NO, YES
+from navsim_adapter.metric.hits import WORD
 from navsim_adapter.metric.jit import inner
 from navsim_adapter.metric.map_index import INTERSECTION, categories_at
-from navsim_adapter.metric.packed import whole
+from navsim_adapter.metric.packed import first_bit, whole
 from navsim_adapter.metric.simulate import COSINE, SINE, SPEED, X, Y
 from navsim_adapter.metric.traffic_index import (
     BOXES,
     HALF_SIZES,
     IS_AGENT,
     IS_IGNORED,
+    STRETCH,
     UNSURE_GAP,
-    entries_near,
     gap_to_object,
-    grid_of,
     has_flag,
     light_count,
     object_count,
     touches_object,
 )
 from navsim_adapter.metric.traffic_lights import runs_red_light
-from navsim_adapter.vehicle import INTERVAL, STATES
+from navsim_adapter.vehicle import INTERVAL
 
 
 @inner
-def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, is_settled, corners, other, lanes):
+def judge_contacts(
+    area, traffic, start_speed, states, c, near, near_count, hits, touched, ttc_steps, is_settled, corners, other, lanes
+):
     """No-at-fault collisions, time to collision, traffic lights and the times of the first two infractions.
 
     start_speed: hypot(vx, vy) of the measured state; later states have no lateral speed.
+    near, near_count, hits: see `find_hits`, of each stretch.  touched: bits of the states with a hit.
     ttc_steps: states that time to collision checks (41 in v1.1, 32 in v2.2, whose objects end with the states).
     is_settled: (2, M) scratch: objects ignored by collisions and by time to collision.
     corners, other: (4, 2) scratch.  lanes: (5, P) scratch.
     """
     objects, has_no_lights = object_count(traffic), light_count(traffic) == 0
-    grid, boxes, halves = grid_of(traffic), whole(traffic, BOXES), whole(traffic, HALF_SIZES)
+    boxes, halves = whole(traffic, BOXES), whole(traffic, HALF_SIZES)
     for m in range(objects):
         is_settled[0, m] = is_settled[1, m] = has_flag(traffic, m, IS_IGNORED)
     collision_score, is_clear, obeys_lights = 1.0, True, True
     collision_time, ttc_time = inf, inf
-    for k in range(STATES):
+    while touched != 0:
+        k = first_bit(touched)
+        touched &= touched - 1
         if collision_score == 0.0 and not is_clear and (not obeys_lights or has_no_lights):
             break  # nothing is left to lose
         x, y = center(states, k, c)
         cosine, sine = states[COSINE, k, c], states[SINE, k, c]
         speed = start_speed if k == 0 else abs(states[SPEED, k, c])
         is_watching = is_clear and k < ttc_steps and speed >= ttc.STOPPED_SPEED
+        words = (near_count[k // STRETCH] + WORD - 1) // WORD
         for offset in range(ttc.OFFSETS if is_watching else 1):
             at = k + offset * ttc.STRIDE
             later = (offset * ttc.STRIDE) * INTERVAL
             shift_x, shift_y = (cosine * speed) * later, (sine * speed) * later
-            first, last = entries_near(traffic, grid, at, x + shift_x, y + shift_y)
-            step = 2 if first >= 0 else 1
-            for entry in range(max(first, 0), last, step):
-                m = entry
-                if first >= 0:
-                    if (whole(traffic, entry + 1) >> at) & 1 == 0:
-                        continue
-                    m = whole(traffic, entry)
+            word, hit = -1, np.int64(0)
+            while True:
+                while hit == 0 and word + 1 < words:
+                    word += 1
+                    hit = np.int64(hits[word, k, c]) & 0xFFFFFFFF
+                if hit == 0:
+                    break
+                m = near[k // STRETCH, WORD * word + first_bit(hit)]
+                hit &= hit - 1
                 if m >= objects:
                     if offset == 0 and obeys_lights:
                         ego_corners(states, k, c, corners)

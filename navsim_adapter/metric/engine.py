@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from navsim_adapter.metric import aggregate, areas, comfort, simulate
+from navsim_adapter.metric import aggregate, areas, comfort, hits, marks, simulate
 from navsim_adapter.metric.angles import sine_cosine
 from navsim_adapter.metric.contacts import judge_contacts, measured_speed
 from navsim_adapter.metric.driving_direction import driving_direction_compliance
 from navsim_adapter.metric.jit import entry, inner
 from navsim_adapter.metric.lane_keeping import lane_keeping
 from navsim_adapter.metric.map_index import area_count
+from navsim_adapter.metric.marks import marked
+from navsim_adapter.metric.packed import end_of, real, reals, singles, smalls, whole, wholes
 from navsim_adapter.metric.progress import progress_at
-from navsim_adapter.metric.traffic_index import object_count
+from navsim_adapter.metric.traffic_index import AHEAD, STRETCH, STRETCHES, light_count, object_count
 from navsim_adapter.vehicle import STATES, STEPS
 
 LANES = 64
+DONE, TIED = 0, 1  # what `score_trajectories` returns
+# Sections of a scene's block.
+FACTS = 0  # (4,) int64: time, whether EPDMS, addresses of the map and of the traffic
+BEST = 1  # (1,) best_other of `combine`
+EGO = 2  # (11,)
+HUMAN = 3  # (COLUMNS,), see `combine`
+HISTORY = 4  # (H, 3) for history comfort, H = 0 without
 
 # Columns of a table: the final sub-scores and the score, then the same before the human filter, then diagnostics.
 SUB_SCORES = (
@@ -49,44 +58,71 @@ PROGRESS_RAW, COLLISION_TIME, TTC_TIME, SEVERAL_LANES, OFF_ROAD, ONCOMING = rang
 COLUMNS = UNFILTERED_SCORE + 1 + len(DIAGNOSTICS)
 
 
-@entry("b1(i8, i8, f8[::1], i8, f8[:,::1], f8, f8[::1], b1, f8[:,:,::1], f8, b1, f8[:,::1], f8[:,::1], f8[:,:,::1])")
-def score_trajectories(
-    area, traffic, ego, time_us, history, best_other, human, is_epdms, poses, interval, is_planned, headings,
-    table, states,
-):  # fmt: skip
+@entry("i8(i8, f8[:,:,::1], f8, b1, f8[:,::1], f8[:,::1], f8[:,:,::1], f8[::1])")
+def score_trajectories(scene, poses, interval, is_planned, headings, table, states, scratch):
     """Fill `table` (N, COLUMNS) for trajectories of one scene, two-frame comfort left out.
 
-    ego: (11,).  time_us: the scene's time.  history: (H, 3) for history comfort, H = 0 without.
-    best_other, human: see `combine`.
+    scene: address of its block, whose sections are FACTS and so on.
     poses: (N, T, 3) ego frame, `interval` seconds apart; or, if is_planned, (N, 41, 3) in the map's frame at
-    10 Hz.  headings: (N, T), see `simulate.place_knots`.
-    states: (N, 41, 11) out, or (0, 41, 11).
-    Returns whether some heading hangs on the last bit and literal headings are needed.
+    10 Hz.  headings: (N, T) or (0, T), see `simulate.place_knots`.
+    states: (N, 41, 11) out, or (0, 41, 11).  scratch: memory.
+    Returns DONE; TIED if headings of some hang on the last bit and have to be literal, and then these have infinity in
+    SEVERAL_LANES; else how many numbers of scratch it takes, having done nothing.
     """
-    count, size = poses.shape[0], poses.shape[1]
-    lanes = min(count, LANES)
-    span, lower, offset = np.empty(size), np.empty(STATES, np.int64), np.empty(STATES)
+    facts, best_other = whole(scene, FACTS), real(scene, whole(scene, BEST))
+    time_us, is_epdms = whole(scene, facts), whole(scene, facts + 1) != 0
+    area, traffic = whole(scene, facts + 2), whole(scene, facts + 3)
+    ego, human = reals(scene + 8 * whole(scene, EGO), (11,)), reals(scene + 8 * whole(scene, HUMAN), (COLUMNS,))
+    past = (whole(scene, HISTORY + 1) - whole(scene, HISTORY)) // 3
+    history = reals(scene + 8 * whole(scene, HISTORY), (past, 3))
+
+    count, size, width = poses.shape[0], poses.shape[1], min(poses.shape[0], LANES)
+    objects, things, rows = object_count(traffic), object_count(traffic) + light_count(traffic), (STATES + past) | 1
+    times = reals(scratch.ctypes.data, (size + 1,))
+    span = reals(end_of(times), (size,))
+    lower = wholes(end_of(span), (STATES,))
+    offset = reals(end_of(lower), (STATES,))
+    knots = reals(end_of(offset), (3, size + 1, width))
+    slopes = reals(end_of(knots), (3, size, width))
+    reference = reals(end_of(slopes), (simulate.REFERENCE_PLANES, STATES, width))
+    speed = reals(end_of(reference), (STEPS, width))
+    curvature = reals(end_of(speed), (STEPS, width))
+    moments = reals(end_of(curvature), (4, STATES, width))  # an odd number of rows: planes must not be pages apart
+    block = reals(end_of(moments), (simulate.PLANES, STATES, width))
+    series = reals(end_of(block), (comfort.SCRATCH_SERIES, rows, width))
+    turns = reals(end_of(series), (width,))
+    is_comfortable = reals(end_of(turns), (width,))
+    is_tied = wholes(end_of(is_comfortable), (width,))
+    touched = wholes(end_of(is_tied), (width,))
+    near = wholes(end_of(touched), (STRETCHES, things))
+    near_count = wholes(end_of(near), (STRETCHES,))
+    is_settled = wholes(end_of(near_count), (2, objects))
+    corners = reals(end_of(is_settled), (4, 2))
+    other = reals(end_of(corners), (4, 2))
+    moved = reals(end_of(other), (STATES,))
+    lanes = wholes(end_of(moved), (5, area_count(area)))
+    places = singles(end_of(lanes), (hits.PLACES, STRETCH, width))
+    mark = smalls(end_of(places), (STRETCHES, marks.MARKS, width))
+    hit = smalls(end_of(mark), ((things + hits.WORD - 1) // hits.WORD, STATES, width))
+    needed = (end_of(hit) - scratch.ctypes.data + 7) // 8
+    if needed > scratch.shape[0]:
+        return needed
+
     if not is_planned:
-        simulate.sample_times(time_us, size, interval, span, lower, offset)
-    knots, slopes = np.empty((3, size + 1, lanes)), np.empty((3, size, lanes))
-    reference = np.empty((simulate.REFERENCE_PLANES, STATES, lanes))
-    speed, curvature = np.empty((STEPS, lanes)), np.empty((STEPS, lanes))
-    moments = np.empty((4, STEPS, lanes))
-    block = np.empty((simulate.PLANES, STATES, lanes))
-    series = np.empty((comfort.SCRATCH_SERIES, STATES + history.shape[0], lanes))
-    turns, is_comfortable = np.empty(lanes), np.empty(lanes)
-    is_settled = np.empty((2, object_count(traffic)), np.bool_)
-    corners, other = np.empty((4, 2)), np.empty((4, 2))
-    moved, center_areas = np.empty(STATES), np.empty(STATES, np.int64)
-    lanes = np.empty((5, area_count(area)), np.int64)
-    ttc_steps = STATES - 9 if is_epdms else STATES  # EPDMS's objects end with the states (metric 6.7)
-    is_tied = False
+        simulate.sample_times(time_us, size, interval, times, span, lower, offset)
+    start_speed, ttc_steps = (
+        measured_speed(ego),
+        STATES - AHEAD if is_epdms else STATES,
+    )  # EPDMS's objects end with the states
+    result = DONE
+    for c in range(width):
+        is_tied[c] = 0
     for first in range(0, count, LANES):
         n = min(LANES, count - first)
         if is_planned:
             simulate.take_reference(poses, first, n, reference)
         else:
-            is_tied |= simulate.place_knots(ego, poses, headings, first, n, knots)
+            simulate.place_knots(ego, poses, headings, first, n, knots, is_tied)
             simulate.sample_reference(knots, span, lower, offset, n, slopes, reference)
         simulate.fit_speed(reference, n, speed)
         simulate.fit_curvature(reference, speed, n, moments[0], curvature)
@@ -96,23 +132,40 @@ def score_trajectories(
             comfort.history_comfort(block, ego[6], history, n, series, turns, is_comfortable)
         else:
             comfort.comfort(block, ego[6], n, series, turns, is_comfortable)
+        for k in range(0, STATES, STRETCH):
+            stretch, end = k // STRETCH, min(k + STRETCH, STATES)
+            box = hits.place(ego, start_speed, block, k, end, n, places)
+            near_count[stretch] = hits.find_hits(ego, traffic, box, k, end, places, n, ttc_steps, near[stretch], hit)
+            marks.mark(ego, area, stretch, end - k, places, n, mark)
+        hits.touched_states(hit, near_count, n, touched)
         start = progress_at(area, block, 0, 0)  # where all of them start
         for c in range(n):
             row = table[first + c]
             row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
-                area, traffic, measured_speed(ego), block, c, ttc_steps, is_settled, corners, other, lanes
+                area, traffic, start_speed, block, c, near, near_count, hit, touched[c], ttc_steps, is_settled, corners,
+                other, lanes,
+            )  # fmt: skip
+            in_route, in_crossing = areas.settle_center(
+                area, block, c, marked(mark, marks.IN_ROUTE, c), marked(mark, marks.IN_CROSSING, c),
+                marked(mark, marks.CENTER_OPEN, c),
+            )  # fmt: skip
+            row[RAW + DAC] = areas.drivable_area_compliance(
+                area, block, c, marked(mark, marks.CORNERS_OPEN, c), marked(mark, marks.OFF_ROAD, c), corners
             )
-            areas.center_areas(area, block, c, center_areas)
-            row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, corners)
-            row[RAW + DDC] = driving_direction_compliance(block, c, center_areas, is_epdms, moved)
-            row[RAW + LK] = lane_keeping(area, block, c, center_areas) if is_epdms else 1.0
+            is_exempt = in_route | in_crossing if is_epdms else in_route
+            row[RAW + DDC] = driving_direction_compliance(block, c, is_exempt, moved)
+            row[RAW + LK] = (
+                lane_keeping(area, block, c, in_crossing, marked(mark, marks.LINE_OPEN, c)) if is_epdms else 1.0
+            )
             row[PROGRESS_RAW] = max(progress_at(area, block, STEPS, c) - start, 0.0)
             row[RAW + COMFORT] = is_comfortable[c]
             combine(row, is_epdms, best_other, human, np.nan)
             row[SEVERAL_LANES] = row[OFF_ROAD] = row[ONCOMING] = np.nan
+            if is_tied[c] != 0:
+                row[SEVERAL_LANES], result = np.inf, TIED
             if states.shape[0] > 0:
                 _write_states(ego, block, c, states[first + c])
-    return is_tied
+    return result
 
 
 def product_of(row, is_epdms):
@@ -155,11 +208,12 @@ def combine(row, is_epdms, best_other, human, two_frame):
         row[UNFILTERED_SCORE] = row[SCORE]
 
 
-@entry("void(i8, f8[:,:,::1], f8[:,::1])")
-def count_areas(area, states, table):
-    """Fill in how many of the simulated states (N, 41, 11) are in each kind of area."""
-    block, corners = np.empty((simulate.PLANES, STATES, 1)), np.empty((4, 2))
-    lanes = np.empty((5, area_count(area)), np.int64)
+@entry("void(i8, f8[:,:,::1], f8[:,:,::1], f8[:,::1], i8[:,::1], f8[:,::1])")
+def count_areas(area, states, block, corners, lanes, table):
+    """Fill in how many of the simulated states (N, 41, 11) are in each kind of area.
+
+    block (PLANES, 41, 1), corners (4, 2), lanes (5, P): scratch.
+    """
     for i in range(table.shape[0]):
         for k in range(STATES):
             block[simulate.X, k, 0], block[simulate.Y, k, 0] = states[i, k, 0], states[i, k, 1]

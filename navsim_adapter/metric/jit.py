@@ -1,7 +1,8 @@
 """How the kernels are compiled, and how Python calls the few that are entry points.
 
 A kernel is plain Python and can be called as such. What Python calls is machine code of all entry points together,
-which numba made ahead of time (`compiler.py`) and `machine_code.py` finds: numba is not even imported for it.
+which numba made ahead of time (`compiler.py`) and `machine_code.py` finds: numba is not even imported for it. Kernels
+allocate nothing and count no references: what they write to is the caller's.
 
 No fast-math anywhere, not even fused multiply-add: a candidate's result is the same bit for bit whether it falls in
 a vector lane or in the loop's remainder, alone or among others, and on every processor.
@@ -15,9 +16,12 @@ from collections.abc import Callable
 from functools import cached_property, update_wrapper
 from typing import Any
 
-FAILED = -(2**63)  # what an entry point returns when there was no memory
+import numpy as np
+
+_HEAD = object.__basicsize__  # bytes of a Python object before what numpy has in its arrays
 _ARGUMENT = re.compile(r"([if]8|b1)(\[[:,1]+\])?")
 _CODES = {"i8": "q", "f8": "d", "b1": "q"}  # of eight bytes each
+_TYPES = {"i8": np.dtype(np.int64), "f8": np.dtype(np.float64)}
 
 
 class Kernel:
@@ -56,8 +60,18 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 def reader(function: Callable[..., Any]) -> Any:
-    """`real` and `whole` of `packed.py`."""
+    """A number at a position of a block: of `packed.py`."""
     return Kernel(function, "memory_reader")
+
+
+def view(function: Callable[..., Any]) -> Any:
+    """An array over memory: of `packed.py`."""
+    return Kernel(function, "memory_view")
+
+
+def bit_finder(function: Callable[..., Any]) -> Any:
+    """The number of a bit: of `packed.py`."""
+    return Kernel(function, "bit_number")
 
 
 def entry(signature: str) -> Callable[[Callable[..., Any]], Any]:
@@ -69,30 +83,26 @@ def entry(signature: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 class Entry(Kernel):
-    """Its arguments go over as eight bytes each, an array as its address and its shape."""
+    """Its arguments go over as eight bytes each, an array as where numpy keeps its address and its shape."""
 
     def __init__(self, function: Callable[..., Any], signature: str):
         super().__init__(function, "fragment")
         self.result, arguments = signature.rstrip(")").split("(")
         # (type, axes) of each; 0 axes: a number
         self.arguments = [(kind, axes.count(",") + bool(axes)) for kind, axes in _ARGUMENT.findall(arguments)]
-        codes = ("q" * (1 + axes) if axes else _CODES[kind] for kind, axes in self.arguments)
-        self._numbers = struct.Struct("".join(codes))
+        self._numbers = struct.Struct("".join("q" if axes else _CODES[kind] for kind, axes in self.arguments))
 
     def __call__(self, *arguments: Any) -> Any:
         numbers: list[Any] = []
         for argument, (kind, axes) in zip(arguments, self.arguments, strict=True):
             if axes:
-                memory = argument.__array_interface__
-                if memory["strides"] or memory["typestr"][1:] != kind or len(memory["shape"]) != axes:
-                    raise TypeError(f"{self.py_func.__name__}: takes {kind} in {axes} contiguous axes, got {memory}")
-                numbers += (memory["data"][0], *memory["shape"])
+                if argument.dtype != _TYPES[kind] or argument.ndim != axes or not argument.flags.c_contiguous:
+                    found = f"{argument.dtype} {argument.shape}, contiguous: {argument.flags.c_contiguous}"
+                    raise TypeError(f"{self.py_func.__name__}: takes {kind} in {axes} contiguous axes, got {found}")
+                numbers.append(id(argument) + _HEAD)
             else:
                 numbers.append(argument)
-        result = self._machine_code(self._numbers.pack(*numbers))
-        if result == FAILED:
-            raise MemoryError(self.py_func.__name__)
-        return result
+        return self._machine_code(self._numbers.pack(*numbers))
 
     @cached_property
     def _machine_code(self) -> Callable[[bytes], int]:

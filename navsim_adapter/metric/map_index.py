@@ -27,7 +27,8 @@ from navsim_adapter.metric.cells import (
 from navsim_adapter.metric.geometry import is_within, polygon_boxes, side
 from navsim_adapter.metric.jit import inlined, inner
 from navsim_adapter.metric.packed import POLYGONS, VERTICES, Packed, pack_polygons, polygon_contains, real, whole
-from navsim_adapter.scene_cache import AreaType, SceneCache
+from navsim_adapter.metric.road import road_bits
+from navsim_adapter.scene_cache import AreaType, Polygons, SceneCache
 
 # Categories of an area, as bits. (Numpy integers: numba compiles a function again for every literal it is called with.)
 DRIVABLE, ON_ROUTE, INTERSECTION = np.int64(1), np.int64(2), np.int64(4)  # and LANE, 8
@@ -46,6 +47,8 @@ EDGES = ITEMS + 1  # (E,) int64, see `cells.py`
 LINKS = EDGES + 1  # (K, 2) int64: chains of lanes, each a polygon and the next link (0 ends the chain)
 CENTERLINE = LINKS + 1  # (C, 3) x, y, progress
 BLOCK_BOXES = CENTERLINE + 1  # (ceil((C - 1) / BLOCK), 4)
+FLAGS = BLOCK_BOXES + 1  # (columns * rows,) int32 and perhaps one more, the FLAG_BITS of a cell and NEAR_LINE
+ROAD = FLAGS + 1  # (FINE * rows, ...) int64, see `road.py`
 
 
 def build_map_index(scene: SceneCache) -> Packed:
@@ -71,8 +74,22 @@ def build_map_index(scene: SceneCache) -> Packed:
             *grid,
             np.column_stack([line, _progress(line)]),
             _block_boxes(line),
+            _flags(grid[0]),
+            road_bits(x_min, y_min, columns, rows, *_drivable(scene.areas, categories, boxes)),
         ],
     )
+
+
+def _flags(cells: np.ndarray) -> np.ndarray:
+    flags = (cells & (NEAR_LINE | (NEAR_LINE - 1))).astype(np.int32)
+    return flags[: len(flags) // 2 * 2].view(np.int64)  # of the last entry there is no cell
+
+
+def _drivable(areas: Polygons, categories: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Vertices, rings, polygons and boxes of the drivable ones."""
+    chosen = np.flatnonzero(categories & DRIVABLE)
+    road = areas.take(chosen)
+    return np.ascontiguousarray(road.vertices, np.float64), road.ring_start, road.polygon_start, boxes[chosen]
 
 
 def area_categories(scene: SceneCache) -> np.ndarray:

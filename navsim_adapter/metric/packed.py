@@ -9,14 +9,16 @@ it; nothing is ever written through an address.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from navsim_adapter.metric.geometry import crosses_right, segment_meets_quad
-from navsim_adapter.metric.jit import inner, reader
+from navsim_adapter.metric.jit import bit_finder, inner, reader, view
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Packed:
         """(n,) int64, the same memory."""
         return self.reals.view(np.int64)
 
+    def size(self, section: int) -> int:
+        """How many numbers a section has."""
+        return int(self.wholes[section + 1] - self.wholes[section])
+
     @cached_property
     def address(self) -> int:
         return int(self.reals.ctypes.data)
@@ -41,13 +47,66 @@ class Packed:
 @reader
 def real(block: int, position: int) -> float:
     """A float64 of the block."""
-    return ctypes.c_double.from_address(block + 8 * position).value
+    return ctypes.c_double.from_address(int(block) + 8 * int(position)).value
 
 
 @reader
 def whole(block: int, position: int) -> int:
     """An int64 of the block."""
-    return ctypes.c_int64.from_address(block + 8 * position).value
+    return ctypes.c_int64.from_address(int(block) + 8 * int(position)).value
+
+
+@reader
+def small(block: int, position: int) -> int:
+    """An int32 of the block; positions count these."""
+    return np.int32(ctypes.c_int32.from_address(int(block) + 4 * int(position)).value)
+
+
+@view
+def reals(address: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory as a float64 array."""
+    return _array(address, shape, np.float64)
+
+
+@view
+def wholes(address: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory as an int64 array."""
+    return _array(address, shape, np.int64)
+
+
+@view
+def singles(address: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory as a float32 array."""
+    return _array(address, shape, np.float32)
+
+
+@view
+def smalls(address: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory as an int32 array."""
+    return _array(address, shape, np.int32)
+
+
+def _array(address: int, shape: tuple[int, ...], kind: Any) -> np.ndarray:
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    return np.ndarray(shape, kind, (ctypes.c_char * max(size, 1)).from_address(int(address)))
+
+
+@inner
+def end_of(array: np.ndarray) -> int:
+    """The address after an array."""
+    return array.ctypes.data + array.nbytes
+
+
+@bit_finder
+def first_bit(bits: int) -> int:
+    """Number of the lowest bit that is set; there must be one."""
+    return (int(bits) & -int(bits)).bit_length() - 1
+
+
+@bit_finder
+def last_bit(bits: int) -> int:
+    """Number of the highest bit that is set; there must be one, and not the sign."""
+    return int(bits).bit_length() - 1
 
 
 # Sections that every block with polygons starts with. Rings hold the position of their first vertex in `reals`,

@@ -6,17 +6,19 @@ own sub-scores (the penalty filter), the history before the comfort window.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.metric import engine
 from navsim_adapter.metric.history import comfort_history, history_problem
-from navsim_adapter.metric.map_index import build_map_index
-from navsim_adapter.metric.packed import Packed
-from navsim_adapter.metric.simulate import literal_headings
+from navsim_adapter.metric.map_index import CATEGORIES, build_map_index
+from navsim_adapter.metric.packed import Packed, pack
+from navsim_adapter.metric.simulate import PLANES, literal_headings
 from navsim_adapter.metric.traffic_index import build_traffic_index
 from navsim_adapter.nuplan.boxes import overlaps_ego
 from navsim_adapter.scene_cache import EPDMS, PDMS, Polygons, SceneCache
@@ -42,6 +44,12 @@ class SceneIndex:
     reference_best: float  # the same times its product
     human: np.ndarray  # (engine.COLUMNS,) the human's row; NaN where there is no filter
     is_synthetic: bool = False  # a second-stage scene: no human filter, no earlier frame
+
+    @cached_property
+    def block(self) -> Packed:
+        """What the engine reads of it, under one address."""
+        facts = np.array([self.time_us, self.is_epdms, self.area.address, self.traffic.address], np.int64)
+        return pack([facts, np.array([self.reference_best]), self.ego, self.human, self.history])
 
 
 def build_index(scene: SceneCache, metric: Metric) -> SceneIndex:
@@ -116,27 +124,40 @@ def run(
     table: np.ndarray | None = None,
 ) -> np.ndarray:
     """The engine's table (N, engine.COLUMNS) for poses (N, T, 3) of this scene; see `engine.score_trajectories`."""
+    poses = np.ascontiguousarray(poses, np.float64)
     if states is None:
         states = np.empty((len(poses) if is_thorough else 0, STATES, 11))
     if table is None:
         table = np.empty((len(poses), engine.COLUMNS))
-    poses = np.ascontiguousarray(poses, np.float64)
-    headings = np.full(poses.shape[:2], np.nan)
-
-    def score(poses: np.ndarray, headings: np.ndarray, table: np.ndarray, states: np.ndarray) -> bool:
-        return engine.score_trajectories(
-            index.area.address, index.traffic.address, index.ego, index.time_us, index.history,
-            index.reference_best, index.human, index.is_epdms,
-            poses, interval, is_planned, headings, table, states,
-        )  # fmt: skip
-
-    if score(poses, headings, table, states):
-        tied = np.flatnonzero(np.isinf(headings[:, 0]))
+    if _score(index, poses, interval, is_planned, _NO_HEADINGS, table, states) == engine.TIED:
+        tied = np.flatnonzero(np.isinf(table[:, engine.SEVERAL_LANES]))
         again, states_again = np.empty((len(tied), engine.COLUMNS)), np.empty((len(tied), STATES, 11))[: len(states)]
-        score(poses[tied], literal_headings(index.ego, poses[tied]), again, states_again)
+        literal = literal_headings(index.ego, poses[tied])
+        _score(index, poses[tied], interval, is_planned, literal, again, states_again)
         table[tied] = again
         if len(states):
             states[tied] = states_again
     if is_thorough:
-        engine.count_areas(index.area.address, states, table)
+        lanes = np.empty((5, index.area.size(CATEGORIES)), np.int64)
+        engine.count_areas(index.area.address, states, np.empty((PLANES, STATES, 1)), np.empty((4, 2)), lanes, table)
     return table
+
+
+_NO_HEADINGS = np.empty((0, 0))
+
+
+class _Scratch(threading.local):
+    """Memory that the kernels work in, kept from call to call."""
+
+    memory = np.empty(0)
+
+
+_scratch = _Scratch()
+
+
+def _score(index: SceneIndex, poses: np.ndarray, *rest: Any) -> int:
+    found = engine.score_trajectories(index.block.address, poses, *rest, _scratch.memory)
+    if found in (engine.DONE, engine.TIED):
+        return found
+    _scratch.memory = np.empty(found)
+    return _score(index, poses, *rest)

@@ -60,15 +60,14 @@ _SPEED_PIVOT, _SPEED_LOWER_1, _SPEED_LOWER_2 = _speed_fit_factors()
 
 
 @inner
-def sample_times(time_us, size, interval, span, lower, offset):
+def sample_times(time_us, size, interval, knots, span, lower, offset):
     """Times of knots and queries, the same for every trajectory of one sampling (metric 5.1).
 
-    size, interval: number of poses and seconds between them.
+    size, interval: number of poses and seconds between them.  knots: (size + 1,) scratch.
     span: (size,) out, microseconds between knots.  lower, offset: (41,) out, knot before each query and the
     microseconds since it.
     """
     start = time_us * 1e-6
-    knots = np.empty(size + 1)
     knots[0] = float(time_us)
     for j in range(size):
         knots[j + 1] = float(int(((j * interval + interval) + start) * 1e6))
@@ -83,15 +82,14 @@ def sample_times(time_us, size, interval, span, lower, offset):
 
 
 @inner
-def place_knots(ego, poses, headings, first, n, knots):
+def place_knots(ego, poses, headings, first, n, knots, is_tied):
     """Poses of candidates first..first+n in the map's frame, with unwrapped headings.
 
     ego: (11,).  poses: (N, T, 3) ego frame.  knots: (3, T + 1, lanes) out.
-    headings: (N, T) in the map's frame from `literal_headings`, or NaN to have them computed here; a candidate of
-    which the direction of a turn hangs on the last bit (metric 5.1) then gets infinity in its first entry.
-    Returns whether there is one.
+    headings: (N, T) in the map's frame from `literal_headings`, or (0, T) to have them computed here.
+    is_tied: (lanes,) out, whether the direction of a turn then hangs on the last bit (metric 5.1).
     """
-    is_tied = False
+    literal = headings.shape[0] > 0
     ego_sine, ego_cosine = sine_cosine(ego[HEADING])
     size = poses.shape[1]
     x, y, heading = knots[X], knots[Y], knots[HEADING]
@@ -101,7 +99,7 @@ def place_knots(ego, poses, headings, first, n, knots):
         heading[0, c] = ego[HEADING]
         turn = 0.0
         before = ego[HEADING]
-        literal = np.isfinite(headings[first + c, 0])
+        is_tied[c] = 0
         for j in range(size):
             px, py, angle = poses[first + c, j, 0], poses[first + c, j, 1], poses[first + c, j, 2]
             angle = headings[first + c, j] if literal else wrap(ego[HEADING] + angle)
@@ -111,15 +109,13 @@ def place_knots(ego, poses, headings, first, n, knots):
             difference = angle - before
             before = angle
             if not literal and abs(abs(difference) - pi) < _TIE:
-                headings[first + c, 0] = np.inf
-                is_tied = True
+                is_tied[c] = 1
             if abs(difference) >= pi:
                 short = principal(difference)
                 if short == -pi and difference > 0:
                     short = pi
                 turn += short - difference
             heading[j + 1, c] = angle + turn
-    return is_tied
 
 
 @inner

@@ -26,15 +26,14 @@ def traces_of(states: np.ndarray) -> np.ndarray:
     return np.stack([np.hypot(states[..., 5], states[..., 6]), states[..., 2]], axis=1)
 
 
-@entry("void(f8[:,:,::1], f8[:,:,::1], i8[::1], f8[::1])")
-def compare_plans(now, before, gap_steps, comfort):
+@entry("void(f8[:,:,::1], f8[:,:,::1], i8[::1], f8[:,:,::1], f8[::1])")
+def compare_plans(now, before, gap_steps, scratch, comfort):
     """1 or 0 for each pair of plans: `comfort` (P,) out.
 
-    now, before: (P, 2, 41) traces.  gap_steps: (P,) how many 0.1 s steps later `now` starts.
+    now, before: (P, 2, 41) traces.  scratch: (4, 41, 2).  gap_steps: (P,) how many 0.1 s steps later `now` starts.
     """
     # Two lanes: the plan and the one before it.
-    series, smooth, changes = np.empty((STATES, 2)), np.empty((STATES, 2)), np.empty((STATES, 2))
-    turns, n = np.empty(2), np.int64(2)
+    series, smooth, changes, turns, n = scratch[0], scratch[1], scratch[2], scratch[3, 0], np.int64(2)
     for pair in range(now.shape[0]):
         gap = gap_steps[pair]
         rows = STATES - gap
@@ -87,7 +86,7 @@ def paired_comfort(
                 gaps.append(gap_in_steps(times[place], times[earlier]))
     comfort = np.empty(len(now))
     if now:
-        compare_plans(traces[now], traces[before], np.array(gaps, np.int64), comfort)
+        compare_plans(traces[now], traces[before], np.array(gaps, np.int64), np.empty((4, STATES, 2)), comfort)
     return now, comfort
 
 

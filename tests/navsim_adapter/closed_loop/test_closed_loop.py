@@ -110,9 +110,7 @@ def test_who_plans_the_same_bend_again_and_again_drives_it(speed, radius):
         c, s = np.cos(state[2]), np.sin(state[2])
         poses = np.column_stack([state[0] + c * ahead - s * left, state[1] + s * ahead + c * left, state[2] + turn])
         path = path_to_follow(Plan(500_000 * np.arange(1, 9), poses), state, 0)
-        states = np.empty((41, 11))
-        driven.follow(state, path[None], states)
-        state = states[5]
+        state = driven.follow(state, path)[5]
     assert state[9] / state[3] == pytest.approx(1 / radius, rel=0.05)
     assert state[3] == pytest.approx(speed, rel=0.02)
 

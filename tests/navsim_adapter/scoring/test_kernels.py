@@ -18,13 +18,10 @@ needs_scenes = pytest.mark.skipif(not roots(), reason="no data with official fig
 
 def interpreted(index: SceneIndex, poses: np.ndarray) -> np.ndarray:
     """`run` by Python itself, one operation after the other."""
-    table, headings = np.empty((len(poses), engine.COLUMNS)), np.full(poses.shape[:2], np.nan)
+    table, scratch = np.empty((len(poses), engine.COLUMNS)), np.empty(100_000)
+    rest = (poses, 0.5, False, np.empty((0, 0)), table, np.empty((0, 41, 11)), scratch)
     with np.errstate(all="ignore"):
-        engine.score_trajectories.py_func(
-            index.area.address, index.traffic.address, index.ego, index.time_us, index.history,
-            index.reference_best, index.human, index.is_epdms, poses, 0.5, False, headings,
-            table, np.empty((0, 41, 11)),
-        )  # fmt: skip
+        assert engine.score_trajectories.py_func(index.block.address, *rest) == engine.DONE
     return table
 
 
@@ -45,7 +42,7 @@ import numpy as np
 from navsim_adapter.metric import two_frame
 from navsim_adapter.scoring import scorer
 comfort = np.empty(1)
-two_frame.compare_plans(np.zeros((1, 2, 41)), np.zeros((1, 2, 41)), np.array([5]), comfort)
+two_frame.compare_plans(np.zeros((1, 2, 41)), np.zeros((1, 2, 41)), np.array([5]), np.empty((4, 41, 2)), comfort)
 print(comfort[0], "numba" in sys.modules)
 """
     machine_code.function("compare_plans")  # made, if they are not
