@@ -26,6 +26,13 @@ def traces_of(states: np.ndarray) -> np.ndarray:
     return np.stack([np.hypot(states[..., 5], states[..., 6]), states[..., 2]], axis=1)
 
 
+def compared(now: np.ndarray, before: np.ndarray, gap_steps: np.ndarray) -> np.ndarray:
+    """1 or 0 for each pair of plans, (P,); arguments as in `compare_plans`."""
+    comfort = np.empty(len(now))
+    compare_plans(now, before, gap_steps, np.empty((4, STATES, 2)), comfort)
+    return comfort
+
+
 @entry("void(f8[:,:,::1], f8[:,:,::1], i8[::1], f8[:,:,::1], f8[::1])")
 def compare_plans(now, before, gap_steps, scratch, comfort):
     """1 or 0 for each pair of plans: `comfort` (P,) out.
@@ -84,10 +91,9 @@ def paired_comfort(
                 now.append(members[place])
                 before.append(members[earlier])
                 gaps.append(gap_in_steps(times[place], times[earlier]))
-    comfort = np.empty(len(now))
-    if now:
-        compare_plans(traces[now], traces[before], np.array(gaps, np.int64), np.empty((4, STATES, 2)), comfort)
-    return now, comfort
+    if not now:
+        return now, np.empty(0)
+    return now, compared(traces[now], traces[before], np.array(gaps, np.int64))
 
 
 def gap_in_steps(time_us: int, earlier_us: int) -> int:

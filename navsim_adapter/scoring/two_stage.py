@@ -18,7 +18,7 @@ import yaml
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.foreign import plain_yaml, read_text
 from navsim_adapter.metric.aggregate import epdms
-from navsim_adapter.metric.two_frame import compare_plans, gap_in_steps, traces_of
+from navsim_adapter.metric.two_frame import compared, gap_in_steps, traces_of
 from navsim_adapter.scoring.scorer import BEFORE_FIX, SCORE_UNFILTERED, UNFILTERED, VERSIONS
 
 SUB_SCORES = (
@@ -112,9 +112,7 @@ def two_frame_comfort(now: SceneResult, before: SceneResult) -> float:
     steps = gap_in_steps(now.time_us, before.time_us)
     if not steps:
         return float("nan")
-    comfort = np.empty(1)
-    compare_plans(traces_of(now.states[None]), traces_of(before.states[None]), np.array([steps]), comfort)
-    return float(comfort[0])
+    return float(compared(traces_of(now.states[None]), traces_of(before.states[None]), np.array([steps]))[0])
 
 
 def combine(
