@@ -30,7 +30,12 @@ _MEMORY = {
     "whole": (types.int64, _WORD),
     "small": (types.int32, ir.IntType(32)),
 }
-_VIEWS = {"reals": types.float64, "wholes": types.int64, "singles": types.float32, "smalls": types.int32}
+_VIEWS: dict[str, Any] = {
+    "reals": types.float64,
+    "wholes": types.int64,
+    "singles": types.float32,
+    "smalls": types.int32,
+}
 _njit: Any = numba.njit  # its stubs do not know every option
 # IEEE division (no zero check), so that loops vectorise; no counting of references.
 _ALIKE = {"error_model": "numpy", "nogil": True, "_nrt": False}

@@ -96,7 +96,7 @@ def _road_at(area, bits, column, row, right, top, width):
 
 
 @inner
-def marked(marks, plane, c) -> int:
+def marked(marks, plane, c) -> np.int64:
     """A candidate's marks of all states: bit k of state k."""
     bits = np.int64(0)
     for stretch in range(STRETCHES):

@@ -57,7 +57,7 @@ def whole(block: int, position: int) -> int:
 
 
 @reader
-def small(block: int, position: int) -> int:
+def small(block: int, position: int) -> np.int32:
     """An int32 of the block; positions count these."""
     return np.int32(ctypes.c_int32.from_address(int(block) + 4 * int(position)).value)
 
