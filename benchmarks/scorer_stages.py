@@ -159,11 +159,11 @@ HISTORY = callable_from_python(comfort.history_comfort, 7)
 
 @numba.njit(error_model="numpy")
 def HITS(ego, traffic, block, until, places, near, counts, hit, touched):
-    speed, n = contacts.measured_speed(ego), block.shape[2]
+    speed, n, bounds = contacts.measured_speed(ego), block.shape[2], np.empty((STRETCH + 1, 4))
     for k in range(0, STATES, STRETCH):
         end = min(k + STRETCH, STATES)
-        box = hits.place(ego, speed, block, k, end, n, places)
-        counts[k // STRETCH] = hits.find_hits(ego, traffic, box, k, end, places, n, until, near[k // STRETCH], hit)
+        hits.place(ego, speed, block, k, end, n, places, bounds)
+        counts[k // STRETCH] = hits.find_hits(ego, traffic, bounds, k, end, places, n, until, near[k // STRETCH], hit)
     hits.touched_states(hit, counts, n, touched)
 
 

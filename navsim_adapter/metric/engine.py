@@ -100,7 +100,8 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
     corners = reals(end_of(is_settled), (4, 2))
     other = reals(end_of(corners), (4, 2))
     moved = reals(end_of(other), (STATES,))
-    lanes = wholes(end_of(moved), (5, area_count(area)))
+    bounds = reals(end_of(moved), (STRETCH + 1, 4))
+    lanes = wholes(end_of(bounds), (5, area_count(area)))
     places = singles(end_of(lanes), (hits.PLACES, STRETCH, width))
     mark = smalls(end_of(places), (STRETCHES, marks.MARKS, width))
     hit = smalls(end_of(mark), ((things + hits.WORD - 1) // hits.WORD, STATES, width))
@@ -134,8 +135,8 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
             comfort.comfort(block, ego[6], n, series, turns, is_comfortable)
         for k in range(0, STATES, STRETCH):
             stretch, end = k // STRETCH, min(k + STRETCH, STATES)
-            box = hits.place(ego, start_speed, block, k, end, n, places)
-            near_count[stretch] = hits.find_hits(ego, traffic, box, k, end, places, n, ttc_steps, near[stretch], hit)
+            hits.place(ego, start_speed, block, k, end, n, places, bounds)
+            near_count[stretch] = hits.find_hits(ego, traffic, bounds, k, end, places, n, ttc_steps, near[stretch], hit)
             marks.mark(ego, area, stretch, end - k, places, n, mark)
         hits.touched_states(hit, near_count, n, touched)
         start = progress_at(area, block, 0, 0)  # where all of them start

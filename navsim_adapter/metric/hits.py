@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from navsim_adapter.metric import simulate, ttc
-from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.jit import inlined, inner
 from navsim_adapter.metric.packed import real, whole
 from navsim_adapter.metric.traffic_index import (
     AHEAD,
@@ -36,15 +36,18 @@ PLACES = 5  # planes of places, float32: of the footprint center and heading, an
 
 
 @inner
-def place(ego, start_speed, states, first, end, n, places):
+def place(ego, start_speed, states, first, end, n, places, bounds):
     """Places of the states first..end of a block, from where the ego starts: (PLACES, STRETCH, lanes) out.
 
-    start_speed: see `judge_contacts`.  Returns the box around all footprints: x_min, y_min, x_max, y_max.
+    start_speed: see `judge_contacts`.
+    bounds: (STRETCH + 1, 4) out, x_min, y_min, x_max, y_max around all footprints at each state, and of all states.
     """
     ego_x, ego_y, later = ego[0], ego[1], AHEAD * INTERVAL
-    left, bottom, right, top = 1e30, 1e30, -1e30, -1e30
+    for side in range(4):
+        bounds[STRETCH, side] = np.inf if side < 2 else -np.inf
     for k in range(first, end):
         i = k - first
+        left, bottom, right, top = 1e30, 1e30, -1e30, -1e30
         states_x, states_y, speeds = states[simulate.X, k], states[simulate.Y, k], states[simulate.SPEED, k]
         cosines, sines = states[simulate.COSINE, k], states[simulate.SINE, k]
         x, y, cosine, sine, pushed = places[X, i], places[Y, i], places[COSINE, i], places[SINE, i], places[PUSHED, i]
@@ -58,19 +61,23 @@ def place(ego, start_speed, states, first, end, n, places):
             x_there, y_there = x[c] + pushed[c] * cosine[c], y[c] + pushed[c] * sine[c]
             left, right = min(left, min(x[c], x_there)), max(right, max(x[c], x_there))
             bottom, top = min(bottom, min(y[c], y_there)), max(top, max(y[c], y_there))
-    slack = RADIUS + _SLACK + _RELATIVE_SLACK * max(max(-left, right), max(-bottom, top))
-    return ego_x + left - slack, ego_y + bottom - slack, ego_x + right + slack, ego_y + top + slack
+        slack = RADIUS + _SLACK + _RELATIVE_SLACK * max(max(-left, right), max(-bottom, top))
+        bounds[i, 0], bounds[i, 1] = ego_x + left - slack, ego_y + bottom - slack
+        bounds[i, 2], bounds[i, 3] = ego_x + right + slack, ego_y + top + slack
+        for side in range(2):
+            bounds[STRETCH, side] = min(bounds[STRETCH, side], bounds[i, side])
+            bounds[STRETCH, side + 2] = max(bounds[STRETCH, side + 2], bounds[i, side + 2])
 
 
 @inner
-def find_hits(ego, traffic, box, first, end, places, n, ttc_steps, near, hits):
+def find_hits(ego, traffic, bounds, first, end, places, n, ttc_steps, near, hits):
     """What may touch the footprints of a stretch of states, where they are or where time to collision pushes them.
 
-    box: of `place`.  ttc_steps: see `judge_contacts`.
+    bounds: of `place`.  ttc_steps: see `judge_contacts`.
     near: (M + L) out, objects (lights after them) that the stretch may meet, in order; their number is returned.
     hits: (words, 41, lanes) int32 out: bit i of word w at state k is number 32 w + i of the near ones.
     """
-    objects, count = object_count(traffic), _find_near(traffic, first // STRETCH, box, near)
+    objects, count = object_count(traffic), _find_near(traffic, first // STRETCH, bounds[STRETCH], near)
     for k in range(first, end):
         for word in range((count + WORD - 1) // WORD):
             row = hits[word, k]
@@ -79,7 +86,7 @@ def find_hits(ego, traffic, box, first, end, places, n, ttc_steps, near, hits):
             for slot in range(word * WORD, min(word * WORD + WORD, count)):
                 m, bit = near[slot], np.int32(np.int64(1) << (slot - word * WORD))
                 if m < objects:
-                    _hit_object(ego, traffic, m, k, k < ttc_steps, places, k - first, n, bit, row)
+                    _hit_object(ego, traffic, bounds[k - first], m, k, k < ttc_steps, places, k - first, n, bit, row)
                 elif (whole(traffic, whole(traffic, LIGHT_STEPS) + m - objects) >> k) & 1 != 0:
                     _hit_light(ego, traffic, m - objects, places, k - first, n, bit, row)
     return count
@@ -100,7 +107,7 @@ def touched_states(hits, near_count, n, touched):
 @inner
 def _find_near(traffic, stretch, box, near):
     """Objects, then lights, that reach into the box: into `near`, in order."""
-    left, bottom, right, top = box
+    left, bottom, right, top = box[0], box[1], box[2], box[3]
     objects, lights, count = object_count(traffic), light_count(traffic), 0
     spans, boxes = whole(traffic, SPANS) + 4 * stretch * objects, whole(traffic, LIGHT_BOXES)
     for m in range(objects + lights):
@@ -113,16 +120,26 @@ def _find_near(traffic, stretch, box, near):
 
 
 @inner
-def _hit_object(ego, traffic, m, k, is_watched, places, i, n, bit, row):
+def _hit_object(ego, traffic, bound, m, k, is_watched, places, i, n, bit, row):
     half, box, objects = whole(traffic, HALF_SIZES) + 2 * m, whole(traffic, BOXES) + 4 * m, object_count(traffic)
     if is_watched and not has_flag(traffic, m, IS_STILL):
         for offset in range(ttc.OFFSETS):
             share = np.float32(offset * ttc.STRIDE / AHEAD)
             at = box + 4 * objects * (k + offset * ttc.STRIDE)
-            _hit(ego, traffic, at, half, share, share, places, i, n, bit, row)
+            if _is_near(traffic, bound, at, half):
+                _hit(ego, traffic, at, half, share, share, places, i, n, bit, row)
     else:
-        share = np.float32(1.0) if is_watched else _ZERO
-        _hit(ego, traffic, box + 4 * objects * k, half, _ZERO, share, places, i, n, bit, row)
+        share, at = np.float32(1.0) if is_watched else _ZERO, box + 4 * objects * k
+        if _is_near(traffic, bound, at, half):
+            _hit(ego, traffic, at, half, _ZERO, share, places, i, n, bit, row)
+
+
+@inlined
+def _is_near(traffic, bound, box, half) -> bool:
+    """Whether a box may reach into the bound; not where it is absent (NaN)."""
+    x, y, reach = real(traffic, box), real(traffic, box + 1), real(traffic, half) + real(traffic, half + 1)
+    is_across = (x - reach <= bound[2]) & (x + reach >= bound[0])
+    return is_across & (y - reach <= bound[3]) & (y + reach >= bound[1])
 
 
 @inner
