@@ -28,7 +28,7 @@ from dipole_vla.policy.critic import fitted_critic, refuse_other_metric
 from dipole_vla.policy.guided import POLICY
 from dipole_vla.policy.separate import PairKind
 from dipole_vla.training.base import FineTuning, stored_context
-from dipole_vla.training.memory import backward_early, recompute_blocks, shared_base
+from dipole_vla.training.memory import backward_early, recompute_blocks, recomputes, shared_base
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json
 from navsim_adapter.foundation.option_checks import check_range
@@ -188,6 +188,11 @@ class DipoleModule(FineTuning):
             )
             in_one_pass = not self.checkpointing and not self._has_engine  # both ask for a pass of each sign
             loss, scalars = self.dipole.loss_of(noised, contexts, generator, self._on_role_loss, in_one_pass)
+            if self.checkpointing and not recomputes(self.pair):
+                raise InputError(
+                    f"model.checkpointing: family {self.backbone.family} runs no trained block as a whole, so "
+                    "nothing would be computed again; set it to false"
+                )
             trainer: Any = self.trainer
             every = trainer.log_every_n_steps
             if every and (trainer.global_step + 1) % every == 0:

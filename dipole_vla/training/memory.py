@@ -83,11 +83,20 @@ def recompute_blocks(pair: Pair) -> int:
     return len(blocks)
 
 
+def recomputes(pair: Pair) -> bool:
+    """Whether any block has run since `recompute_blocks`: a family that calls parts of blocks alone saves nothing."""
+    found = (block.forward for block in _blocks(pair))
+    return any(isinstance(forward, _Recomputed) and forward.has_run for forward in found)
+
+
 class _Recomputed:
+    has_run = False
+
     def __init__(self, forward: Any):
         self.forward = forward
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.has_run = True
         if not torch.is_grad_enabled():
             return self.forward(*arguments, **named)
         route = current_route()

@@ -427,3 +427,9 @@ def test_what_a_guided_policy_drove_needs_a_negative_of_its_own(inputs, tmp_path
     else:
         with pytest.raises(InputError, match=rf"candidates: was driven with omega 1, but model\.rule {rule}"):
             train(tmp_path / "inputs", steps=1, rule=rule)
+
+
+def test_checkpointing_that_would_save_nothing_is_refused(inputs, monkeypatch):
+    monkeypatch.setattr("dipole_vla.training.dipole.recomputes", lambda pair: False)
+    with pytest.raises(InputError, match=r"model\.checkpointing: family"):
+        train(inputs, steps=1, checkpointing=True)

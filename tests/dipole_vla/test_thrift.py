@@ -11,11 +11,13 @@ import torch
 from small_backbone import make_backbone, make_observation, spread_adapters
 from torch import Tensor
 
+from dipole_vla.backbones import backbone_class
+from dipole_vla.backbones.example import example_observation
 from dipole_vla.objective import dichotomous_loss
 from dipole_vla.policy.mixed_rows import current_route
 from dipole_vla.policy.separate import make_pair
 from dipole_vla.training import memory
-from dipole_vla.training.memory import backward_early, recompute_blocks, shared_base
+from dipole_vla.training.memory import backward_early, recompute_blocks, recomputes, shared_base
 from tests.same_numbers import GRADIENT, assert_same_numbers
 
 GROUP = 3
@@ -180,3 +182,16 @@ def test_recomputation_keeps_less():
     plain, recomputing = make(), make()
     recompute_blocks(recomputing)
     assert kept(recomputing) < 0.5 * kept(plain)
+
+
+@pytest.mark.parametrize(("family", "does"), [("dp_vla", True), ("timm", True), ("pi0", False), ("smolvla", False)])
+def test_a_family_that_runs_parts_of_its_blocks_recomputes_nothing(family, does):
+    """And a training says so, instead of running out of the memory that it was to save."""
+    backbone = backbone_class(family).tiny()
+    pair = make_pair("lora", backbone, "head", rank=2, seed=0)
+    assert recompute_blocks(pair) > 0
+    assert not recomputes(pair)
+    contexts = pair.encode(example_observation(backbone, 1), ("positive",))
+    x_t = torch.zeros(1, *backbone.action.shape)
+    pair.denoise(contexts["positive"], x_t, torch.full((1,), 0.5), "positive")
+    assert recomputes(pair) is does
