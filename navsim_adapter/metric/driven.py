@@ -82,7 +82,8 @@ def _judge(area, traffic, history, states, verdict, scratch):
     corners = reals(end_of(is_settled), (4, 2))
     other = reals(end_of(corners), (4, 2))
     moved = reals(end_of(other), (STATES,))
-    lanes = wholes(end_of(moved), (5, area_count(area)))
+    bounds = reals(end_of(moved), (STRETCH + 1, 4))
+    lanes = wholes(end_of(bounds), (5, area_count(area)))
     places = singles(end_of(lanes), (hits.PLACES, STRETCH, n))
     hit = smalls(end_of(places), ((things + hits.WORD - 1) // hits.WORD, STATES, n))
     needed = (end_of(hit) - scratch.ctypes.data + 7) // 8
@@ -98,8 +99,8 @@ def _judge(area, traffic, history, states, verdict, scratch):
     start_speed, ttc_steps = measured_speed(ego), STATES - AHEAD
     for k in range(0, STATES, STRETCH):
         stretch, end = k // STRETCH, min(k + STRETCH, STATES)
-        box = hits.place(ego, start_speed, block, k, end, n, places)
-        near_count[stretch] = hits.find_hits(ego, traffic, box, k, end, places, n, ttc_steps, near[stretch], hit)
+        hits.place(ego, start_speed, block, k, end, n, places, bounds)
+        near_count[stretch] = hits.find_hits(ego, traffic, bounds, k, end, places, n, ttc_steps, near[stretch], hit)
     hits.touched_states(hit, near_count, n, touched)
     verdict[0], _ttc, verdict[3], verdict[5], _when = judge_contacts(
         area, traffic, start_speed, block, c, near, near_count, hit, touched[c], ttc_steps, is_settled, corners, other,
