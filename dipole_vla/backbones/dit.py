@@ -109,10 +109,11 @@ class Layout:
             self.per_scene = int(counts.max())
 
     def per_row(self, table: Tensor) -> Tensor:
-        """(B, d) -> (rows, d)."""
+        """(B, ...) -> (rows, ...)."""
         if self.serves is not None:
             return table[self.serves]
-        return table.repeat_interleave(self.per_scene // self.rounds, 0).repeat(self.rounds, 1)
+        once = table.repeat_interleave(self.per_scene // self.rounds, 0)
+        return once if self.rounds == 1 else torch.cat([once] * self.rounds)
 
     def pack(self, x: Tensor) -> Tensor:
         """(rows, T, d) -> (B, G*T, d), where scenes with fewer rows are padded with zeros."""
