@@ -6,7 +6,7 @@ expert's own token table, never used, is left out. A family adds how actions and
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -249,7 +249,7 @@ class PaliGemmaExpert(Prompted):
 
 
 @dataclass(frozen=True)
-class PrefixProcessor:
+class PrefixProcessor(ABC):
     """Scene row and pictures -> pixels (views, 3, S, S) uint8, input_ids, attention_mask (length,), proprio (12,).
 
     Pictures keep their aspect on black; the ids are image places view by view, then the words, padded on the right.
@@ -262,9 +262,9 @@ class PrefixProcessor:
     prompt_tokens: int
     tokenizer: PreTrainedTokenizerFast
 
+    @abstractmethod
     def words(self, scene: Mapping[str, Any], **options: Any) -> Mapping[str, list[int]]:
         """The tokenizer's input_ids and attention_mask of what is said of a scene; options: its own."""
-        raise NotImplementedError
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
         words = self.words(scene, padding="max_length", truncation=True, max_length=self.prompt_tokens)
