@@ -130,7 +130,7 @@ def plan(updates: int, evaluation: EvaluationConfig, online: OnlineConfig) -> li
 def load_data(task: str, folder: Path, learner: LearnerConfig) -> Transitions:
     """Offline transitions by the task's kind: OGBench's files, or an ExORL buffer."""
     source = ogbench.load if "singletask" in task else exorl.load
-    return source(task, folder, learner.discount, learner.n_step)
+    return source(task, folder, learner.discount, learner.n_step, learner.weigh_n_step)
 
 
 def data_identity(task: str, folder: Path) -> Any:
@@ -258,6 +258,7 @@ class _Run:
             columns["is_last"],
             self.learner.discount,
             self.learner.n_step,
+            self.learner.weigh_n_step,
         )
 
     def measured(self, stage: Stage) -> list[dict[str, object]]:

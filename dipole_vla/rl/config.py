@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.option_checks import check_range
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,11 @@ class LearnerConfig:
         beta: inverse temperature on the advantage after scaling; larger is closer to a hard split.
         scale_advantage: divide the advantage by its running standard deviation, so that beta keeps its meaning
             while the critic grows.
+        shift: k of the weights, functions of beta G + k; above 0 more of the data count as good.
         expectile: V is this expectile of Q; 0.9 in the offline-RL code line, 0.5 the mean.
         discount: gamma.
-        n_step: rewards summed before the bootstrap.
+        n_step: rewards summed before the bootstrap, by the critic that judges candidates.
+        weigh_n_step: the same of a second critic, which weighs the samples; null: the one that judges weighs, too.
         polyak: part of the way the target networks move per update.
         ensemble: Q networks; the least one counts.
         lr: Adam's learning rate for every network.
@@ -37,9 +40,11 @@ class LearnerConfig:
     )
     beta: float = 2.0
     scale_advantage: bool = True
+    shift: float = 0.0
     expectile: float = 0.9
     discount: float = 0.99
     n_step: int = 1
+    weigh_n_step: int | None = None
     polyak: float = 0.005
     ensemble: int = 2
     lr: float = 3e-4
@@ -51,8 +56,10 @@ class LearnerConfig:
             raise InputError(f"learner.beta: must be > 0, got {self.beta}; larger values are closer to a hard split")
         if not 0 < self.discount <= 1:
             raise InputError(f"learner.discount: must be in (0, 1], got {self.discount}")
-        if self.n_step < 1:
-            raise InputError(f"learner.n_step: must be >= 1, got {self.n_step}")
+        for name, steps in (("n_step", self.n_step), ("weigh_n_step", self.weigh_n_step)):
+            if steps is not None and steps < 1:
+                raise InputError(f"learner.{name}: must be >= 1, got {steps}")
+        check_range("learner.shift", self.shift)
         if not 0 <= self.lr_decay <= 1:
             raise InputError(f"learner.lr_decay: must be in [0, 1], got {self.lr_decay}; 0 keeps lr as it is")
         from dipole_vla.rl.heads import heads_named  # needs torch

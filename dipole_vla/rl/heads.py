@@ -24,13 +24,13 @@ class Head:
     sign: Literal["positive", "negative"] = "positive"
     scale: float = 1.0
 
-    def weight(self, advantage: Tensor, beta: float) -> Tensor:
+    def weight(self, advantage: Tensor, beta: float, shift: float = 0.0) -> Tensor:
         """Weight of each sample in this head's loss, shape of `advantage`."""
         if self.rule is None:
             return torch.ones_like(advantage)
         function = self.rule.positive if self.sign == "positive" else self.rule.negative
         assert function is not None
-        return function(advantage, self.scale * beta)
+        return function(advantage, self.scale * beta, shift)
 
 
 HEADS: dict[str, Head] = {
@@ -84,6 +84,6 @@ def method_named(name: str, heads: Sequence[str]) -> Method:
     return method
 
 
-def weights(heads: Sequence[Head], advantage: Tensor, beta: float) -> Tensor:
+def weights(heads: Sequence[Head], advantage: Tensor, beta: float, shift: float = 0.0) -> Tensor:
     """(seeds, heads, rows) from advantages (seeds, rows)."""
-    return torch.stack([head.weight(advantage, beta) for head in heads], dim=1)
+    return torch.stack([head.weight(advantage, beta, shift) for head in heads], dim=1)

@@ -1,6 +1,7 @@
 """What one update trains: an IQL critic and every policy head, for every seed, on the same batch.
 
 All methods share the critic, the data order, the noise and the budget, so they differ by their weighting rule alone.
+Where asked (`weigh_n_step`), the critic that judges candidates and the one that weighs the samples are two.
 The policies are flows with the driving code's path, target and loss; an action is a plan of horizon one.
 """
 
@@ -17,6 +18,7 @@ from dipole_vla.rl.config import LearnerConfig
 from dipole_vla.rl.heads import Head, heads_named, weights
 from dipole_vla.rl.iql import IQLCritic
 from dipole_vla.rl.stack import StackedMLP
+from dipole_vla.rl.transitions import RETURNS, WEIGHING
 
 SCHEDULE = LinearFlow(noise_at=0)
 PREDICTION: Prediction = "velocity"
@@ -54,10 +56,17 @@ class Policies(nn.Module):
         return per_sample_loss(outputs.flatten(0, 2), wanted.flatten(0, 2)).unflatten(0, outputs.shape[:3])
 
     def loss(
-        self, observation: Tensor, action: Tensor, advantage: Tensor, noise: Tensor, t: Tensor, beta: float
+        self,
+        observation: Tensor,
+        action: Tensor,
+        advantage: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        beta: float,
+        shift: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted losses of every head (Eq. 9 for the dichotomous pair), summed over seeds and heads."""
-        weight = weights(self.heads, advantage, beta)
+        weight = weights(self.heads, advantage, beta, shift)
         weighted = (weight * self.losses(observation, action, noise, t)).mean(-1)
         return weighted.sum(), {"weighted": weighted.detach(), "weight": weight.detach()}
 
@@ -73,17 +82,12 @@ class Learner(nn.Module):
         super().__init__()
         self.config, self.seeds, self.action_dim = config, list(seeds), action_dim
         precision = getattr(torch, config.precision)
-        self.critic = IQLCritic(
-            observation_dim,
-            action_dim,
-            seeds,
-            config.hidden,
-            config.layers,
-            config.ensemble,
-            config.expectile,
-            config.polyak,
-            precision,
+        sizes = observation_dim, action_dim, seeds, config.hidden, config.layers, config.ensemble
+        self.critic, *others = (
+            IQLCritic(*sizes, config.expectile, config.polyak, precision)
+            for _ in range(1 if config.weigh_n_step is None else 2)
         )
+        self.weigher = others[0] if others else None
         heads = heads_named(config.heads)
         self.policies = Policies(observation_dim, action_dim, seeds, heads, config.hidden, config.layers, precision)
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
@@ -102,20 +106,27 @@ class Learner(nn.Module):
     def loss(self, batch: dict[str, Tensor], noise: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Everything one update descends; see `IQLCritic.loss` for the batch. noise: like action; t: (seeds, rows)."""
         observation = self.standardise(batch["observation"])
-        standard = {
-            **batch,
-            "observation": observation,
-            "next_observation": self.standardise(batch["next_observation"]),
-        }
-        critic_loss, advantage, scalars = self.critic.loss(standard)
+        critic_loss, advantage, scalars = self._critic_loss(self.critic, batch, observation)
+        if self.weigher is not None:
+            loss, advantage, of_weigher = self._critic_loss(self.weigher, batch, observation, WEIGHING)
+            critic_loss, scalars = critic_loss + loss, scalars | {f"{WEIGHING}{k}": v for k, v in of_weigher.items()}
         scaled = advantage / self._spread(advantage)
         if not self.policies.heads:
             return critic_loss, scalars
-        policy_loss, of_heads = self.policies.loss(observation, batch["action"], scaled, noise, t, self.config.beta)
+        beta, shift = self.config.beta, self.config.shift
+        policy_loss, of_heads = self.policies.loss(observation, batch["action"], scaled, noise, t, beta, shift)
         return critic_loss + policy_loss, {**scalars, "advantage_std": self.advantage_std, **of_heads}
 
+    def _critic_loss(
+        self, critic: IQLCritic, batch: dict[str, Tensor], observation: Tensor, prefix: str = ""
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        returns = {name: batch[prefix + name] for name in RETURNS}
+        following = self.standardise(returns["next_observation"])
+        return critic.loss({**batch, **returns, "observation": observation, "next_observation": following})
+
     def after_step(self) -> None:
-        self.critic.update_targets()
+        for critic in filter(None, (self.critic, self.weigher)):
+            critic.update_targets()
 
     @torch.no_grad()
     def _spread(self, advantage: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dipole_vla.objective import effective_fraction
 from dipole_vla.rl.learner import Learner, LearnerConfig
+from dipole_vla.rl.transitions import WEIGHING
 from navsim_adapter.foundation.errors import InputError
 
 LOG_EVERY = 100
@@ -58,7 +59,8 @@ class RLModule(L.LightningModule):
 
     def _named(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over seeds; per head the weighted loss, the mean weight and the effective sample fraction."""
-        named = {name: scalars[name].mean() for name in ("loss_q", "loss_v", "v")}
+        of_critics = (prefix + name for prefix in ("", WEIGHING) for name in ("loss_q", "loss_v", "v"))
+        named = {name: scalars[name].mean() for name in of_critics if name in scalars}
         if "weighted" in scalars:
             named["advantage_std"] = scalars["advantage_std"].mean()
         for number, head in enumerate(self.learner.config.heads if "weighted" in scalars else []):

@@ -16,12 +16,16 @@ from torch import Tensor
 
 from navsim_adapter.foundation.errors import InputError
 
+RETURNS = ("reward", "discount", "next_observation")  # what depends on the steps of a return
+WEIGHING = "weighing_"  # before their names where they are the weighing critic's
+
 
 @dataclass(frozen=True)
 class Transitions:
     """float32 rows: observation (n, d), action (n, a), reward (n,), discount (n,), next_observation (n, d).
 
     reward: sum over n steps; discount: gamma^n of the bootstrap on next_observation, 0 after a terminal state.
+    weighing_…: the same over other steps, for a critic of its own that weighs the samples; None where there is none.
     """
 
     observation: Tensor
@@ -29,22 +33,28 @@ class Transitions:
     reward: Tensor
     discount: Tensor
     next_observation: Tensor
+    weighing_reward: Tensor | None = None
+    weighing_discount: Tensor | None = None
+    weighing_next_observation: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.reward)
 
     def rows(self, index: Tensor) -> dict[str, Tensor]:
-        return {name: getattr(self, name)[index] for name in COLUMNS}
+        return {name: column[index] for name, column in self._columns.items()}
 
     def to(self, device: torch.device | str) -> Transitions:
-        return Transitions(**{name: getattr(self, name).to(device) for name in COLUMNS})
+        return Transitions(**{name: column.to(device) for name, column in self._columns.items()})
 
     @staticmethod
     def concatenate(parts: Sequence[Transitions]) -> Transitions:
-        return Transitions(**{name: torch.cat([getattr(part, name) for part in parts]) for name in COLUMNS})
+        names = parts[0]._columns
+        return Transitions(**{name: torch.cat([part._columns[name] for part in parts]) for name in names})
 
-
-COLUMNS = tuple(field.name for field in fields(Transitions))
+    @property
+    def _columns(self) -> dict[str, Tensor]:
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in columns.items() if column is not None}
 
 
 def n_step_transitions(
@@ -56,29 +66,43 @@ def n_step_transitions(
     is_last: np.ndarray,
     gamma: float,
     n_step: int = 1,
+    weigh_n_step: int | None = None,
 ) -> Transitions:
     """Transitions from consecutive steps: returns stop at a terminal state and at the end of an episode.
 
     reward, mask, is_last: (n,); mask 0 where the episode's value ends (success, failure), is_last True on the last
     step of an episode, whether it ended or was cut off (then the bootstrap continues from its next observation).
+    n_step, weigh_n_step: of the critic that judges candidates, and of one that weighs, where there is one.
     """
+
+    def returns(steps: int) -> dict[str, Tensor]:
+        return _returns(reward, mask, next_observation, is_last.astype(bool), gamma, steps)
+
+    weighing = {} if weigh_n_step is None else returns(weigh_n_step)
+    return Transitions(
+        torch.from_numpy(np.ascontiguousarray(observation, np.float32)),
+        torch.from_numpy(np.ascontiguousarray(action, np.float32)),
+        **returns(n_step),
+        **{WEIGHING + name: column for name, column in weighing.items()},
+    )
+
+
+def _returns(
+    reward: np.ndarray, mask: np.ndarray, next_observation: np.ndarray, is_last: np.ndarray, gamma: float, n_step: int
+) -> dict[str, Tensor]:
+    """The columns `RETURNS` over n steps."""
     size = len(reward)
     total, discount = reward.astype(np.float64), gamma * mask.astype(np.float64)
     end = np.arange(size)
-    is_open = ~is_last.astype(bool) & (mask > 0)
+    is_open = ~is_last & (mask > 0)
     for _ in range(n_step - 1):
         step = end + 1
         total[is_open] += discount[is_open] * reward[step[is_open]]
         discount[is_open] *= gamma * mask[step[is_open]]
         end[is_open] += 1
-        is_open[is_open] = ~is_last[end[is_open]].astype(bool) & (mask[end[is_open]] > 0)
-    return Transitions(
-        torch.from_numpy(np.ascontiguousarray(observation, np.float32)),
-        torch.from_numpy(np.ascontiguousarray(action, np.float32)),
-        torch.from_numpy(total.astype(np.float32)),
-        torch.from_numpy(discount.astype(np.float32)),
-        torch.from_numpy(np.ascontiguousarray(next_observation[end], np.float32)),
-    )
+        is_open[is_open] = ~is_last[end[is_open]] & (mask[end[is_open]] > 0)
+    columns = total, discount, next_observation[end]
+    return {name: torch.from_numpy(np.ascontiguousarray(c, np.float32)) for name, c in zip(RETURNS, columns)}
 
 
 class BatchStream:

@@ -20,7 +20,14 @@ from navsim_adapter.foundation.files import finish, making
 FIELDS = ("observation", "action", "discount", "physics")
 
 
-def load(task: str, folder: Path, gamma: float, n_step: int = 1, steps: int = 10_000_000) -> Transitions:
+def load(
+    task: str,
+    folder: Path,
+    gamma: float,
+    n_step: int = 1,
+    weigh_n_step: int | None = None,
+    steps: int = 10_000_000,
+) -> Transitions:
     """The first `steps` steps of the episodes in `folder` (episode_<number>_<length>.npz), relabelled for `task`.
 
     Row 0 of an episode is its first observation; row i has the action that led to it, and its discount.
@@ -37,13 +44,13 @@ def load(task: str, folder: Path, gamma: float, n_step: int = 1, steps: int = 10
         for file in files:
             if seen >= steps:
                 break
-            parts.append(_read(file, environment, gamma, n_step))
+            parts.append(_read(file, environment, gamma, n_step, weigh_n_step))
             seen += len(parts[-1])
             progress.advance()
     return Transitions.concatenate(parts)
 
 
-def _read(file: Path, environment: tuple, gamma: float, n_step: int) -> Transitions:
+def _read(file: Path, environment: tuple, gamma: float, n_step: int, weigh_n_step: int | None) -> Transitions:
     episode = read_arrays(file, "copy it again or remove it")
     missing = [key for key in FIELDS if key not in episode]
     if missing:
@@ -58,7 +65,15 @@ def _read(file: Path, environment: tuple, gamma: float, n_step: int) -> Transiti
     last[-1] = True
     mask = episode["discount"].reshape(-1)[1:]
     return n_step_transitions(
-        observation[:-1], episode["action"][1:], np.array(reward), mask, observation[1:], last, gamma, n_step
+        observation[:-1],
+        episode["action"][1:],
+        np.array(reward),
+        mask,
+        observation[1:],
+        last,
+        gamma,
+        n_step,
+        weigh_n_step,
     )
 
 

@@ -18,7 +18,7 @@ def data_name(task: str) -> str:
     return task.split("-singletask")[0]
 
 
-def load(task: str, folder: Path, gamma: float, n_step: int = 1) -> Transitions:
+def load(task: str, folder: Path, gamma: float, n_step: int = 1, weigh_n_step: int | None = None) -> Transitions:
     """The training set of a task from `folder`; InputError names the command that makes it."""
     import ogbench
 
@@ -41,6 +41,7 @@ def load(task: str, folder: Path, gamma: float, n_step: int = 1) -> Transitions:
         np.asarray(data["terminals"]) > 0,
         gamma,
         n_step,
+        weigh_n_step,
     )
 
 

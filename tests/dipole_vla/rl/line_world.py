@@ -27,7 +27,7 @@ class Line:
         return np.array([self.place, self.time / self.horizon], np.float32)
 
 
-def line_data(episodes=60):
+def line_data(episodes=60, n_step=1, weigh_n_step=None):
     """Behaviour: pushes at random, more often forward."""
     world, columns = Line(), {name: [] for name in ("o", "a", "r", "m", "n", "last")}
     rng = np.random.default_rng(0)
@@ -42,4 +42,4 @@ def line_data(episodes=60):
                 columns[name].append(value)
             observation, over = step.observation, step.is_over
     o, a, r, m, n, last = (np.array(values) for values in columns.values())
-    return n_step_transitions(o, a, r, m, n, last, 0.95, 1)
+    return n_step_transitions(o, a, r, m, n, last, 0.95, n_step, weigh_n_step)
