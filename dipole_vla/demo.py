@@ -1,4 +1,4 @@
-"""`dipole-vla demo`: the whole loop on a small synthetic world, as the very commands a team runs at scale.
+"""`dipole-vla demo`: the whole loop on a small synthetic world, as the very commands a team runs at scale, and a drive.
 
 Each step is printed as one would type it, runs in this process, is skipped when finished and resumes when interrupted.
 """
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dipole_vla.demo_drives import drive_both, words_of
 from dipole_vla.evaluation.settings import Setting
 from dipole_vla.evaluation.summary import difference_words, headline
 from dipole_vla.progress import console
@@ -34,7 +35,7 @@ def demo(
     omega: float = 1.0,
     from_scratch: bool = False,
 ) -> None:
-    """From logs to a policy better than the one that imitates: synth, convert, cache, fit, collect, evaluate.
+    """From logs to a policy better than the one that imitates: synth, convert, cache, fit, collect, evaluate, drive.
 
     Args:
         out: folder of everything the demo writes.
@@ -53,10 +54,11 @@ def demo(
     reference = None if from_scratch else shipped_reference(recipes, seed)
     console.print(f"starts from {reference or 'random weights'}", markup=False, soft_wrap=True)
     for line in steps(out, seed, recipes, rounds, omega, reference.folder if reference else None):
-        console.print(f"\n$ {shlex.join(line)}", style="bold", markup=False)
-        run_step(line)
+        run_shown(line)
     for folder in [out, *(out / f"round-{number}" for number in range(1, rounds + 1))]:
-        print_summary(folder / "evaluation")
+        closed_loop = drive_both(folder, out / "world", run_shown)
+        run_shown(report(folder, closed_loop))
+        print_summary(folder / "evaluation", closed_loop)
         console.print(f"report: [bold]{escape(str(folder / 'report' / 'index.html'))}[/bold]\n")
     console.print(f"{time.monotonic() - started:.0f} s")
 
@@ -64,7 +66,7 @@ def demo(
 def steps(
     out: Path, seed: int, recipes: Path, rounds: int = 0, omega: float = 1.0, reference: Path | None = None
 ) -> list[list[str]]:
-    """The command lines of the demo, in order. reference: the policy to start from; None trains one first."""
+    """The command lines up to the evaluation, in order. reference: the policy to start from; None trains one first."""
     lines = prepare(out, seed)
     if reference is None:
         lines += imitate(out, seed, recipes)
@@ -118,8 +120,13 @@ def improve(
         line: list = ["dipole-vla", "evaluate", "--config", recipes / "evaluate.yaml", "--policy", folder / "dipole"]
         line += ["--scenes", scenes / split, "--scorer.cache", cache / split, "--out", folder / name]
         lines.append([*line, "--choose_on", choose_on])
-    lines.append(["dipole-vla", "report", folder / "evaluation", "--out", folder / "report"])
     return [[str(word) for word in line] for line in lines]
+
+
+def report(folder: Path, closed_loop: Path | None = None) -> list[str]:
+    """The page of an evaluation, and of the drives, if there were any."""
+    line = ["dipole-vla", "report", folder / "evaluation", "--out", folder / "report"]
+    return [str(word) for word in (*line, *(["--closed_loop", closed_loop] if closed_loop else []))]
 
 
 def _fit(recipe: Path, out: Path, seed: int, model: dict[str, Path], data: dict[str, Path]) -> list:
@@ -139,8 +146,8 @@ def shipped_recipes() -> Path:
     raise InputError(f"{package}: the demo's recipes are missing; install again or pass --recipes")
 
 
-def print_summary(evaluation: Path) -> None:
-    """The score table of an evaluation, on the terminal."""
+def print_summary(evaluation: Path, closed_loop: Path | None = None) -> None:
+    """The score table of an evaluation, on the terminal, and what became of the gain in closed loop."""
     summary = read_json(evaluation / "summary.json")
     table = Table(
         title=f"{summary['metric']} x 100 on {summary['split']}: {summary['scenes']} scenes, {summary['logs']} logs"
@@ -165,8 +172,17 @@ def print_summary(evaluation: Path) -> None:
             style="bold green" if is_chosen else "dim" if row["policy"] == "oracle" else "",
         )
     Console(width=max(console.width, 190), highlight=False).print(table)
-    for line in headline(summary):
+    lines = headline(summary)
+    if closed_loop:
+        lines.append(words_of(closed_loop, next(row for row in summary["rows"] if Setting.of(row) == chosen)))
+    for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def run_shown(line: list[str]) -> None:
+    """Print a command line as one would type it, and run it."""
+    console.print(f"\n$ {shlex.join(line)}", style="bold", markup=False)
+    run_step(line)
 
 
 def run_step(line: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dipole_vla.demo import run_step, shipped_recipes, steps
+from dipole_vla.demo import report, run_step, shipped_recipes, steps
 
 SMALLER = {
     "synth": ["--train", "12", "--validation", "6", "--test", "6"],
@@ -42,7 +42,8 @@ SMALLER = {
 def small_steps(out: Path, seed: int = 0, rounds: int = 0) -> list[list[str]]:
     """The demo's command lines with smaller numbers appended: the command line has the last word."""
     lines = []
-    for line in steps(out, seed, shipped_recipes(), rounds):
+    folders = [out, *(out / f"round-{number}" for number in range(1, rounds + 1))]
+    for line in [*steps(out, seed, shipped_recipes(), rounds), *map(report, folders)]:
         recipe = next((Path(word).name for word in line if word.endswith(".yaml")), "")
         lines.append(line + SMALLER.get(recipe, SMALLER.get(line[1], [])))
     return lines

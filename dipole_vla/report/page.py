@@ -17,10 +17,12 @@ from markupsafe import Markup
 
 from dipole_vla.provenance import versions
 from dipole_vla.report import charts, tables
+from dipole_vla.report.closed_loop import figures, lead, read_closed_loop, survival
 from dipole_vla.report.inputs import Evaluation, load_evaluation
 from dipole_vla.report.metrics import metric_title, sub_score
 from dipole_vla.report.scenes import extreme_cards
 from dipole_vla.report.signatures import Weights, check_all, read_weights
+from navsim_adapter.closed_loop.summary import said
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, is_made, making, stamp, write_text
 from navsim_adapter.foundation.option_checks import check_range
@@ -29,11 +31,12 @@ PAGE = "index.html"
 FACTS = ("policy", "policy_fingerprint", "backbone", "beta", "shift", "routing", "commit")
 
 
-def write_report(evaluation: Path, out: Path, scenes: int = 4) -> Path:
+def write_report(evaluation: Path, out: Path, scenes: int = 4, closed_loop: Path | None = None) -> Path:
     """Write the page of an evaluation folder and return its path; does nothing where it is already complete.
 
     evaluation: folder written by `dipole-vla evaluate`. out: folder for index.html and its manifest.
-    scenes: how many worst losses and how many best gains to show.
+    scenes: how many worst losses and how many best gains to show. closed_loop: folder of `navsim-adapter closed-loop
+    --beside`, or nothing.
     Raises InputError when the evaluation is missing, unfinished or damaged; absent cameras, cache or candidates are
     said on the page.
     """
@@ -47,9 +50,11 @@ def write_report(evaluation: Path, out: Path, scenes: int = 4) -> Path:
         "scenes": scenes,
         "version": versions()["dipole-vla"],
     }
+    if closed_loop:
+        made_by["closed_loop"] = stamp(closed_loop)
     if is_made(out, made_by):
         return out / PAGE
-    content = render_page(load_evaluation(evaluation), scenes)
+    content = render_page(load_evaluation(evaluation), scenes, closed_loop)
     with making(out, made_by) as is_open:
         if is_open:
             write_text(out / PAGE, content)
@@ -57,7 +62,7 @@ def write_report(evaluation: Path, out: Path, scenes: int = 4) -> Path:
     return out / PAGE
 
 
-def render_page(evaluation: Evaluation, scenes: int = 4) -> str:
+def render_page(evaluation: Evaluation, scenes: int = 4, closed_loop: Path | None = None) -> str:
     """The whole page as text."""
     environment = Environment(
         loader=PackageLoader("dipole_vla.report"),
@@ -68,7 +73,9 @@ def render_page(evaluation: Evaluation, scenes: int = 4) -> str:
     )
     style = environment.loader.get_source(environment, "style.css")[0]  # type: ignore[union-attr]
     environment.filters["unbroken"] = _unbroken
-    return environment.get_template("page.html.j2").render(style=Markup(style), **_content(evaluation, scenes))
+    return environment.get_template("page.html.j2").render(
+        style=Markup(style), closed_loop=_drives(evaluation, closed_loop), **_content(evaluation, scenes)
+    )
 
 
 def _unbroken(sentence: str) -> str:
@@ -111,6 +118,20 @@ def _content(evaluation: Evaluation, scenes: int) -> dict[str, Any]:
         "versions": dict(evaluation.provenance.get("versions") or {}),
         "recipe": _yaml(evaluation.provenance.get("recipe")),
         "candidate_facts": _yaml(evaluation.candidates_meta),
+    }
+
+
+def _drives(evaluation: Evaluation, folder: Path | None) -> dict[str, Any] | None:
+    if folder is None:
+        return None
+    content = read_closed_loop(folder)
+    return {
+        "lead": lead(content),
+        "drivers": (content["other"]["driver"], content["driver"]),
+        "figures": figures(content),
+        "score": said(content["other"]["gain"]["score"], "+"),
+        "survival": survival(evaluation.gain(evaluation.chosen, evaluation.baseline)[1], content),
+        "page": str(folder / PAGE),
     }
 
 
