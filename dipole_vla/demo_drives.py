@@ -30,11 +30,10 @@ def drive_both(folder: Path, world: Path, run: Callable[[list[str]], None]) -> P
     chosen = read_json(folder / "evaluation" / "summary.json")["chosen"]
     own = Setting.of({"policy": "dipole", **chosen})
     reference = Setting.of(chosen["references"][str(own.candidates)])
-    if find_spec(EXTRA) is None:
-        return console.print("no closed loop: it needs pip install 'dipole-vla[drive]'", markup=False)
-    if own.guidance or reference.policy != REFERENCE:
-        words = own.guidance or "the mean of the reference's plans"
-        return console.print(f"no closed loop: {words} cannot be served by a setting alone", markup=False)
+    problem = _problem(own, reference)
+    if problem:
+        console.print(f"no closed loop: {problem}", markup=False, soft_wrap=True)
+        return None
     before = None
     for name, setting in (("reference", reference), ("chosen", own)):
         out = folder / "closed_loop" / name
@@ -42,6 +41,14 @@ def drive_both(folder: Path, world: Path, run: Callable[[list[str]], None]) -> P
             _drive(folder / "dipole", setting, name, world, out, before, run)
         before = out
     return before
+
+
+def _problem(own: Setting, reference: Setting) -> str | None:
+    if find_spec(EXTRA) is None:
+        return "it needs pip install 'dipole-vla[drive]'"
+    if own.guidance or reference.policy != REFERENCE:
+        return f"{own.guidance or 'the mean of plans'} is more than what `serve` is told here"
+    return None
 
 
 def _drive(
