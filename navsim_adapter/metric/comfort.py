@@ -10,7 +10,7 @@ from math import sqrt
 
 import numpy as np
 
-from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.jit import inner, lanes
 from navsim_adapter.metric.savitzky_golay import filter_series, filter_weights, unwrap
 from navsim_adapter.metric.simulate import ACCELERATION, HEADING, MOTION_STEP, YAW_RATE
 from navsim_adapter.vehicle import AXLE_TO_CENTER, INTERVAL, STATES
@@ -114,7 +114,7 @@ def history_comfort(states, lateral_acceleration, history, n, scratch, turns, is
     _bound_yaw(filtered, rows, n, slope, is_comfortable)
 
 
-@inner
+@lanes
 def _magnitudes(longitudinal, lateral_acceleration, n, magnitude):
     for c in range(n):
         magnitude[0, c] = sqrt(longitudinal[0, c] ** 2 + lateral_acceleration**2)
@@ -140,7 +140,7 @@ def _lateral_is_comfortable(history, lateral_acceleration, series, filtered):
     return 1.0
 
 
-@inner
+@lanes
 def _bound(series, rows, n, low, high, is_comfortable):
     for i in range(rows):
         row = series[i]
@@ -156,7 +156,7 @@ def _bound_yaw(unwrapped, rows, n, filtered, is_comfortable):
     _bound(filtered, rows, n, -_YAW_ACCELERATION, _YAW_ACCELERATION, is_comfortable)
 
 
-@inner
+@lanes
 def _bound_parabola(series, n, low, high, fit, is_comfortable):
     """Bound the parabola fitted to all 41 rows, at each of them."""
     _fit_parabola(series, n, fit)
@@ -168,7 +168,7 @@ def _bound_parabola(series, n, low, high, fit, is_comfortable):
             is_comfortable[c] = is_comfortable[c] if (low < value) & (value < high) else 0.0
 
 
-@inner
+@lanes
 def _bound_parabola_slope(series, n, bound, fit, is_comfortable):
     """Bound the slope of that parabola: linear in time, so the ends decide."""
     _fit_parabola(series, n, fit)
@@ -179,7 +179,7 @@ def _bound_parabola_slope(series, n, bound, fit, is_comfortable):
         is_comfortable[c] = is_comfortable[c] if (at_start < bound) & (at_end < bound) else 0.0
 
 
-@inner
+@lanes
 def _fit_parabola(series, n, fit):
     """Least-squares level, tilt and bend about the middle row, in powers u and u^2 - mean(u^2): rows of `fit` out."""
     level, tilt, bend = fit[0], fit[1], fit[2]

@@ -41,12 +41,14 @@ _njit: Any = numba.njit  # its stubs do not know every option
 _ALIKE = {"error_model": "numpy", "nogil": True, "_nrt": False}
 _INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _INLINED: dict[str, Any] = {**_INNER, "forceinline": True}
+_LANES: dict[str, Any] = _INNER
 
 if numba.version_info.short <= (0, 68):  # the shorter way leans on numba's inside: only where it was tried
     from navsim_adapter.metric import fragments
 
     _INNER = {"pipeline_class": fragments.FragmentCompiler}
     _INLINED = {"pipeline_class": fragments.InlinedCompiler}
+    _LANES = {"pipeline_class": fragments.LanesCompiler}
 
 
 def fragment(function: Callable[..., Any]) -> tuple[Any, Any]:
@@ -56,6 +58,10 @@ def fragment(function: Callable[..., Any]) -> tuple[Any, Any]:
 
 def inlined_fragment(function: Callable[..., Any]) -> tuple[Any, Any]:
     return _typed(_compiled(function, _INLINED))
+
+
+def lanes_fragment(function: Callable[..., Any]) -> tuple[Any, Any]:
+    return _typed(_compiled(function, _LANES))
 
 
 def memory_reader(function: Callable[..., Any]) -> tuple[Any, Any]:

@@ -9,9 +9,13 @@ at length, so all functions share one set of them and what sets them apart is sa
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import Any
 
+import llvmlite.binding as llvm
 from numba import _dynfunc  # type: ignore[attr-defined]
+from numba.core import cgutils
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
 from numba.core.compiler_machinery import register_pass
@@ -58,6 +62,17 @@ class _SharedFlags(Flags):
 class _Fragment(JITCodeLibrary):
     """Intermediate code alone, together with what it calls."""
 
+    is_parallel = False  # whether its innermost loops are `jit.lanes`'s
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        if not self.is_parallel:
+            return super().add_ir_module(ir_module)
+        text = _with_parallel_loops(cgutils.normalize_ir_text(str(ir_module)))
+        module = llvm.parse_assembly(text)
+        module.name = ir_module.name
+        module.verify()
+        self.add_llvm_module(module)
+
     def finalize(self) -> None:
         for library in dict.fromkeys(self._linking_libraries):
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
@@ -70,9 +85,11 @@ class _LowerFragment(NativeLowering):
 
     _name = "fragment_lowering"
     _is_inlined = False
+    _is_parallel = False
 
     def run_pass(self, state: Any) -> bool:
         library = state.library = _Fragment(state.targetctx.codegen(), state.func_id.func_qualname)
+        library.is_parallel = self._is_parallel
         state.flags = Flags(state.flags)
         state.flags.no_compile = state.flags.no_cpython_wrapper = state.flags.no_cfunc_wrapper = True
         state.flags.forceinline = self._is_inlined
@@ -89,6 +106,12 @@ class _LowerFragment(NativeLowering):
 class _LowerInlined(_LowerFragment):
     _name = "inlined_fragment_lowering"
     _is_inlined = True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _LowerLanes(_LowerFragment):
+    _name = "lanes_fragment_lowering"
+    _is_parallel = True
 
 
 class _Compiler(CompilerBase):
@@ -113,3 +136,34 @@ class FragmentCompiler(_Compiler):
 
 class InlinedCompiler(_Compiler):
     _lowering = _LowerInlined
+
+
+class LanesCompiler(_Compiler):
+    _lowering = _LowerLanes
+
+
+def _with_parallel_loops(text: str) -> str:
+    """The intermediate code with a note at each innermost loop that no turn of it needs another's memory.
+
+    Numba calls a block by the position of its first instruction and a suffix: a jump back to an earlier one, or to
+    the same, closes a loop.
+    """
+    numbers = itertools.count(1 + max(map(int, re.findall(r"^!(\d+) =", text, re.M)), default=-1))
+    group, note, here = next(numbers), next(numbers), -1
+    lines, jumps = text.splitlines(), {}  # line -> first and last position of the loop that it closes
+    for at, line in enumerate(lines):
+        if label := re.match(r"B(\d+)\S*:", line):
+            here = int(label[1])
+        elif re.match(r"\s+(%\S+ = load|store) ", line):
+            lines[at] += f", !llvm.access.group !{group}"
+        elif line.lstrip().startswith("br "):
+            back = [int(start) for start in re.findall(r'label %"B(\d+)"', line) if int(start) <= here]
+            if back:
+                jumps[at] = back[0], here
+    loops: dict[int, int] = {}  # where an innermost loop starts -> its note
+    for at, (start, end) in jumps.items():
+        if not any(start < other <= end for other, _ in jumps.values()):
+            loops.setdefault(start, next(numbers))
+            lines[at] += f", !llvm.loop !{loops[start]}"
+    lines += [f"!{group} = distinct !{{}}", f'!{note} = !{{!"llvm.loop.parallel_accesses", !{group}}}']
+    return "\n".join([*lines, *(f"!{loop} = distinct !{{!{loop}, !{note}}}" for loop in loops.values())])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from navsim_adapter.metric import simulate, ttc
-from navsim_adapter.metric.jit import inlined, inner
+from navsim_adapter.metric.jit import inlined, inner, lanes
 from navsim_adapter.metric.packed import real, whole
 from navsim_adapter.metric.traffic_index import (
     AHEAD,
@@ -92,7 +92,7 @@ def find_hits(ego, traffic, bounds, first, end, places, n, ttc_steps, near, hits
     return count
 
 
-@inner
+@lanes
 def touched_states(hits, near_count, n, touched):
     """Bits of the states at which something may touch a candidate: (lanes,) int64 out."""
     for c in range(n):
@@ -142,7 +142,7 @@ def _is_near(traffic, bound, box, half) -> bool:
     return is_across & (y - reach <= bound[3]) & (y + reach >= bound[1])
 
 
-@inner
+@lanes
 def _hit(ego, traffic, box, half, least, most, places, i, n, bit, row):
     """Set the bit of the candidates whose footprint, pushed by some share between least and most, may touch a box."""
     far = max(abs(real(traffic, box) - ego[0]), abs(real(traffic, box + 1) - ego[1]))
@@ -164,7 +164,7 @@ def _hit(ego, traffic, box, half, least, most, places, i, n, bit, row):
         row[c] |= bit if is_hit else np.int32(0)
 
 
-@inner
+@lanes
 def _hit_light(ego, traffic, light, places, i, n, bit, row):
     """Set the bit of the candidates whose circle reaches the box around a light's polygon."""
     box = whole(traffic, LIGHT_BOXES) + 4 * light

@@ -59,6 +59,15 @@ def inlined(function: Callable[..., Any]) -> Any:
     return Kernel(function, "inlined_fragment")
 
 
+def lanes(function: Callable[..., Any]) -> Any:
+    """`inner`, and in its innermost loops no turn touches memory that another turn writes.
+
+    So they are made side by side without first asking where each array lies, however many there are: loops over
+    candidates, or over a candidate's states.
+    """
+    return Kernel(function, "lanes_fragment")
+
+
 def reader(function: Callable[..., Any]) -> Any:
     """A number at a position of a block: of `packed.py`."""
     return Kernel(function, "memory_reader")

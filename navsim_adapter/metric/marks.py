@@ -9,7 +9,7 @@ import numpy as np
 
 from navsim_adapter.metric.cells import CELL, CUT_SHIFT, NEAR_LINE
 from navsim_adapter.metric.hits import COSINE, SINE, X, Y
-from navsim_adapter.metric.jit import inlined, inner
+from navsim_adapter.metric.jit import inlined, inner, lanes
 from navsim_adapter.metric.map_index import FLAGS, INTERSECTION, ON_ROUTE, ORIGIN, ROAD, SHAPE
 from navsim_adapter.metric.packed import real, small, whole
 from navsim_adapter.metric.road import FINE, IS_ROAD, MAY_BE_ROAD, ROAD_CELL, road_words
@@ -43,7 +43,7 @@ def mark(ego, area, stretch, count, places, n, marks):
         _mark_corners(ego, area, stretch, i, places, n, marks)
 
 
-@inner
+@lanes
 def _mark_center(ego, area, stretch, i, places, n, marks):
     origin, shape, flags = whole(area, ORIGIN), whole(area, SHAPE), 2 * whole(area, FLAGS)
     left, bottom = np.float32(real(area, origin) - ego[0]), np.float32(real(area, origin + 1) - ego[1])
@@ -64,7 +64,7 @@ def _mark_center(ego, area, stretch, i, places, n, marks):
         line_open[c] |= ((found >> 8) & 1) << i
 
 
-@inner
+@lanes
 def _mark_corners(ego, area, stretch, i, places, n, marks):
     origin, shape, bits = whole(area, ORIGIN), whole(area, SHAPE), 2 * whole(area, ROAD)
     left, bottom = np.float32(real(area, origin) - ego[0]), np.float32(real(area, origin + 1) - ego[1])

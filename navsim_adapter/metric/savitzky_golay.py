@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.jit import lanes
 from navsim_adapter.vehicle import INTERVAL
 
 
@@ -27,7 +27,7 @@ def filter_weights(window: int, order: int, derivative: int) -> np.ndarray:
     return np.ascontiguousarray(at @ fit) / INTERVAL**derivative
 
 
-@inner
+@lanes
 def filter_series(series, rows, n, weights, filtered) -> None:
     """Filter the first `rows` rows and n columns of `series`, rounding to 8 decimals: `filtered` out."""
     window = weights.shape[1]
@@ -56,7 +56,7 @@ def filter_series(series, rows, n, weights, filtered) -> None:
             out[c] = np.rint(out[c] * 1e8) / 1e8
 
 
-@inner
+@lanes
 def unwrap(headings, rows, n, turns, unwrapped) -> None:
     """Headings without jumps: less 2 pi times the cumulated rounded turns (metric 6.9).  turns: (n,) scratch."""
     for c in range(n):

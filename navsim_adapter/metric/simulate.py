@@ -17,7 +17,7 @@ from math import pi
 import numpy as np
 
 from navsim_adapter.metric.angles import principal, sine_cosine, tangent, wrap
-from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.jit import inner, lanes
 from navsim_adapter.vehicle import AXLE_TO_CENTER, INTERVAL, STATES, STEPS, WHEELBASE
 
 # Planes of a block of states, each (41, lanes). COSINE and SINE are those of HEADING.
@@ -136,7 +136,7 @@ def literal_headings(ego: np.ndarray, poses: np.ndarray) -> np.ndarray:
     return np.arctan2(absolute[:, 1, 0].copy(), absolute[:, 0, 0].copy()).reshape(poses.shape[:2])
 
 
-@inner
+@lanes
 def sample_reference(knots, span, lower, offset, n, slopes, reference):
     """Linear interpolation of the knots at the 41 query times, headings wrapped to [-pi, pi) (metric 5.1).
 
@@ -162,7 +162,7 @@ def sample_reference(knots, span, lower, offset, n, slopes, reference):
             heading[c], cosines[c], sines[c] = angle, cosine, sine
 
 
-@inner
+@lanes
 def take_reference(poses, first, n, reference):
     """Copy planned map-frame poses (N, 41, 3) that already lie at the 41 times."""
     for k in range(STATES):
@@ -173,7 +173,7 @@ def take_reference(poses, first, n, reference):
             sines[c], cosines[c] = sine_cosine(heading[c])
 
 
-@inner
+@lanes
 def fit_speed(reference, n, speed):
     """Speeds along the reference at its first 40 poses: (40, lanes) out (metric 5.3)."""
     for i in range(STEPS):
@@ -201,7 +201,7 @@ def fit_speed(reference, n, speed):
             here[c] = here[c] - lower_1 * one[c] - lower_2 * two[c]
 
 
-@inner
+@lanes
 def fit_curvature(reference, speed, n, excess, curvature):
     """Curvatures along the reference at its first 40 poses: (40, lanes) out (metric 5.3).
 
@@ -232,7 +232,7 @@ def fit_curvature(reference, speed, n, excess, curvature):
             here[c] = (here[c] + after[c]) / (1.0 + e[c])
 
 
-@inner
+@lanes
 def window_moments(curvature, n, moments):
     """Moments 0..3 of the tracker's curvature window at each step: (4, 40, lanes) out (metric 5.4)."""
     for k in range(STEPS):
@@ -277,7 +277,7 @@ def track(ego, reference, speed, moments, n, states):
 
 
 # Three loops and not one: with all their arrays together LLVM gives up on vectorising.
-@inner
+@lanes
 def _command(reference, speed, moments, k, n, states):
     """The tracker's acceleration and steering rate at step k (metric 5.4), left in those planes of row k + 1."""
     target = speed[min(k + _HORIZON, STEPS - 1)]
@@ -299,7 +299,7 @@ def _command(reference, speed, moments, k, n, states):
         rate[c] = 0.0 if is_stopping else steer
 
 
-@inner
+@lanes
 def _respond(k, n, states):
     """The bicycle model's speed and steering in row k + 1, where the commands lie (metric 5.5)."""
     v0, a0, steering0 = states[SPEED, k], states[ACCELERATION, k], states[STEERING, k]
@@ -314,7 +314,7 @@ def _respond(k, n, states):
         yaw_rate1[c] = v * tangent(steering) * (1.0 / WHEELBASE)
 
 
-@inner
+@lanes
 def _move(k, n, states):
     """The bicycle model's pose in row k + 1, from the speed and steering of row k (metric 5.5)."""
     x0, y0, heading0, cosine0, sine0 = (
