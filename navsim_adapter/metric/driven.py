@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from navsim_adapter.metric import areas, comfort, hits, simulate
+from navsim_adapter.metric import areas, comfort, hits, simulate, work
 from navsim_adapter.metric.angles import sine_cosine
 from navsim_adapter.metric.contacts import judge_contacts, measured_speed
 from navsim_adapter.metric.driving_direction import driving_direction_compliance
 from navsim_adapter.metric.engine import DONE
 from navsim_adapter.metric.jit import entry
 from navsim_adapter.metric.map_index import area_count
-from navsim_adapter.metric.packed import Packed, end_of, reals, singles, smalls, wholes
-from navsim_adapter.metric.traffic_index import AHEAD, STRETCH, STRETCHES, light_count, object_count
+from navsim_adapter.metric.packed import Packed, end_of, reals
+from navsim_adapter.metric.traffic_index import AHEAD, STRETCHES, light_count, object_count
 from navsim_adapter.vehicle import STATES, STEPS
 
 VERDICT = ("collisions", "drivable_area", "direction", "lights", "comfort", "collision_time")
@@ -48,11 +48,8 @@ def judge(area: Packed, traffic: Packed, history: np.ndarray, states: np.ndarray
 @entry("void(f8[::1], f8[:,:,::1], f8[:,::1], f8[::1])")
 def _follow(ego, poses, states, scratch):
     first, n = np.int64(0), poses.shape[0]
-    reference = reals(scratch.ctypes.data, (simulate.REFERENCE_PLANES, STATES, n))
-    speed = reals(end_of(reference), (STEPS, n))
-    curvature = reals(end_of(speed), (STEPS, n))
-    moments = reals(end_of(curvature), (4, STATES, n))
-    block = reals(end_of(moments), (simulate.PLANES, STATES, n))
+    reference, speed, curvature, moments, end = work.for_tracking(scratch.ctypes.data, n)
+    block = reals(end, (simulate.PLANES, STATES, n))
     simulate.take_reference(poses, first, n, reference)
     simulate.fit_speed(reference, n, speed)
     simulate.fit_curvature(reference, speed, n, moments[0], curvature)
@@ -72,21 +69,10 @@ def _judge(area, traffic, history, states, verdict, scratch):
     n, c, ego = np.int64(1), np.int64(0), states[0]
     objects, things = object_count(traffic), object_count(traffic) + light_count(traffic)
     block = reals(scratch.ctypes.data, (simulate.PLANES, STATES, n))
-    series = reals(end_of(block), (comfort.SCRATCH_SERIES, STATES + history.shape[0], n))
-    turns = reals(end_of(series), (n,))
-    is_comfortable = reals(end_of(turns), (n,))
-    touched = wholes(end_of(is_comfortable), (n,))
-    near = wholes(end_of(touched), (STRETCHES, things))
-    near_count = wholes(end_of(near), (STRETCHES,))
-    is_settled = wholes(end_of(near_count), (2, objects))
-    corners = reals(end_of(is_settled), (4, 2))
-    other = reals(end_of(corners), (4, 2))
-    moved = reals(end_of(other), (STATES,))
-    bounds = reals(end_of(moved), (STRETCH + 1, 4))
-    lanes = wholes(end_of(bounds), (5, area_count(area)))
-    places = singles(end_of(lanes), (hits.PLACES, STRETCH, n))
-    hit = smalls(end_of(places), ((things + hits.WORD - 1) // hits.WORD, STATES, n))
-    needed = (end_of(hit) - scratch.ctypes.data + 7) // 8
+    series, turns, is_comfortable, end = work.for_comfort(end_of(block), STATES + history.shape[0], n)
+    near, near_count, places, bounds, spans, tracks, end = work.for_near(end, objects, things, n)
+    touching, hit, settled, corners, other, moved, lanes, own, end = work.for_candidate(end, things, area_count(area))
+    needed = (end - scratch.ctypes.data + 7) // 8
     if needed > scratch.shape[0]:
         return needed
 
@@ -97,14 +83,15 @@ def _judge(area, traffic, history, states, verdict, scratch):
         block[simulate.STEERING_RATE, k, c], block[simulate.YAW_RATE, k, c] = states[k, 8], states[k, 9]
         block[simulate.SINE, k, c], block[simulate.COSINE, k, c] = sine_cosine(states[k, 2])
     start_speed, ttc_steps = measured_speed(ego), STATES - AHEAD
-    for k in range(0, STATES, STRETCH):
-        stretch, end = k // STRETCH, min(k + STRETCH, STATES)
-        hits.place(ego, start_speed, block, k, end, n, places, bounds)
-        near_count[stretch] = hits.find_hits(ego, traffic, bounds, k, end, places, n, ttc_steps, near[stretch], hit)
-    hits.touched_states(hit, near_count, n, touched)
+    hits.place(ego, start_speed, block, n, places, bounds)
+    for stretch in range(STRETCHES):
+        near_count[stretch] = hits.find_near(
+            ego, traffic, stretch, bounds[stretch], n, near[stretch], spans[stretch], tracks[stretch]
+        )
+    hits.take_places(places, c, own)
     verdict[0], _ttc, verdict[3], verdict[5], _when = judge_contacts(
-        area, traffic, start_speed, block, c, near, near_count, hit, touched[c], ttc_steps, is_settled, corners, other,
-        lanes,
+        area, traffic, start_speed, block, c, own, bounds, near, near_count, spans, tracks, ttc_steps, touching, hit,
+        settled, corners, other, lanes,
     )  # fmt: skip
     in_route, in_crossing = areas.settle_center(area, block, c, 0, 0, _EVERY)
     verdict[1] = areas.drivable_area_compliance(area, block, c, _EVERY, 0, corners)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from navsim_adapter.metric import aggregate, areas, comfort, hits, marks, simulate
+from navsim_adapter.metric import aggregate, areas, comfort, hits, marks, simulate, work
 from navsim_adapter.metric.angles import sine_cosine
 from navsim_adapter.metric.contacts import judge_contacts, measured_speed
 from navsim_adapter.metric.driving_direction import driving_direction_compliance
 from navsim_adapter.metric.jit import entry, inner
 from navsim_adapter.metric.lane_keeping import lane_keeping
 from navsim_adapter.metric.map_index import area_count
-from navsim_adapter.metric.marks import marked
-from navsim_adapter.metric.packed import end_of, real, reals, singles, smalls, whole, wholes
+from navsim_adapter.metric.packed import end_of, real, reals, whole, wholes
 from navsim_adapter.metric.progress import progress_at
-from navsim_adapter.metric.traffic_index import AHEAD, STRETCH, STRETCHES, light_count, object_count
+from navsim_adapter.metric.traffic_index import AHEAD, STRETCHES, light_count, object_count
 from navsim_adapter.vehicle import STATES, STEPS
 
 LANES = 64
@@ -77,44 +76,24 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
     history = reals(scene + 8 * whole(scene, HISTORY), (past, 3))
 
     count, size, width = poses.shape[0], poses.shape[1], min(poses.shape[0], LANES)
-    objects, things, rows = object_count(traffic), object_count(traffic) + light_count(traffic), (STATES + past) | 1
-    times = reals(scratch.ctypes.data, (size + 1,))
-    span = reals(end_of(times), (size,))
-    lower = wholes(end_of(span), (STATES,))
-    offset = reals(end_of(lower), (STATES,))
-    knots = reals(end_of(offset), (3, size + 1, width))
+    objects, things = object_count(traffic), object_count(traffic) + light_count(traffic)
+    times, span, lower, offset, end = work.for_times(scratch.ctypes.data, size)
+    knots = reals(end, (3, size + 1, width))
     slopes = reals(end_of(knots), (3, size, width))
-    reference = reals(end_of(slopes), (simulate.REFERENCE_PLANES, STATES, width))
-    speed = reals(end_of(reference), (STEPS, width))
-    curvature = reals(end_of(speed), (STEPS, width))
-    moments = reals(end_of(curvature), (4, STATES, width))  # an odd number of rows: planes must not be pages apart
-    block = reals(end_of(moments), (simulate.PLANES, STATES, width))
-    series = reals(end_of(block), (comfort.SCRATCH_SERIES, rows, width))
-    turns = reals(end_of(series), (width,))
-    is_comfortable = reals(end_of(turns), (width,))
-    is_tied = wholes(end_of(is_comfortable), (width,))
-    touched = wholes(end_of(is_tied), (width,))
-    near = wholes(end_of(touched), (STRETCHES, things))
-    near_count = wholes(end_of(near), (STRETCHES,))
-    is_settled = wholes(end_of(near_count), (2, objects))
-    corners = reals(end_of(is_settled), (4, 2))
-    other = reals(end_of(corners), (4, 2))
-    moved = reals(end_of(other), (STATES,))
-    bounds = reals(end_of(moved), (STRETCH + 1, 4))
-    lanes = wholes(end_of(bounds), (5, area_count(area)))
-    places = singles(end_of(lanes), (hits.PLACES, STRETCH, width))
-    mark = smalls(end_of(places), (STRETCHES, marks.MARKS, width))
-    hit = smalls(end_of(mark), ((things + hits.WORD - 1) // hits.WORD, STATES, width))
-    needed = (end_of(hit) - scratch.ctypes.data + 7) // 8
+    is_tied = wholes(end_of(slopes), (width,))
+    reference, speed, curvature, moments, end = work.for_tracking(end_of(is_tied), width)
+    block = reals(end, (simulate.PLANES, STATES, width))
+    series, turns, is_comfortable, end = work.for_comfort(end_of(block), STATES + past, width)
+    near, near_count, places, bounds, spans, tracks, end = work.for_near(end, objects, things, width)
+    touching, hit, settled, corners, other, moved, lanes, own, end = work.for_candidate(end, things, area_count(area))
+    needed = (end - scratch.ctypes.data + 7) // 8
     if needed > scratch.shape[0]:
         return needed
 
     if not is_planned:
         simulate.sample_times(time_us, size, interval, times, span, lower, offset)
-    start_speed, ttc_steps = (
-        measured_speed(ego),
-        STATES - AHEAD if is_epdms else STATES,
-    )  # EPDMS's objects end with the states
+    # EPDMS's objects end with the states.
+    start_speed, ttc_steps = measured_speed(ego), STATES - AHEAD if is_epdms else STATES
     result = DONE
     for c in range(width):
         is_tied[c] = 0
@@ -133,31 +112,26 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
             comfort.history_comfort(block, ego[6], history, n, series, turns, is_comfortable)
         else:
             comfort.comfort(block, ego[6], n, series, turns, is_comfortable)
-        for k in range(0, STATES, STRETCH):
-            stretch, end = k // STRETCH, min(k + STRETCH, STATES)
-            hits.place(ego, start_speed, block, k, end, n, places, bounds)
-            near_count[stretch] = hits.find_hits(ego, traffic, bounds, k, end, places, n, ttc_steps, near[stretch], hit)
-            marks.mark(ego, area, stretch, end - k, places, n, mark)
-        hits.touched_states(hit, near_count, n, touched)
+        hits.place(ego, start_speed, block, n, places, bounds)
+        for stretch in range(STRETCHES):
+            near_count[stretch] = hits.find_near(
+                ego, traffic, stretch, bounds[stretch], n, near[stretch], spans[stretch], tracks[stretch]
+            )
         start = progress_at(area, block, 0, 0)  # where all of them start
         for c in range(n):
             row = table[first + c]
+            hits.take_places(places, c, own)
             row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
-                area, traffic, start_speed, block, c, near, near_count, hit, touched[c], ttc_steps, is_settled, corners,
-                other, lanes,
+                area, traffic, start_speed, block, c, own, bounds, near, near_count, spans, tracks, ttc_steps,
+                touching, hit, settled, corners, other, lanes,
             )  # fmt: skip
-            in_route, in_crossing = areas.settle_center(
-                area, block, c, marked(mark, marks.IN_ROUTE, c), marked(mark, marks.IN_CROSSING, c),
-                marked(mark, marks.CENTER_OPEN, c),
-            )  # fmt: skip
-            row[RAW + DAC] = areas.drivable_area_compliance(
-                area, block, c, marked(mark, marks.CORNERS_OPEN, c), marked(mark, marks.OFF_ROAD, c), corners
-            )
+            in_route, in_crossing, is_open, is_near = marks.mark_centers(ego, area, own)
+            in_route, in_crossing = areas.settle_center(area, block, c, in_route, in_crossing, is_open)
+            is_open, is_off = marks.mark_corners(ego, area, own)
+            row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, is_open, is_off, corners)
             is_exempt = in_route | in_crossing if is_epdms else in_route
             row[RAW + DDC] = driving_direction_compliance(block, c, is_exempt, moved)
-            row[RAW + LK] = (
-                lane_keeping(area, block, c, in_crossing, marked(mark, marks.LINE_OPEN, c)) if is_epdms else 1.0
-            )
+            row[RAW + LK] = lane_keeping(area, block, c, in_crossing, is_near) if is_epdms else 1.0
             row[PROGRESS_RAW] = max(progress_at(area, block, STEPS, c) - start, 0.0)
             row[RAW + COMFORT] = is_comfortable[c]
             combine(row, is_epdms, best_other, human, np.nan)

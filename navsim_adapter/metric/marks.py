@@ -1,4 +1,4 @@
-"""What the grids of the map say of a stretch of states, for all candidates side by side: most need no exact test.
+"""What the grids of the map say of a candidate's states, looked up side by side: most need no exact test.
 
 Positions are in single precision from where the ego starts, as `hits.py` places them; the grids' margins allow for it.
 """
@@ -14,76 +14,86 @@ from navsim_adapter.metric.map_index import FLAGS, INTERSECTION, ON_ROUTE, ORIGI
 from navsim_adapter.metric.packed import real, small, whole
 from navsim_adapter.metric.road import FINE, IS_ROAD, MAY_BE_ROAD, ROAD_CELL, road_words
 from navsim_adapter.metric.traffic_index import STRETCH, STRETCHES
-from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH
-
-# Planes of marks: of each state of a stretch one bit.
-IN_ROUTE, IN_CROSSING, CENTER_OPEN, LINE_OPEN, CORNERS_OPEN, OFF_ROAD = range(6)
-MARKS = 6
+from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH, STATES
 
 _LONG, _WIDE = np.float32(HALF_LENGTH), np.float32(HALF_WIDTH)
 _NOUGHT, _PER_CELL, _FINE = np.float32(0.0), np.float32(1.0 / CELL), np.float32(1.0 / ROAD_CELL)
 _MAY_BE = np.int32(MAY_BE_ROAD)
 _OFF_GRID = np.int32(((ON_ROUTE | INTERSECTION) << CUT_SHIFT) | NEAR_LINE)
+# Bit STRETCH j + i of state i: (4, STRETCH).
+_BITS, _NONE = (np.uint32(1) << np.arange(4 * STRETCH, dtype=np.uint32)).view(np.int32).reshape(4, -1), np.int32(0)
+_ALL, _EACH = (1 << STATES) - 1, (1 << STRETCH) - 1
 
 
 @inner
-def mark(ego, area, stretch, count, places, n, marks):
-    """Marks of the first `count` states of a stretch: (STRETCHES, MARKS, lanes) int32 out.
+def mark_centers(ego, area, own):
+    """Bits of the states: the center is on the route for sure; in an intersection for sure; whether it is in either
+    needs an exact test; so does whether it is near the centerline, else it is not.
 
-    IN_ROUTE, IN_CROSSING: the center is there for sure.  CENTER_OPEN: whether it is in either needs an exact test.
-    LINE_OPEN: so does whether it is near the centerline; else it is not.
-    OFF_ROAD: a corner is off the road for sure.  CORNERS_OPEN: not all corners are on it for sure.
+    own: of `hits.take_places`.
     """
-    for plane in range(MARKS):
-        row = marks[stretch, plane]
-        for c in range(n):
-            row[c] = 0
-    for i in range(count):
-        _mark_center(ego, area, stretch, i, places, n, marks)
-        _mark_corners(ego, area, stretch, i, places, n, marks)
+    in_route, in_crossing, is_open, is_near = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    for stretch in range(STRETCHES):
+        found, first = _find_centers(ego, area, own[stretch]), STRETCH * stretch
+        in_route |= (found & _EACH) << first
+        in_crossing |= ((found >> STRETCH) & _EACH) << first
+        is_open |= ((found >> (2 * STRETCH)) & _EACH) << first
+        is_near |= ((found >> (3 * STRETCH)) & _EACH) << first
+    return in_route & _ALL, in_crossing & _ALL, is_open & _ALL, is_near & _ALL
 
 
 @lanes
-def _mark_center(ego, area, stretch, i, places, n, marks):
+def _find_centers(ego, area, own):
     origin, shape, flags = whole(area, ORIGIN), whole(area, SHAPE), 2 * whole(area, FLAGS)
     left, bottom = np.float32(real(area, origin) - ego[0]), np.float32(real(area, origin + 1) - ego[1])
     columns, rows = np.int32(whole(area, shape)), np.int32(whole(area, shape + 1))
-    right, top = np.float32(columns), np.float32(rows)
-    x, y = places[X, i], places[Y, i]
-    in_route, in_crossing = marks[stretch, IN_ROUTE], marks[stretch, IN_CROSSING]
-    center_open, line_open = marks[stretch, CENTER_OPEN], marks[stretch, LINE_OPEN]
-    for c in range(n):
-        column, row = (x[c] - left) * _PER_CELL, (y[c] - bottom) * _PER_CELL
+    right, top, bits, x, y = np.float32(columns), np.float32(rows), np.int32(0), own[X], own[Y]
+    for i in range(STRETCH):
+        column, row = (x[i] - left) * _PER_CELL, (y[i] - bottom) * _PER_CELL
         is_on = (column >= _NOUGHT) & (column < right) & (row >= _NOUGHT) & (row < top)
-        place = np.int32(row if is_on else _NOUGHT) * columns + np.int32(column if is_on else _NOUGHT)
-        found = small(area, flags + place) if is_on else _OFF_GRID
-        cut = (found >> CUT_SHIFT) & ~found
-        in_route[c] |= ((found >> 1) & 1) << i
-        in_crossing[c] |= ((found >> 2) & 1) << i
-        center_open[c] |= (((cut >> 1) | (cut >> 2)) & 1) << i
-        line_open[c] |= ((found >> 8) & 1) << i
+        place = np.int32(np.int32(row if is_on else _NOUGHT) * columns + np.int32(column if is_on else _NOUGHT))
+        known = small(area, flags + place)
+        found = known if is_on else _OFF_GRID
+        cut = np.int32((found >> CUT_SHIFT) & ~found)
+        four = _if(found & ON_ROUTE, _BITS[0, i]) | _if(found & INTERSECTION, _BITS[1, i])
+        four |= _if(cut & (ON_ROUTE | INTERSECTION), _BITS[2, i]) | _if(found & NEAR_LINE, _BITS[3, i])
+        bits = np.int32(bits | np.int32(four))
+    return np.int64(bits)
+
+
+@inner
+def mark_corners(ego, area, own):
+    """Bits of the states: a corner may be off the road; it is for sure, and of later states nothing is said then."""
+    is_open, is_off = np.int64(0), np.int64(0)
+    for stretch in range(STRETCHES):
+        found, first = _find_corners(ego, area, own[stretch]), STRETCH * stretch
+        is_open |= (found & _EACH) << first
+        is_off |= (found >> STRETCH) << first
+        if is_off != 0:
+            break
+    return is_open & _ALL, is_off
 
 
 @lanes
-def _mark_corners(ego, area, stretch, i, places, n, marks):
+def _find_corners(ego, area, own):
     origin, shape, bits = whole(area, ORIGIN), whole(area, SHAPE), 2 * whole(area, ROAD)
     left, bottom = np.float32(real(area, origin) - ego[0]), np.float32(real(area, origin + 1) - ego[1])
     columns, rows = whole(area, shape), whole(area, shape + 1)
     width = np.int32(2 * road_words(columns))  # int32 words of a row
-    right, top = np.float32(columns * FINE), np.float32(rows * FINE)
-    x, y, cosine, sine = places[X, i], places[Y, i], places[COSINE, i], places[SINE, i]
-    corners_open, off_road = marks[stretch, CORNERS_OPEN], marks[stretch, OFF_ROAD]
-    for c in range(n):
-        column, row = (x[c] - left) * _FINE, (y[c] - bottom) * _FINE
-        long_x, long_y = _LONG * cosine[c] * _FINE, _LONG * sine[c] * _FINE
-        wide_x, wide_y = _WIDE * sine[c] * _FINE, _WIDE * cosine[c] * _FINE
+    right, top, two = np.float32(columns * FINE), np.float32(rows * FINE), np.int32(0)
+    x, y, cosine, sine = own[X], own[Y], own[COSINE], own[SINE]
+    for i in range(STRETCH):
+        column, row = (x[i] - left) * _FINE, (y[i] - bottom) * _FINE
+        long_x, long_y = _LONG * cosine[i] * _FINE, _LONG * sine[i] * _FINE
+        wide_x, wide_y = _WIDE * sine[i] * _FINE, _WIDE * cosine[i] * _FINE
         front_x, front_y, rear_x, rear_y = column + long_x, row + long_y, column - long_x, row - long_y
         found = _road_at(area, bits, front_x - wide_x, front_y + wide_y, right, top, width)
         found &= _road_at(area, bits, front_x + wide_x, front_y - wide_y, right, top, width)
         found &= _road_at(area, bits, rear_x - wide_x, rear_y + wide_y, right, top, width)
         found &= _road_at(area, bits, rear_x + wide_x, rear_y - wide_y, right, top, width)
-        corners_open[c] |= ((found & IS_ROAD) ^ IS_ROAD) << i
-        off_road[c] |= (((found & MAY_BE_ROAD) ^ MAY_BE_ROAD) >> 1) << i
+        both = _unless(found & IS_ROAD, _BITS[0, i]) | _unless(found & MAY_BE_ROAD, _BITS[1, i])
+        two = np.int32(two | np.int32(both))
+    return np.int64(two)
 
 
 @inlined
@@ -91,14 +101,15 @@ def _road_at(area, bits, column, row, right, top, width):
     """The two bits of the fine cell; off the grid nothing is sure."""
     is_on = (column >= _NOUGHT) & (column < right) & (row >= _NOUGHT) & (row < top)
     i, j = np.int32(column if is_on else _NOUGHT), np.int32(row if is_on else _NOUGHT)
-    found = small(area, bits + (j * width + (i >> 4))) >> (2 * (i & 15))
+    found = np.int32(small(area, bits + np.int32(j * width + (i >> 4))) >> (2 * (i & 15)))
     return found if is_on else _MAY_BE
 
 
-@inner
-def marked(marks, plane, c) -> np.int64:
-    """A candidate's marks of all states: bit k of state k."""
-    bits = np.int64(0)
-    for stretch in range(STRETCHES):
-        bits |= np.int64(marks[stretch, plane, c]) << (STRETCH * stretch)
-    return bits
+@inlined
+def _if(flag, bit):
+    return bit if flag != 0 else _NONE
+
+
+@inlined
+def _unless(flag, bit):
+    return _NONE if flag != 0 else bit

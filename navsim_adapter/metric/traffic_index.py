@@ -100,6 +100,12 @@ def light_count(traffic) -> int:
 
 
 @inner
+def step_count(traffic) -> int:
+    """Steps at which the objects are known; there must be some."""
+    return (whole(traffic, BOXES + 1) - whole(traffic, BOXES)) // (4 * object_count(traffic))
+
+
+@inner
 def has_flag(traffic, m, flag) -> bool:
     return (whole(traffic, whole(traffic, OBJECTS) + m) & flag) != 0
 

@@ -1,0 +1,64 @@
+"""The memory that the kernels work in: one piece, cut into arrays here and nowhere else."""
+
+from __future__ import annotations
+
+from navsim_adapter.metric import comfort, hits, simulate
+from navsim_adapter.metric.jit import inner
+from navsim_adapter.metric.packed import end_of, reals, singles, wholes
+from navsim_adapter.metric.traffic_index import STRETCHES
+from navsim_adapter.vehicle import STATES, STEPS
+
+
+@inner
+def for_times(address, size):
+    """Of `simulate.sample_times`: knots, span, lower, offset, and where they end."""
+    knots = reals(address, (size + 1,))
+    span = reals(end_of(knots), (size,))
+    lower = wholes(end_of(span), (STATES,))
+    offset = reals(end_of(lower), (STATES,))
+    return knots, span, lower, offset, end_of(offset)
+
+
+@inner
+def for_tracking(address, width):
+    """Of `simulate.track`: reference, speed, curvature, moments, and where they end."""
+    reference = reals(address, (simulate.REFERENCE_PLANES, STATES, width))
+    speed = reals(end_of(reference), (STEPS, width))
+    curvature = reals(end_of(speed), (STEPS, width))
+    moments = reals(end_of(curvature), (4, STATES, width))  # an odd number of rows: planes must not be pages apart
+    return reference, speed, curvature, moments, end_of(moments)
+
+
+@inner
+def for_comfort(address, rows, width):
+    """Of `comfort`: series, turns, is_comfortable, and where they end."""
+    series = reals(address, (comfort.SCRATCH_SERIES, rows | 1, width))
+    turns = reals(end_of(series), (width,))
+    is_comfortable = reals(end_of(turns), (width,))
+    return series, turns, is_comfortable, end_of(is_comfortable)
+
+
+@inner
+def for_near(address, objects, things, width):
+    """Of `hits.place` and `hits.find_near`: near, near_count, places, bounds, spans, tracks, and where they end."""
+    near = wholes(address, (STRETCHES, things))
+    near_count = wholes(end_of(near), (STRETCHES,))
+    places = singles(end_of(near_count), (hits.PLACES, STATES, width))
+    bounds = singles(end_of(places), (STRETCHES, 4, width))
+    spans = singles(end_of(bounds), (STRETCHES, 4, things))
+    tracks = singles(end_of(spans), (STRETCHES, objects, 4, hits.TRACK))
+    return near, near_count, places, bounds, spans, tracks, end_of(tracks)
+
+
+@inner
+def for_candidate(address, things, polygons):
+    """Of the rules: touching, hit, settled, corners, other, moved, lanes, own, and where they end."""
+    touching = wholes((address + 7) // 8 * 8, (things,))
+    hit = wholes(end_of(touching), (things,))
+    settled = wholes(end_of(hit), (things,))
+    corners = reals(end_of(settled), (4, 2))
+    other = reals(end_of(corners), (4, 2))
+    moved = reals(end_of(other), (STATES,))
+    lanes = wholes(end_of(moved), (5, polygons))
+    own = singles(end_of(lanes), hits.OWN)
+    return touching, hit, settled, corners, other, moved, lanes, own, end_of(own)
