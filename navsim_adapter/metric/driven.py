@@ -71,7 +71,9 @@ def _judge(area, traffic, history, states, verdict, scratch):
     block = reals(scratch.ctypes.data, (simulate.PLANES, STATES, n))
     series, turns, is_comfortable, end = work.for_comfort(end_of(block), STATES + history.shape[0], n)
     near, near_count, places, bounds, spans, tracks, end = work.for_near(end, objects, things, n)
-    touching, hit, settled, corners, other, moved, lanes, own, end = work.for_candidate(end, things, area_count(area))
+    touching, hit, settled, corners, other, moved, lanes, own, _cells, end = work.for_candidate(
+        end, things, area_count(area)
+    )
     needed = (end - scratch.ctypes.data + 7) // 8
     if needed > scratch.shape[0]:
         return needed

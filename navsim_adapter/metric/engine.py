@@ -85,7 +85,9 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
     block = reals(end, (simulate.PLANES, STATES, width))
     series, turns, is_comfortable, end = work.for_comfort(end_of(block), STATES + past, width)
     near, near_count, places, bounds, spans, tracks, end = work.for_near(end, objects, things, width)
-    touching, hit, settled, corners, other, moved, lanes, own, end = work.for_candidate(end, things, area_count(area))
+    touching, hit, settled, corners, other, moved, lanes, own, cells, end = work.for_candidate(
+        end, things, area_count(area)
+    )
     needed = (end - scratch.ctypes.data + 7) // 8
     if needed > scratch.shape[0]:
         return needed
@@ -127,7 +129,7 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
             )  # fmt: skip
             in_route, in_crossing, is_open, is_near = marks.mark_centers(ego, area, own)
             in_route, in_crossing = areas.settle_center(area, block, c, in_route, in_crossing, is_open)
-            is_open, is_off = marks.mark_corners(ego, area, own)
+            is_open, is_off = marks.mark_corners(ego, area, own, cells)
             row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, is_open, is_off, corners)
             is_exempt = in_route | in_crossing if is_epdms else in_route
             row[RAW + DDC] = driving_direction_compliance(block, c, is_exempt, moved)

@@ -62,11 +62,14 @@ def _find_centers(ego, area, own):
 
 
 @inner
-def mark_corners(ego, area, own):
-    """Bits of the states: a corner may be off the road; it is for sure, and of later states nothing is said then."""
+def mark_corners(ego, area, own, cells):
+    """Bits of the states: a corner may be off the road; it is for sure, and of later states nothing is said then.
+
+    cells: (2, 4, STRETCH) int32 scratch.
+    """
     is_open, is_off = np.int64(0), np.int64(0)
     for stretch in range(STRETCHES):
-        found, first = _find_corners(ego, area, own[stretch]), STRETCH * stretch
+        found, first = _find_corners(ego, area, own[stretch], cells), STRETCH * stretch
         is_open |= (found & _EACH) << first
         is_off |= (found >> STRETCH) << first
         if is_off != 0:
@@ -74,35 +77,69 @@ def mark_corners(ego, area, own):
     return is_open & _ALL, is_off
 
 
+@inner
+def _find_corners(ego, area, own, cells):
+    _place_corners(ego, area, own, cells)
+    _read_words(area, cells)
+    return _join_corners(cells)
+
+
 @lanes
-def _find_corners(ego, area, own):
-    origin, shape, bits = whole(area, ORIGIN), whole(area, SHAPE), 2 * whole(area, ROAD)
+def _place_corners(ego, area, own, cells):
+    """For each corner and state the word with its fine cell, and the place in it; -1 off the grid."""
+    origin, shape = whole(area, ORIGIN), whole(area, SHAPE)
     left, bottom = np.float32(real(area, origin) - ego[0]), np.float32(real(area, origin + 1) - ego[1])
     columns, rows = whole(area, shape), whole(area, shape + 1)
     width = np.int32(2 * road_words(columns))  # int32 words of a row
-    right, top, two = np.float32(columns * FINE), np.float32(rows * FINE), np.int32(0)
+    right, top = np.float32(columns * FINE), np.float32(rows * FINE)
     x, y, cosine, sine = own[X], own[Y], own[COSINE], own[SINE]
+    words_0, words_1, words_2, words_3 = cells[0, 0], cells[0, 1], cells[0, 2], cells[0, 3]
+    slots_0, slots_1, slots_2, slots_3 = cells[1, 0], cells[1, 1], cells[1, 2], cells[1, 3]
     for i in range(STRETCH):
         column, row = (x[i] - left) * _FINE, (y[i] - bottom) * _FINE
         long_x, long_y = _LONG * cosine[i] * _FINE, _LONG * sine[i] * _FINE
         wide_x, wide_y = _WIDE * sine[i] * _FINE, _WIDE * cosine[i] * _FINE
         front_x, front_y, rear_x, rear_y = column + long_x, row + long_y, column - long_x, row - long_y
-        found = _road_at(area, bits, front_x - wide_x, front_y + wide_y, right, top, width)
-        found &= _road_at(area, bits, front_x + wide_x, front_y - wide_y, right, top, width)
-        found &= _road_at(area, bits, rear_x - wide_x, rear_y + wide_y, right, top, width)
-        found &= _road_at(area, bits, rear_x + wide_x, rear_y - wide_y, right, top, width)
-        both = _unless(found & IS_ROAD, _BITS[0, i]) | _unless(found & MAY_BE_ROAD, _BITS[1, i])
+        words_0[i], slots_0[i] = _fine_cell(front_x - wide_x, front_y + wide_y, right, top, width)
+        words_1[i], slots_1[i] = _fine_cell(front_x + wide_x, front_y - wide_y, right, top, width)
+        words_2[i], slots_2[i] = _fine_cell(rear_x - wide_x, rear_y + wide_y, right, top, width)
+        words_3[i], slots_3[i] = _fine_cell(rear_x + wide_x, rear_y - wide_y, right, top, width)
+
+
+@inlined
+def _fine_cell(column, row, right, top, width):
+    is_on = (column >= _NOUGHT) & (column < right) & (row >= _NOUGHT) & (row < top)
+    i, j = np.int32(column if is_on else _NOUGHT), np.int32(row if is_on else _NOUGHT)
+    return np.int32(np.int32(j * width) + np.int32(i >> 4)), (np.int32(i & 15) if is_on else np.int32(-1))
+
+
+@lanes
+def _read_words(area, cells):
+    bits = 2 * whole(area, ROAD)
+    for corner in range(4):
+        words = cells[0, corner]
+        for i in range(STRETCH):
+            words[i] = small(area, bits + words[i])
+
+
+@lanes
+def _join_corners(cells):
+    """Bit i: a corner of state i may be off the road; bit STRETCH + i: one is for sure."""
+    words_0, words_1, words_2, words_3 = cells[0, 0], cells[0, 1], cells[0, 2], cells[0, 3]
+    slots_0, slots_1, slots_2, slots_3 = cells[1, 0], cells[1, 1], cells[1, 2], cells[1, 3]
+    is_open, is_off, two = _BITS[0], _BITS[1], np.int32(0)
+    for i in range(STRETCH):
+        front = _known(words_0[i], slots_0[i]) & _known(words_1[i], slots_1[i])
+        found = np.int32(front & _known(words_2[i], slots_2[i]) & _known(words_3[i], slots_3[i]))
+        both = _unless(found & IS_ROAD, is_open[i]) | _unless(found & MAY_BE_ROAD, is_off[i])
         two = np.int32(two | np.int32(both))
     return np.int64(two)
 
 
 @inlined
-def _road_at(area, bits, column, row, right, top, width):
-    """The two bits of the fine cell; off the grid nothing is sure."""
-    is_on = (column >= _NOUGHT) & (column < right) & (row >= _NOUGHT) & (row < top)
-    i, j = np.int32(column if is_on else _NOUGHT), np.int32(row if is_on else _NOUGHT)
-    found = np.int32(small(area, bits + np.int32(j * width + (i >> 4))) >> (2 * (i & 15)))
-    return found if is_on else _MAY_BE
+def _known(word, slot):
+    """The two bits of a fine cell; off the grid nothing is sure."""
+    return np.int32(word >> (2 * (slot & 15))) if slot >= 0 else _MAY_BE
 
 
 @inlined

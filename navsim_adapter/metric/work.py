@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from navsim_adapter.metric import comfort, hits, simulate
 from navsim_adapter.metric.jit import inner
-from navsim_adapter.metric.packed import end_of, reals, singles, wholes
-from navsim_adapter.metric.traffic_index import STRETCHES
+from navsim_adapter.metric.packed import end_of, reals, singles, smalls, wholes
+from navsim_adapter.metric.traffic_index import STRETCH, STRETCHES
 from navsim_adapter.vehicle import STATES, STEPS
 
 
@@ -52,7 +52,7 @@ def for_near(address, objects, things, width):
 
 @inner
 def for_candidate(address, things, polygons):
-    """Of the rules: touching, hit, settled, corners, other, moved, lanes, own, and where they end."""
+    """Of the rules: touching, hit, settled, corners, other, moved, lanes, own, cells, and where they end."""
     touching = wholes((address + 7) // 8 * 8, (things,))
     hit = wholes(end_of(touching), (things,))
     settled = wholes(end_of(hit), (things,))
@@ -61,4 +61,5 @@ def for_candidate(address, things, polygons):
     moved = reals(end_of(other), (STATES,))
     lanes = wholes(end_of(moved), (5, polygons))
     own = singles(end_of(lanes), hits.OWN)
-    return touching, hit, settled, corners, other, moved, lanes, own, end_of(own)
+    cells = smalls(end_of(own), (2, 4, STRETCH))
+    return touching, hit, settled, corners, other, moved, lanes, own, cells, end_of(cells)
