@@ -21,7 +21,7 @@ from navsim_adapter.vehicle import STATES, STEPS
 
 VERDICT = ("collisions", "drivable_area", "direction", "lights", "comfort", "collision_time")
 _EVERY = (1 << STATES) - 1  # states at which nothing is known beforehand
-_TRACKER = (simulate.REFERENCE_PLANES + simulate.PLANES + 4) * STATES + 2 * STEPS  # numbers that `_follow` works in
+_TRACKER = (simulate.REFERENCE_PLANES + simulate.PLANES) * STATES + 3 * STEPS  # numbers that `_follow` works in
 
 
 def follow(ego: np.ndarray, path: np.ndarray) -> np.ndarray:
@@ -48,13 +48,12 @@ def judge(area: Packed, traffic: Packed, history: np.ndarray, states: np.ndarray
 @entry("void(f8[::1], f8[:,:,::1], f8[:,::1], f8[::1])")
 def _follow(ego, poses, states, scratch):
     first, n = np.int64(0), poses.shape[0]
-    reference, speed, curvature, moments, end = work.for_tracking(scratch.ctypes.data, n)
+    reference, speed, excess, curvature, end = work.for_tracking(scratch.ctypes.data, n)
     block = reals(end, (simulate.PLANES, STATES, n))
     simulate.take_reference(poses, first, n, reference)
     simulate.fit_speed(reference, n, speed)
-    simulate.fit_curvature(reference, speed, n, moments[0], curvature)
-    simulate.window_moments(curvature, n, moments)
-    simulate.track(ego, reference, speed, moments, n, block)
+    simulate.fit_curvature(reference, speed, n, excess, curvature)
+    simulate.track(ego, reference, speed, curvature, n, block)
     for k in range(STATES):
         states[k, :] = 0.0
         states[k, 0], states[k, 1] = block[simulate.X, k, 0], block[simulate.Y, k, 0]

@@ -81,7 +81,7 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
     knots = reals(end, (3, size + 1, width))
     slopes = reals(end_of(knots), (3, size, width))
     is_tied = wholes(end_of(slopes), (width,))
-    reference, speed, curvature, moments, end = work.for_tracking(end_of(is_tied), width)
+    reference, speed, excess, curvature, end = work.for_tracking(end_of(is_tied), width)
     block = reals(end, (simulate.PLANES, STATES, width))
     series, turns, is_comfortable, end = work.for_comfort(end_of(block), STATES + past, width)
     near, near_count, places, bounds, spans, tracks, end = work.for_near(end, objects, things, width)
@@ -107,9 +107,8 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
             simulate.place_knots(ego, poses, headings, first, n, knots, is_tied)
             simulate.sample_reference(knots, span, lower, offset, n, slopes, reference)
         simulate.fit_speed(reference, n, speed)
-        simulate.fit_curvature(reference, speed, n, moments[0], curvature)
-        simulate.window_moments(curvature, n, moments)
-        simulate.track(ego, reference, speed, moments, n, block)
+        simulate.fit_curvature(reference, speed, n, excess, curvature)
+        simulate.track(ego, reference, speed, curvature, n, block)
         if is_epdms:
             comfort.history_comfort(block, ego[6], history, n, series, turns, is_comfortable)
         else:

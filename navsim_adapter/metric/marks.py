@@ -139,7 +139,8 @@ def _join_corners(cells):
 @inlined
 def _known(word, slot):
     """The two bits of a fine cell; off the grid nothing is sure."""
-    return np.int32(word >> (2 * (slot & 15))) if slot >= 0 else _MAY_BE
+    found = np.int32(word >> np.int32(2 * (slot & 15)))
+    return found if slot >= 0 else _MAY_BE
 
 
 @inlined

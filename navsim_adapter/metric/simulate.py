@@ -17,7 +17,7 @@ from math import pi
 import numpy as np
 
 from navsim_adapter.metric.angles import principal, sine_cosine, tangent, wrap
-from navsim_adapter.metric.jit import inner, lanes
+from navsim_adapter.metric.jit import inlined, inner, lanes
 from navsim_adapter.vehicle import AXLE_TO_CENTER, INTERVAL, STATES, STEPS, WHEELBASE
 
 # Planes of a block of states, each (41, lanes). COSINE and SINE are those of HEADING.
@@ -189,16 +189,15 @@ def fit_speed(reference, n, speed):
             for c in range(n):
                 along = (cosine[c] * (x1[c] - x0[c]) + sine[c] * (y1[c] - y0[c])) / INTERVAL
                 here[c] = along - lower_1 * one[c] - lower_2 * two[c]
-    for i in range(STEPS):
-        here, pivot = speed[i], _SPEED_PIVOT[i]
-        for c in range(n):
-            here[c] *= pivot
+    last = speed[STEPS - 1]
+    for c in range(n):
+        last[c] *= _SPEED_PIVOT[STEPS - 1]
     for i in range(STEPS - 2, -1, -1):
-        here, one, two = speed[i], speed[i + 1], speed[min(i + 2, STEPS - 1)]
+        here, one, two, pivot = speed[i], speed[i + 1], speed[min(i + 2, STEPS - 1)], _SPEED_PIVOT[i]
         lower_1 = _SPEED_LOWER_1[i + 1]
         lower_2 = _SPEED_LOWER_2[i + 2] if i + 2 < STEPS else 0.0
         for c in range(n):
-            here[c] = here[c] - lower_1 * one[c] - lower_2 * two[c]
+            here[c] = here[c] * pivot - lower_1 * one[c] - lower_2 * two[c]
 
 
 @lanes
@@ -232,32 +231,8 @@ def fit_curvature(reference, speed, n, excess, curvature):
             here[c] = (here[c] + after[c]) / (1.0 + e[c])
 
 
-@lanes
-def window_moments(curvature, n, moments):
-    """Moments 0..3 of the tracker's curvature window at each step: (4, 40, lanes) out (metric 5.4)."""
-    for k in range(STEPS):
-        m0, m1, m2, m3 = moments[0, k], moments[1, k], moments[2, k], moments[3, k]
-        first = curvature[k]
-        for c in range(n):
-            m0[c] = first[c]
-            m1[c] = 0.0
-            m2[c] = 0.0
-            m3[c] = 0.0
-        for m in range(1, _HORIZON):
-            row = curvature[min(k + m, STEPS - 1)]
-            weight = float(m)
-            for c in range(n):
-                term = row[c]
-                m0[c] += term
-                term *= weight
-                m1[c] += term
-                term *= weight
-                m2[c] += term
-                m3[c] += term * weight
-
-
 @inner
-def track(ego, reference, speed, moments, n, states):
+def track(ego, reference, speed, curvature, n, states):
     """Follow the reference for 40 steps with the official tracker and bicycle model (metric 5.4, 5.5).
 
     states: (PLANES, 41, lanes) out. The first state keeps the measured motion; logs know no steering and have it 0.
@@ -271,52 +246,20 @@ def track(ego, reference, speed, moments, n, states):
         states[YAW_RATE, 0, c] = ego[3] * tangent(ego[7]) * (1.0 / WHEELBASE)
         states[COSINE, 0, c], states[SINE, 0, c] = ego_cosine, ego_sine
     for k in range(STEPS):
-        _command(reference, speed, moments, k, n, states)
-        _respond(k, n, states)
-        _move(k, n, states)
+        _step(reference, speed, curvature, k, n, states)
 
 
-# Three loops and not one: with all their arrays together LLVM gives up on vectorising.
 @lanes
-def _command(reference, speed, moments, k, n, states):
-    """The tracker's acceleration and steering rate at step k (metric 5.4), left in those planes of row k + 1."""
+def _step(reference, speed, curvature, k, n, states):
+    """From row k of the states to the next: command, bicycle model's speed and steering, its pose."""
     target = speed[min(k + _HORIZON, STEPS - 1)]
     reference_x, reference_y, reference_heading = reference[X, k], reference[Y, k], reference[HEADING, k]
     reference_cosine, reference_sine = reference[_REFERENCE_COSINE, k], reference[_REFERENCE_SINE, k]
-    m0, m1, m2, m3 = moments[0, k], moments[1, k], moments[2, k], moments[3, k]
-    x, y, heading = states[X, k], states[Y, k], states[HEADING, k]
-    speeds, steering = states[SPEED, k], states[STEERING, k]
-    acceleration, rate = states[ACCELERATION, k + 1], states[STEERING_RATE, k + 1]
-    for c in range(n):
-        v = speeds[c]
-        dx, dy = x[c] - reference_x[c], y[c] - reference_y[c]
-        lateral = -dx * reference_sine[c] + dy * reference_cosine[c]
-        turned = wrap(heading[c] - reference_heading[c])
-        is_stopping = (target[c] <= _STOP_SPEED) & (v <= _STOP_SPEED)
-        push = -_STOP_GAIN * (v - target[c]) if is_stopping else (10.0 / 11.0) * (target[c] - v)
-        steer = _steering_rate(lateral, turned, steering[c], v, push, m0[c], m1[c], m2[c], m3[c])
-        acceleration[c] = push
-        rate[c] = 0.0 if is_stopping else steer
-
-
-@lanes
-def _respond(k, n, states):
-    """The bicycle model's speed and steering in row k + 1, where the commands lie (metric 5.5)."""
-    v0, a0, steering0 = states[SPEED, k], states[ACCELERATION, k], states[STEERING, k]
-    v1, a1, steering1 = states[SPEED, k + 1], states[ACCELERATION, k + 1], states[STEERING, k + 1]
-    rate1, yaw_rate1 = states[STEERING_RATE, k + 1], states[YAW_RATE, k + 1]
-    for c in range(n):
-        a = a0[c] + _SPEED_FILTER * (a1[c] - a0[c])
-        rate = _STEERING_FILTER * rate1[c]
-        v = v0[c] + a * MOTION_STEP
-        steering = min(max(steering0[c] + rate * MOTION_STEP, -_STEERING_LIMIT), _STEERING_LIMIT)
-        v1[c], a1[c], steering1[c], rate1[c] = v, a, steering, rate
-        yaw_rate1[c] = v * tangent(steering) * (1.0 / WHEELBASE)
-
-
-@lanes
-def _move(k, n, states):
-    """The bicycle model's pose in row k + 1, from the speed and steering of row k (metric 5.5)."""
+    last = STEPS - 1
+    w0, w1, w2 = curvature[k], curvature[min(k + 1, last)], curvature[min(k + 2, last)]
+    w3, w4, w5 = curvature[min(k + 3, last)], curvature[min(k + 4, last)], curvature[min(k + 5, last)]
+    w6, w7, w8 = curvature[min(k + 6, last)], curvature[min(k + 7, last)], curvature[min(k + 8, last)]
+    w9 = curvature[min(k + 9, last)]
     x0, y0, heading0, cosine0, sine0 = (
         states[X, k],
         states[Y, k],
@@ -324,14 +267,50 @@ def _move(k, n, states):
         states[COSINE, k],
         states[SINE, k],
     )
+    v0, a0, steering0, yaw_rate0 = states[SPEED, k], states[ACCELERATION, k], states[STEERING, k], states[YAW_RATE, k]
     x1, y1, heading1 = states[X, k + 1], states[Y, k + 1], states[HEADING, k + 1]
     cosine1, sine1 = states[COSINE, k + 1], states[SINE, k + 1]
-    v0, yaw_rate0 = states[SPEED, k], states[YAW_RATE, k]
+    v1, a1, steering1 = states[SPEED, k + 1], states[ACCELERATION, k + 1], states[STEERING, k + 1]
+    rate1, yaw_rate1 = states[STEERING_RATE, k + 1], states[YAW_RATE, k + 1]
     for c in range(n):
+        dx, dy = x0[c] - reference_x[c], y0[c] - reference_y[c]
+        lateral = -dx * reference_sine[c] + dy * reference_cosine[c]
+        turned = wrap(heading0[c] - reference_heading[c])
+        m0, m1, m2, m3 = _moments(w0[c], w1[c], w2[c], w3[c], w4[c], w5[c], w6[c], w7[c], w8[c], w9[c])
+        is_stopping = (target[c] <= _STOP_SPEED) & (v0[c] <= _STOP_SPEED)
+        push = -_STOP_GAIN * (v0[c] - target[c]) if is_stopping else (10.0 / 11.0) * (target[c] - v0[c])
+        steer = _steering_rate(lateral, turned, steering0[c], v0[c], push, m0, m1, m2, m3)
+        a = a0[c] + _SPEED_FILTER * (push - a0[c])
+        rate = _STEERING_FILTER * (0.0 if is_stopping else steer)
+        v = v0[c] + a * MOTION_STEP
+        steering = min(max(steering0[c] + rate * MOTION_STEP, -_STEERING_LIMIT), _STEERING_LIMIT)
+        heading = principal(heading0[c] + yaw_rate0[c] * MOTION_STEP)
         x1[c] = x0[c] + v0[c] * cosine0[c] * MOTION_STEP
         y1[c] = y0[c] + v0[c] * sine0[c] * MOTION_STEP
-        heading1[c] = principal(heading0[c] + yaw_rate0[c] * MOTION_STEP)
-        sine1[c], cosine1[c] = sine_cosine(heading1[c])
+        v1[c], a1[c], steering1[c], rate1[c] = v, a, steering, rate
+        yaw_rate1[c] = v * tangent(steering) * (1.0 / WHEELBASE)
+        heading1[c] = heading
+        sine1[c], cosine1[c] = sine_cosine(heading)
+
+
+@inlined
+def _moments(w0, w1, w2, w3, w4, w5, w6, w7, w8, w9):
+    """Moments 0..3 of the tracker's curvature window, sums of m^0..3 w_m (metric 5.4)."""
+    moments = _with_moments(1.0, w1, w0, 0.0, 0.0, 0.0)
+    moments = _with_moments(2.0, w2, *moments)
+    moments = _with_moments(3.0, w3, *moments)
+    moments = _with_moments(4.0, w4, *moments)
+    moments = _with_moments(5.0, w5, *moments)
+    moments = _with_moments(6.0, w6, *moments)
+    moments = _with_moments(7.0, w7, *moments)
+    moments = _with_moments(8.0, w8, *moments)
+    return _with_moments(9.0, w9, *moments)
+
+
+@inlined
+def _with_moments(m, w, m0, m1, m2, m3):
+    first, second = w * m, w * m * m
+    return m0 + w, m1 + first, m2 + second, m3 + second * m
 
 
 @inner

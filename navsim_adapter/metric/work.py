@@ -21,12 +21,12 @@ def for_times(address, size):
 
 @inner
 def for_tracking(address, width):
-    """Of `simulate.track`: reference, speed, curvature, moments, and where they end."""
+    """Of `simulate.track`: reference, speed, excess, curvature, and where they end."""
     reference = reals(address, (simulate.REFERENCE_PLANES, STATES, width))
     speed = reals(end_of(reference), (STEPS, width))
-    curvature = reals(end_of(speed), (STEPS, width))
-    moments = reals(end_of(curvature), (4, STATES, width))  # an odd number of rows: planes must not be pages apart
-    return reference, speed, curvature, moments, end_of(moments)
+    excess = reals(end_of(speed), (STEPS, width))
+    curvature = reals(end_of(excess), (STEPS, width))
+    return reference, speed, excess, curvature, end_of(curvature)
 
 
 @inner
