@@ -66,16 +66,16 @@ def is_off_lane(area, corners, lanes) -> bool:
 
 
 @inner
-def settle_center(area, states, c, in_route, in_crossing, is_open) -> tuple[int, int]:
-    """At which states the center is in the route's lanes, and in an intersection, as bits.
+def settle_center(area, states, c, in_route, in_crossing, is_open, wanted) -> tuple[int, int]:
+    """At which states the center is in the route's lanes, and in an intersection if wanted, as bits.
 
-    in_route, in_crossing, is_open: what is known of it, `marked`.
+    in_route, in_crossing, is_open: what is known of it, see `marks.mark_centers`.
     """
     while is_open != 0:
         k = first_bit(is_open)
         is_open &= is_open - 1
         x, y = center(states, k, c)
-        found = categories_at(area, x, y, ON_ROUTE | INTERSECTION)
+        found = categories_at(area, x, y, wanted)
         in_route |= (1 if (found & ON_ROUTE) != 0 else 0) << k
         in_crossing |= (1 if (found & INTERSECTION) != 0 else 0) << k
     return in_route, in_crossing

@@ -14,7 +14,7 @@ from navsim_adapter.metric.contacts import judge_contacts, measured_speed
 from navsim_adapter.metric.driving_direction import driving_direction_compliance
 from navsim_adapter.metric.engine import DONE
 from navsim_adapter.metric.jit import entry
-from navsim_adapter.metric.map_index import area_count
+from navsim_adapter.metric.map_index import INTERSECTION, ON_ROUTE, area_count
 from navsim_adapter.metric.packed import Packed, end_of, reals
 from navsim_adapter.metric.traffic_index import AHEAD, STRETCHES, light_count, object_count
 from navsim_adapter.vehicle import STATES, STEPS
@@ -94,7 +94,7 @@ def _judge(area, traffic, history, states, verdict, scratch):
         area, traffic, start_speed, block, c, own, bounds, near, near_count, spans, tracks, ttc_steps, touching, hit,
         settled, corners, other, lanes,
     )  # fmt: skip
-    in_route, in_crossing = areas.settle_center(area, block, c, 0, 0, _EVERY)
+    in_route, in_crossing = areas.settle_center(area, block, c, 0, 0, _EVERY, ON_ROUTE | INTERSECTION)
     verdict[1] = areas.drivable_area_compliance(area, block, c, _EVERY, 0, corners)
     verdict[2] = driving_direction_compliance(block, c, in_route | in_crossing, moved)
     comfort.history_comfort(block, ego[6], history, n, series, turns, is_comfortable)

@@ -14,8 +14,8 @@ from navsim_adapter.metric.contacts import judge_contacts, measured_speed
 from navsim_adapter.metric.driving_direction import driving_direction_compliance
 from navsim_adapter.metric.jit import entry, inner
 from navsim_adapter.metric.lane_keeping import lane_keeping
-from navsim_adapter.metric.map_index import area_count
-from navsim_adapter.metric.packed import end_of, real, reals, whole, wholes
+from navsim_adapter.metric.map_index import INTERSECTION, ON_ROUTE, area_count
+from navsim_adapter.metric.packed import end_of, real, reals, whole
 from navsim_adapter.metric.progress import progress_at
 from navsim_adapter.metric.traffic_index import AHEAD, STRETCHES, light_count, object_count
 from navsim_adapter.vehicle import STATES, STEPS
@@ -65,8 +65,8 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
     poses: (N, T, 3) ego frame, `interval` seconds apart; or, if is_planned, (N, 41, 3) in the map's frame at
     10 Hz.  headings: (N, T) or (0, T), see `simulate.place_knots`.
     states: (N, 41, 11) out, or (0, 41, 11).  scratch: memory.
-    Returns DONE; TIED if headings of some hang on the last bit and have to be literal, and then these have infinity in
-    SEVERAL_LANES; else how many numbers of scratch it takes, having done nothing.
+    Returns DONE; TIED if headings of some hang on the last bit and have to be given, and then these have infinity in
+    SEVERAL_LANES and nothing is scored; else how many numbers of scratch it takes, having done nothing.
     """
     facts, best_other = whole(scene, FACTS), real(scene, whole(scene, BEST))
     time_us, is_epdms = whole(scene, facts), whole(scene, facts + 1) != 0
@@ -80,8 +80,7 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
     times, span, lower, offset, end = work.for_times(scratch.ctypes.data, size)
     knots = reals(end, (3, size + 1, width))
     slopes = reals(end_of(knots), (3, size, width))
-    is_tied = wholes(end_of(slopes), (width,))
-    reference, speed, excess, curvature, end = work.for_tracking(end_of(is_tied), width)
+    reference, speed, excess, curvature, end = work.for_tracking(end_of(slopes), width)
     block = reals(end, (simulate.PLANES, STATES, width))
     series, turns, is_comfortable, end = work.for_comfort(end_of(block), STATES + past, width)
     near, near_count, places, bounds, spans, tracks, end = work.for_near(end, objects, things, width)
@@ -93,18 +92,18 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
         return needed
 
     if not is_planned:
+        if headings.shape[0] == 0 and simulate.find_ties(ego, poses, table, SEVERAL_LANES):
+            return TIED
         simulate.sample_times(time_us, size, interval, times, span, lower, offset)
     # EPDMS's objects end with the states.
     start_speed, ttc_steps = measured_speed(ego), STATES - AHEAD if is_epdms else STATES
-    result = DONE
-    for c in range(width):
-        is_tied[c] = 0
+    wanted = ON_ROUTE | INTERSECTION if is_epdms else ON_ROUTE
     for first in range(0, count, LANES):
         n = min(LANES, count - first)
         if is_planned:
             simulate.take_reference(poses, first, n, reference)
         else:
-            simulate.place_knots(ego, poses, headings, first, n, knots, is_tied)
+            simulate.place_knots(ego, poses, headings, first, n, knots)
             simulate.sample_reference(knots, span, lower, offset, n, slopes, reference)
         simulate.fit_speed(reference, n, speed)
         simulate.fit_curvature(reference, speed, n, excess, curvature)
@@ -126,8 +125,8 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
                 area, traffic, start_speed, block, c, own, bounds, near, near_count, spans, tracks, ttc_steps,
                 touching, hit, settled, corners, other, lanes,
             )  # fmt: skip
-            in_route, in_crossing, is_open, is_near = marks.mark_centers(ego, area, own)
-            in_route, in_crossing = areas.settle_center(area, block, c, in_route, in_crossing, is_open)
+            in_route, in_crossing, is_open, is_near = marks.mark_centers(ego, area, own, wanted)
+            in_route, in_crossing = areas.settle_center(area, block, c, in_route, in_crossing, is_open, wanted)
             is_open, is_off = marks.mark_corners(ego, area, own, cells)
             row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, is_open, is_off, corners)
             is_exempt = in_route | in_crossing if is_epdms else in_route
@@ -137,11 +136,9 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
             row[RAW + COMFORT] = is_comfortable[c]
             combine(row, is_epdms, best_other, human, np.nan)
             row[SEVERAL_LANES] = row[OFF_ROAD] = row[ONCOMING] = np.nan
-            if is_tied[c] != 0:
-                row[SEVERAL_LANES], result = np.inf, TIED
             if states.shape[0] > 0:
                 _write_states(ego, block, c, states[first + c])
-    return result
+    return DONE
 
 
 def product_of(row, is_epdms):

@@ -188,14 +188,20 @@ def is_flat(corners) -> bool:
 @inner
 def is_within(px, py, ax, ay, bx, by, distance) -> bool:
     """Whether p is at most `distance` from the segment a-b."""
+    return is_within_square(px, py, ax, ay, bx, by, distance * distance)
+
+
+@inner
+def is_within_square(px, py, ax, ay, bx, by, bound) -> bool:
+    """Whether the squared distance of p from the segment a-b is at most the bound."""
     dx, dy, qx, qy = bx - ax, by - ay, px - ax, py - ay
     square, along = dx * dx + dy * dy, qx * dx + qy * dy
     if along >= square:
         qx, qy = px - bx, py - by
     if along <= 0.0 or along >= square:
-        return qx * qx + qy * qy <= distance * distance
+        return qx * qx + qy * qy <= bound
     across = qx * dy - qy * dx
-    return across * across <= distance * distance * square
+    return across * across <= bound * square
 
 
 @inner

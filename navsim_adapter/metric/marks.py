@@ -26,15 +26,15 @@ _ALL, _EACH = (1 << STATES) - 1, (1 << STRETCH) - 1
 
 
 @inner
-def mark_centers(ego, area, own):
-    """Bits of the states: the center is on the route for sure; in an intersection for sure; whether it is in either
-    needs an exact test; so does whether it is near the centerline, else it is not.
+def mark_centers(ego, area, own, wanted):
+    """Bits of the states: the center is on the route for sure; in an intersection for sure; whether it is in one
+    that is wanted needs an exact test; so does whether it is near the centerline, else it is not.
 
     own: of `hits.take_places`.
     """
     in_route, in_crossing, is_open, is_near = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for stretch in range(STRETCHES):
-        found, first = _find_centers(ego, area, own[stretch]), STRETCH * stretch
+        found, first = _find_centers(ego, area, own[stretch], wanted), STRETCH * stretch
         in_route |= (found & _EACH) << first
         in_crossing |= ((found >> STRETCH) & _EACH) << first
         is_open |= ((found >> (2 * STRETCH)) & _EACH) << first
@@ -43,7 +43,7 @@ def mark_centers(ego, area, own):
 
 
 @lanes
-def _find_centers(ego, area, own):
+def _find_centers(ego, area, own, wanted):
     origin, shape, flags = whole(area, ORIGIN), whole(area, SHAPE), 2 * whole(area, FLAGS)
     left, bottom = np.float32(real(area, origin) - ego[0]), np.float32(real(area, origin + 1) - ego[1])
     columns, rows = np.int32(whole(area, shape)), np.int32(whole(area, shape + 1))
@@ -56,7 +56,7 @@ def _find_centers(ego, area, own):
         found = known if is_on else _OFF_GRID
         cut = np.int32((found >> CUT_SHIFT) & ~found)
         four = _if(found & ON_ROUTE, _BITS[0, i]) | _if(found & INTERSECTION, _BITS[1, i])
-        four |= _if(cut & (ON_ROUTE | INTERSECTION), _BITS[2, i]) | _if(found & NEAR_LINE, _BITS[3, i])
+        four |= _if(cut & wanted, _BITS[2, i]) | _if(found & NEAR_LINE, _BITS[3, i])
         bits = np.int32(bits | np.int32(four))
     return np.int64(bits)
 

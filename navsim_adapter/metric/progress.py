@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf, sqrt
 
 from navsim_adapter.metric.areas import center
-from navsim_adapter.metric.geometry import distance_to_segment
+from navsim_adapter.metric.geometry import distance_to_segment, is_within_square
 from navsim_adapter.metric.jit import inner
 from navsim_adapter.metric.map_index import BLOCK, BLOCK_BOXES, CENTERLINE
 from navsim_adapter.metric.packed import real, whole
@@ -37,6 +37,8 @@ def project(area, x, y) -> float:
         if dx * dx + dy * dy <= bound:
             for v in range(first, min(first + 3 * BLOCK, end - 3), 3):
                 ax, ay, bx, by = real(area, v), real(area, v + 1), real(area, v + 3), real(area, v + 4)
+                if not is_within_square(x, y, ax, ay, bx, by, bound):
+                    continue
                 distance = distance_to_segment(x, y, ax, ay, bx, by)
                 if distance < nearest:
                     nearest = distance

@@ -131,12 +131,9 @@ def run(
         table = np.empty((len(poses), engine.COLUMNS))
     if _score(index, poses, interval, is_planned, _NO_HEADINGS, table, states) == engine.TIED:
         tied = np.flatnonzero(np.isinf(table[:, engine.SEVERAL_LANES]))
-        again, states_again = np.empty((len(tied), engine.COLUMNS)), np.empty((len(tied), STATES, 11))[: len(states)]
-        literal = literal_headings(index.ego, poses[tied])
-        _score(index, poses[tied], interval, is_planned, literal, again, states_again)
-        table[tied] = again
-        if len(states):
-            states[tied] = states_again
+        headings = np.full(poses.shape[:2], np.nan)
+        headings[tied] = literal_headings(index.ego, poses[tied])
+        _score(index, poses, interval, is_planned, headings, table, states)
     if is_thorough:
         lanes = np.empty((5, index.area.size(CATEGORIES)), np.int64)
         engine.count_areas(index.area.address, states, np.empty((PLANES, STATES, 1)), np.empty((4, 2)), lanes, table)

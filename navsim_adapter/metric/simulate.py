@@ -82,24 +82,39 @@ def sample_times(time_us, size, interval, knots, span, lower, offset):
 
 
 @inner
-def place_knots(ego, poses, headings, first, n, knots, is_tied):
+def find_ties(ego, poses, table, column) -> bool:
+    """Whether the direction of a turn between two knots hangs on the last bit (metric 5.1) for some candidate.
+
+    Those have infinity in that column of the table, the others NaN.
+    """
+    is_tied = False
+    for i in range(poses.shape[0]):
+        table[i, column], before = np.nan, ego[HEADING]
+        for j in range(poses.shape[1]):
+            angle = wrap(ego[HEADING] + poses[i, j, 2])
+            if abs(abs(angle - before) - pi) < _TIE:
+                table[i, column], is_tied = np.inf, True
+            before = angle
+    return is_tied
+
+
+@inner
+def place_knots(ego, poses, headings, first, n, knots):
     """Poses of candidates first..first+n in the map's frame, with unwrapped headings.
 
     ego: (11,).  poses: (N, T, 3) ego frame.  knots: (3, T + 1, lanes) out.
-    headings: (N, T) in the map's frame from `literal_headings`, or (0, T) to have them computed here.
-    is_tied: (lanes,) out, whether the direction of a turn then hangs on the last bit (metric 5.1).
+    headings: (N, T) in the map's frame from `literal_headings` of those that are tied and NaN of the others, or (0, T).
     """
-    literal = headings.shape[0] > 0
     ego_sine, ego_cosine = sine_cosine(ego[HEADING])
     size = poses.shape[1]
     x, y, heading = knots[X], knots[Y], knots[HEADING]
     for c in range(n):
+        literal = headings.shape[0] > 0 and not np.isnan(headings[first + c, 0])
         x[0, c] = _there_and_back(ego[X], ego_cosine)
         y[0, c] = _there_and_back(ego[Y], ego_sine)
         heading[0, c] = ego[HEADING]
         turn = 0.0
         before = ego[HEADING]
-        is_tied[c] = 0
         for j in range(size):
             px, py, angle = poses[first + c, j, 0], poses[first + c, j, 1], poses[first + c, j, 2]
             angle = headings[first + c, j] if literal else wrap(ego[HEADING] + angle)
@@ -108,8 +123,6 @@ def place_knots(ego, poses, headings, first, n, knots, is_tied):
             y[j + 1, c] = _there_and_back((ego_sine * px + ego_cosine * py) + ego[Y], sine)
             difference = angle - before
             before = angle
-            if not literal and abs(abs(difference) - pi) < _TIE:
-                is_tied[c] = 1
             if abs(difference) >= pi:
                 short = principal(difference)
                 if short == -pi and difference > 0:
@@ -127,12 +140,20 @@ def _there_and_back(axle, direction):
 def literal_headings(ego: np.ndarray, poses: np.ndarray) -> np.ndarray:
     """Map-frame headings (N, T) by the official operations, for trajectories that turn by exactly pi (metric 5.1)."""
 
-    def frames(poses: np.ndarray) -> np.ndarray:
-        x, y, heading = np.ascontiguousarray(poses.T)
-        sine, cosine, zero = np.sin(heading), np.cos(heading), np.zeros(len(poses))
-        return np.array([[cosine, -sine, x], [sine, cosine, y], [zero, zero, zero + 1.0]]).transpose(2, 0, 1).copy()
+    def frames(headings: np.ndarray) -> np.ndarray:
+        sine, cosine, frame = np.sin(headings), np.cos(headings), np.zeros((len(headings), 3, 3))
+        frame[:, 0, 0], frame[:, 0, 1], frame[:, 1, 0], frame[:, 1, 1], frame[:, 2, 2] = (
+            cosine,
+            -sine,
+            sine,
+            cosine,
+            1.0,
+        )
+        return frame
 
-    absolute = frames(ego[None, :3])[0] @ frames(poses.reshape(-1, 3))
+    own = frames(ego[2:3])[0]
+    own[:2, 2] = ego[:2]
+    absolute = own @ frames(poses[..., 2].ravel())
     return np.arctan2(absolute[:, 1, 0].copy(), absolute[:, 0, 0].copy()).reshape(poses.shape[:2])
 
 
