@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from navsim_adapter.metric.jit import lanes
+from navsim_adapter.metric.jit import inlined, lanes
 from navsim_adapter.vehicle import INTERVAL
 
 
@@ -27,33 +27,49 @@ def filter_weights(window: int, order: int, derivative: int) -> np.ndarray:
     return np.ascontiguousarray(at @ fit) / INTERVAL**derivative
 
 
+@inlined
+def weights_at(i, rows, window) -> tuple[int, int]:
+    """Which row of the weights makes row i of a filtered series, and the first row of the series that it weighs."""
+    half = window // 2
+    if i < half:
+        return i, 0
+    if i < rows - half:
+        return half, i - (window - 1) // 2
+    return i - rows + 2 * half + 1, rows - window
+
+
 @lanes
 def filter_series(series, rows, n, weights, filtered) -> None:
     """Filter the first `rows` rows and n columns of `series`, rounding to 8 decimals: `filtered` out."""
     window = weights.shape[1]
-    half = window // 2
-    middle = (window - 1) // 2  # samples of the interior window before the current one
     for i in range(rows):
-        if i < half:
-            row, start = i, 0
-        elif i < rows - half:
-            row, start = half, i - middle
-        else:
-            row, start = i - rows + 2 * half + 1, rows - window
+        row, start = weights_at(i, rows, window)
         out = filtered[i]
         for c in range(n):
             out[c] = 0.0
-        for j in range(window % 4):
+        for j in range(window):
             weight, source = weights[row, j], series[start + j]
             for c in range(n):
                 out[c] += weight * source[c]
-        for j in range(window % 4, window, 4):  # four terms at a time: fewer passes over `out`
-            w0, w1, w2, w3 = weights[row, j], weights[row, j + 1], weights[row, j + 2], weights[row, j + 3]
-            s0, s1, s2, s3 = series[start + j], series[start + j + 1], series[start + j + 2], series[start + j + 3]
-            for c in range(n):
-                out[c] = out[c] + w0 * s0[c] + w1 * s1[c] + w2 * s2[c] + w3 * s3[c]
         for c in range(n):
             out[c] = np.rint(out[c] * 1e8) / 1e8
+
+
+@inlined
+def weighted_5(w, s0, s1, s2, s3, s4) -> float:
+    """A filtered value before it is rounded, its terms in the order of `filter_series`."""
+    return 0.0 + w[0] * s0 + w[1] * s1 + w[2] * s2 + w[3] * s3 + w[4] * s4
+
+
+@inlined
+def weighted_7(w, s0, s1, s2, s3, s4, s5, s6) -> float:
+    return 0.0 + w[0] * s0 + w[1] * s1 + w[2] * s2 + w[3] * s3 + w[4] * s4 + w[5] * s5 + w[6] * s6
+
+
+@inlined
+def weighted_8(total, w, s0, s1, s2, s3, s4, s5, s6, s7) -> float:
+    total = total + w[0] * s0 + w[1] * s1 + w[2] * s2 + w[3] * s3
+    return total + w[4] * s4 + w[5] * s5 + w[6] * s6 + w[7] * s7
 
 
 @lanes
