@@ -97,20 +97,19 @@ class Entry(Kernel):
     def __init__(self, function: Callable[..., Any], signature: str):
         super().__init__(function, "fragment")
         self.result, arguments = signature.rstrip(")").split("(")
-        # (type, axes) of each; 0 axes: a number
-        self.arguments = [(kind, axes.count(",") + bool(axes)) for kind, axes in _ARGUMENT.findall(arguments)]
+        found = _ARGUMENT.findall(arguments)
+        self.arguments = [(kind, axes.count(",") + bool(axes)) for kind, axes in found]  # 0 axes: a number
+        self._arrays = [(at, _TYPES[kind], axes) for at, (kind, axes) in enumerate(self.arguments) if axes]
         self._numbers = struct.Struct("".join("q" if axes else _CODES[kind] for kind, axes in self.arguments))
 
     def __call__(self, *arguments: Any) -> Any:
-        numbers: list[Any] = []
-        for argument, (kind, axes) in zip(arguments, self.arguments, strict=True):
-            if axes:
-                if argument.dtype != _TYPES[kind] or argument.ndim != axes or not argument.flags.c_contiguous:
-                    found = f"{argument.dtype} {argument.shape}, contiguous: {argument.flags.c_contiguous}"
-                    raise TypeError(f"{self.py_func.__name__}: takes {kind} in {axes} contiguous axes, got {found}")
-                numbers.append(id(argument) + _HEAD)
-            else:
-                numbers.append(argument)
+        numbers = list(arguments)
+        for at, kind, axes in self._arrays:
+            array = arguments[at]
+            if (array.dtype is not kind and array.dtype != kind) or array.ndim != axes or not array.flags.c_contiguous:
+                found = f"{array.dtype} {array.shape}, contiguous: {array.flags.c_contiguous}"
+                raise TypeError(f"{self.py_func.__name__}: takes {kind} in {axes} contiguous axes, got {found}")
+            numbers[at] = id(array) + _HEAD
         return self._machine_code(self._numbers.pack(*numbers))
 
     @cached_property

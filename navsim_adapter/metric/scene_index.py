@@ -126,7 +126,7 @@ def run(
     """The engine's table (N, engine.COLUMNS) for poses (N, T, 3) of this scene; see `engine.score_trajectories`."""
     poses = np.ascontiguousarray(poses, np.float64)
     if states is None:
-        states = np.empty((len(poses) if is_thorough else 0, STATES, 11))
+        states = np.empty((len(poses), STATES, 11)) if is_thorough else _NO_STATES
     if table is None:
         table = np.empty((len(poses), engine.COLUMNS))
     if _score(index, poses, interval, is_planned, _NO_HEADINGS, table, states) == engine.TIED:
@@ -140,7 +140,7 @@ def run(
     return table
 
 
-_NO_HEADINGS = np.empty((0, 0))
+_NO_HEADINGS, _NO_STATES = np.empty((0, 0)), np.empty((0, STATES, 11))
 
 
 class _Scratch(threading.local):

@@ -140,20 +140,10 @@ def _there_and_back(axle, direction):
 def literal_headings(ego: np.ndarray, poses: np.ndarray) -> np.ndarray:
     """Map-frame headings (N, T) by the official operations, for trajectories that turn by exactly pi (metric 5.1)."""
 
-    def frames(headings: np.ndarray) -> np.ndarray:
-        sine, cosine, frame = np.sin(headings), np.cos(headings), np.zeros((len(headings), 3, 3))
-        frame[:, 0, 0], frame[:, 0, 1], frame[:, 1, 0], frame[:, 1, 1], frame[:, 2, 2] = (
-            cosine,
-            -sine,
-            sine,
-            cosine,
-            1.0,
-        )
-        return frame
-
-    own = frames(ego[2:3])[0]
-    own[:2, 2] = ego[:2]
-    absolute = own @ frames(poses[..., 2].ravel())
+    headings = np.concatenate([ego[2:3], poses[..., 2].ravel()])
+    sine, cosine, frames = np.sin(headings), np.cos(headings), np.zeros((len(headings), 3, 3))
+    frames[:, 0, 0], frames[:, 0, 1], frames[:, 1, 0], frames[:, 1, 1] = cosine, -sine, sine, cosine
+    absolute = frames[0] @ frames[1:]
     return np.arctan2(absolute[:, 1, 0].copy(), absolute[:, 0, 0].copy()).reshape(poses.shape[:2])
 
 

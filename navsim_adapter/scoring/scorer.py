@@ -335,7 +335,7 @@ def _checked(tokens: Sequence[str], trajectories: np.ndarray, interval: float) -
 
 
 def _check_places(token: str, poses: np.ndarray) -> None:
-    if not np.abs(poses).max(initial=0.0) <= FARTHEST:  # also true of NaN
+    if not np.maximum.reduce(np.abs(poses), axis=None) <= FARTHEST:  # also true of NaN
         candidate, step = (int(at[0]) for at in np.nonzero(~(np.abs(poses) <= FARTHEST).all(axis=2)))
         raise InputError(
             f"scene {token}: trajectory {candidate} has NaN, infinite or absurd poses at step {step} "
