@@ -1,7 +1,7 @@
 """What action experts share that denoise by the keys and values of a prefix which was read once (PI0 and its kin).
 
-All candidates of a scene lie side by side in one sequence, so that they use its keys and values uncopied; a mask keeps
-them apart. The prefix itself, norms and how actions become tokens are the families' own.
+A scene's candidates lie side by side in one sequence, so that they share its keys and values; a mask keeps them apart.
+The prefix itself, norms and how actions become tokens are the families' own.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from dipole_vla.backbones.dit import Layout
+from dipole_vla.backbones.dit import KeysValues, Layout
 from dipole_vla.paths import LinearFlow
 from dipole_vla.solvers import SolverSpec
 
 PATH = LinearFlow(noise_at=1, power=1.5, slope=0.999, floor=0.001)
 PUBLISHED_SOLVER = SolverSpec("euler", steps=10)
+
+TOGETHER = 256
+"""Most tokens of candidates in one attention, or those of one candidate (`beside`)."""
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of a sequence's positions, (rows, steps, head_dim) each."""
@@ -78,44 +81,70 @@ def residual(x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor], cond
     return x + (block(h) if gate is None else gate * block(h))
 
 
-def attend(
-    attention: Any, x: Tensor, rotation: Rotation, seen: tuple[Tensor, Tensor], mask: Tensor, layout: Layout
-) -> Tensor:
+def attend(attention: Any, x: Tensor, rotation: Rotation, seen: KeysValues, mask: Tensor, layout: Layout) -> Tensor:
     """(rows, steps, width): each row of normalised tokens attends to its scene's prefix and to itself.
 
-    attention: transformers' layer with q_proj to o_proj and head_dim.
-    seen: keys and values of the prefix, (B, kv_heads, length, head_dim) each.
+    attention: transformers' layer with q_proj to o_proj and head_dim. seen: the prefix's, (B, kv_heads, length,
+    head_dim) each. mask: of `joint_mask`.
     """
     queries = _packed(attention, attention.q_proj(x), layout, rotation)
-    own = _packed(attention, attention.k_proj(x), layout, rotation)
-    keys = torch.cat([seen[0], own], dim=2)
-    values = torch.cat([seen[1], _packed(attention, attention.v_proj(x), layout)], dim=2)
-    return _answers(attention, queries, keys, values, mask, layout, x.shape[1])
+    keys = _packed(attention, attention.k_proj(x), layout, rotation)
+    own = KeysValues(keys, _packed(attention, attention.v_proj(x), layout))
+    return _written(attention, beside(queries, own, seen, mask), layout, x.shape[1])
 
 
-def attend_to(
-    attention: Any, x: Tensor, rotation: Rotation, seen: tuple[Tensor, Tensor], mask: Tensor, layout: Layout
-) -> Tensor:
+def attend_to(attention: Any, x: Tensor, rotation: Rotation, seen: KeysValues, mask: Tensor, layout: Layout) -> Tensor:
     """(rows, steps, width): each row of normalised tokens attends to what is `seen` of its scene, and to nothing else.
 
     mask (B, 1, 1, length).
     """
     queries = _packed(attention, attention.q_proj(x), layout, rotation)
-    return _answers(attention, queries, *seen, mask, layout, x.shape[1])
+    return _written(attention, answers(queries, seen, mask), layout, x.shape[1])
+
+
+def beside(queries: Tensor, own: KeysValues, seen: KeysValues, mask: Tensor) -> Tensor:
+    """What queries of candidates side by side find in the prefix and in their own row, (B, heads, G * steps, head_dim).
+
+    A few candidates at a time, as many as `mask` (see `joint_mask`) is for: every one is a further copy of the prefix
+    in that layer, every one less is work on pairs of rows that do not see each other.
+    """
+    length, together = seen.keys.shape[2], mask.shape[2]
+    if queries.shape[2] <= together:
+        return answers(queries, _joined(seen, own), mask)
+    found = []
+    for some, keys, values in zip(*(part.split(together, dim=2) for part in (queries, *own))):
+        shown = mask[:, :, : some.shape[2], : length + some.shape[2]]
+        found.append(answers(some, _joined(seen, KeysValues(keys, values)), shown))
+    return torch.cat(found, dim=2)
+
+
+def answers(queries: Tensor, seen: KeysValues, mask: Tensor) -> Tensor:
+    """Attention of queries (B, heads, n, head_dim) to what is seen, true where the mask lets them look."""
+    return scaled_dot_product_attention(queries, *seen, attn_mask=mask, enable_gqa=True)
+
+
+def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
+    return KeysValues(*(torch.cat(parts, dim=2) for parts in zip(first, second)))
+
+
+def side_by_side(heads: Tensor, layout: Layout) -> Tensor:
+    """(rows, steps, heads, head_dim) -> (B, heads, G * steps, head_dim)."""
+    return layout.pack(heads.flatten(2)).unflatten(-1, heads.shape[2:]).transpose(1, 2)
+
+
+def one_by_one(x: Tensor, layout: Layout, steps: int) -> Tensor:
+    """(B, heads, G * steps, head_dim) -> (rows, steps, heads * head_dim)."""
+    return layout.unpack(x.transpose(1, 2).flatten(2), steps)
 
 
 def _packed(attention: Any, projected: Tensor, layout: Layout, rotation: Rotation | None = None) -> Tensor:
-    """(rows, steps, heads * head_dim) -> (B, heads, G * steps, head_dim), turned by the positions if they are given."""
+    """(rows, steps, heads * head_dim), turned by the positions if they are given, side by side."""
     heads = projected.unflatten(-1, (-1, attention.head_dim))
-    heads = heads if rotation is None else _rotated(heads, rotation)
-    return layout.pack(heads.flatten(2)).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    return side_by_side(heads if rotation is None else _rotated(heads, rotation), layout)
 
 
-def _answers(
-    attention: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, layout: Layout, steps: int
-) -> Tensor:
-    attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
-    return attention.o_proj(layout.unpack(attended.transpose(1, 2).flatten(2), steps))
+def _written(attention: Any, attended: Tensor, layout: Layout, steps: int) -> Tensor:
+    return attention.o_proj(one_by_one(attended, layout, steps))
 
 
 def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
@@ -126,12 +155,13 @@ def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def joint_mask(prefix: Tensor, rows: int, sees: Tensor) -> Tensor:
-    """(B, 1, rows * steps, length + rows * steps), true where a token may look.
+    """(B, 1, n * steps, length + n * steps), true where a token may look, for n of a scene's rows: as many as `beside`
+    takes at a time, all of them where they are few.
 
     prefix (B, length): a scene's real tokens, seen by all. sees (steps, steps): which of its own tokens a row's token
     sees; rows do not see each other.
     """
-    number = torch.arange(rows * len(sees), device=prefix.device)
+    number = torch.arange(min(rows, max(TOGETHER // len(sees), 1)) * len(sees), device=prefix.device)
     row, step = number // len(sees), number % len(sees)
     own = (row[:, None] == row) & sees[step[:, None], step]
     seen = prefix[:, None, None].expand(-1, -1, len(number), -1)

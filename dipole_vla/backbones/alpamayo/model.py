@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
@@ -24,6 +24,7 @@ from dipole_vla.backbones.alpamayo.input import CAMERAS, SPEED_UNIT, AlpamayoPro
 from dipole_vla.backbones.alpamayo.reading import causal, positions_of, projected, read, see
 from dipole_vla.backbones.base import Context, Observation
 from dipole_vla.backbones.dit import KeysValues, Layout, packed, unpacked
+from dipole_vla.backbones.experts import PUBLISHED_SOLVER, beside, joint_mask, one_by_one, side_by_side
 from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.unicycle import Unicycle
 from dipole_vla.paths import LinearFlow, Prediction
@@ -33,7 +34,6 @@ from navsim_adapter.foundation.errors import InputError
 PUBLISHED_ACTION = Unicycle(
     offset=(0.02902694707164455, 0.0002692167976330542), scale=(0.6810426736454882, 0.026148280660833106)
 )
-PUBLISHED_SOLVER = SolverSpec("euler", steps=10)
 
 _LINEAR = r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 _EXPERT, _TEXT = rf"expert\.{_LINEAR}", rf"vlm\.model\.language_model\.{_LINEAR}"
@@ -299,7 +299,8 @@ class Alpamayo(Prompted):
         x = self.action_in_proj(x_t.to(self.action_out_proj.weight.dtype), self.schedule.network_time(t))
         positions = layout.per_row(context["following"][:, None]) + torch.arange(steps, device=x.device)
         rotation = self.expert.rotary_emb(x, positions[None].expand(3, -1, -1))
-        mask = _apart(context["mask"], layout.per_scene, steps)
+        sees = torch.ones(steps, steps, dtype=torch.bool, device=x.device)
+        mask = joint_mask(context["mask"], layout.per_scene, sees)
         layers: Any = self.expert.layers
         for layer, before in zip(layers, unpacked(context.tensors)):
             x = x + self._attend(layer, x, rotation, before, mask, layout)
@@ -310,18 +311,12 @@ class Alpamayo(Prompted):
         self, layer: Any, x: Tensor, rotation: tuple[Tensor, Tensor], before: KeysValues, mask: Tensor, layout: Layout
     ) -> Tensor:
         """(rows, steps, width): each row attends to its scene's context and to itself."""
-
-        def side_by_side(heads: Tensor) -> Tensor:
-            """(rows, heads, steps, head_dim) -> (B, heads, G * steps, head_dim)."""
-            flat = layout.pack(heads.transpose(1, 2).flatten(2))
-            return flat.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
-
-        own = projected(layer.self_attn, layer.input_layernorm(x), rotation)
-        queries, keys, values = (side_by_side(part) for part in own)
-        keys = torch.cat([before.keys, keys], dim=2)
-        values = torch.cat([before.values, values], dim=2)
-        attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
-        return layer.self_attn.o_proj(layout.unpack(attended.transpose(1, 2).flatten(2), x.shape[1]))
+        queries, keys, values = (
+            side_by_side(part.transpose(1, 2), layout)
+            for part in projected(layer.self_attn, layer.input_layernorm(x), rotation)
+        )
+        attended = beside(queries, KeysValues(keys, values), before, mask)
+        return layer.self_attn.o_proj(one_by_one(attended, layout, x.shape[1]))
 
     def features(self, context: Context) -> Tensor:
         """(B, text_width + 1): the prompt's mean hidden state and the speed, m/s."""
@@ -372,13 +367,3 @@ def _trunk(sizes: AlpamayoSizes) -> list[nn.Module]:
     for _ in range(sizes.input_layers - 1):
         layers += [nn.RMSNorm(width, eps=1e-5), nn.Linear(width, width), nn.SiLU()]
     return [*layers, nn.RMSNorm(width, eps=1e-5), nn.Linear(width, sizes.expert_width)]
-
-
-def _apart(context: Tensor, rows: int, steps: int) -> Tensor:
-    """(B, 1, rows * steps, length + rows * steps), true where a token may look: at the scene, and within its row.
-
-    context (B, length), true for real tokens.
-    """
-    row = torch.arange(rows * steps, device=context.device) // steps
-    seen = context[:, None, None].expand(-1, -1, len(row), -1)
-    return torch.cat([seen, (row[:, None] == row).expand(len(context), 1, -1, -1)], dim=-1)

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from transformers import PI0Config, PI0Model, PreTrainedTokenizerFast
 
 from dipole_vla.backbones.base import ActionSpec, Context, Observation
-from dipole_vla.backbones.dit import Layout
+from dipole_vla.backbones.dit import KeysValues, Layout
 from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, Suffix, attend, joint_mask, normed, residual
 from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.observing import history, pictures, pixels
@@ -217,7 +217,7 @@ class PaliGemmaExpert(Prompted):
         rotation = self.model.dit.rotary_emb(x, position_ids=first + torch.arange(x.shape[1], device=x.device))
         mask = joint_mask(context["mask"], layout.per_scene, sees)
         for i, layer in enumerate(self.model.dit.layers):
-            seen = context[f"keys.{i}"], context[f"values.{i}"]
+            seen = KeysValues(context[f"keys.{i}"], context[f"values.{i}"])
             reads = partial(attend, layer.self_attn, rotation=rotation, seen=seen, mask=mask, layout=layout)
             x = residual(x, layer.input_layernorm, reads, condition)
             x = residual(x, layer.post_attention_layernorm, layer.mlp, condition)

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate, pad
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMModel
 
 from dipole_vla.backbones.base import ActionSpec, Context, Observation
-from dipole_vla.backbones.dit import Layout
+from dipole_vla.backbones.dit import KeysValues, Layout
 from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, ActionTime, attend, attend_to, joint_mask, residual
 from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.observing import history, pictures, pixels
@@ -254,7 +254,7 @@ class SmolVLA(Prompted):
         cross = self.lm_expert.rotary_emb(x, position_ids=torch.zeros_like(first) + steps)
         joint_sees = joint_mask(context["mask"], layout.per_scene, steps[:, None] >= steps)
         for i, layer in enumerate(self._layers):
-            seen = context[f"keys.{i}"], context[f"values.{i}"]
+            seen = KeysValues(context[f"keys.{i}"], context[f"values.{i}"])
             if self.config.is_joint(i):
                 reads = partial(attend, layer.self_attn, rotation=joint, seen=seen, mask=joint_sees, layout=layout)
             else:
