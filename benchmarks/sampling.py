@@ -22,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
+from benchmarks.quarter import QUARTERS, build
 from dipole_vla.backbones.example import example_observation
 from dipole_vla.guidance import SIGNS, guide
 from dipole_vla.paths import to_x0
@@ -30,27 +30,14 @@ from dipole_vla.policy import AdapterPair, GuidedPolicy
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.solvers import solve
 
-MIDDLE = {
-    "width": 256, "depth": 12, "heads": 8, "input_width": 256, "context_width": 256, "text_width": 256,
-    "text_layers": 12, "text_heads": 8, "text_hidden": 1024, "text_positions": 1024, "image_size": 384,
-    "vision_dims": (64, 128, 256, 512), "vision_heads": (2, 4, 8, 16), "vision_depths": (1, 1, 9, 1),
-    "vision_patch": (7, 3, 3, 3), "vision_stride": (4, 2, 2, 2), "vision_window": 12, "image_positions": 50,
-}  # fmt: skip
-"""The published geometry, layer for layer and picture for picture, at a quarter of its width; as in training.py."""
-
 OMEGA, STEPS = 1.0, 10
 BARS = {"guided, N=1": ("unguided, N=1", 1.3), "guided, N=16": ("guided, N=1", 4.0)}
 BARS |= {"distilled, folded, N=1": ("unguided, N=1", 1.05)}
 
 
-def make_policy(quick: bool, rank: int) -> GuidedPolicy:
-    torch.manual_seed(0)
-    backbone = DPVLA.tiny(DPVLAConfig.tiny(**({} if quick else MIDDLE))).eval()
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.02)
-    pair = AdapterPair(backbone, "head", rank)
+def make_policy(name: str, quick: bool) -> GuidedPolicy:
+    backbone = build(name, quick)
+    pair = AdapterPair(backbone, "head", QUARTERS[name].rank)
     with torch.no_grad():
         for parameter in pair.parameters():
             parameter.normal_(0, 0.02)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from dipole_vla.backbones.base import Backbone, Context
@@ -45,11 +44,16 @@ def step_cost(
     """Count `step(observation)`, forward and backward, of a backbone whose weights are on the meta device.
 
     backbone: given fake CPU weights of `dtype`, for good; what requires gradients says what trains.
-    observation: real or meta tensors.
+    observation: real or meta tensors; all of each counts, also what a backbone's `lengths` call padding.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
+    lengths = getattr(backbone, "lengths", ())
+    with _OnCpu(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
         _fake(backbone, dtype)
-        shown = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in observation.items()}
+        shown = {
+            name: torch.empty(value.shape, dtype=value.dtype)
+            for name, value in observation.items()
+            if name not in lengths
+        }
         weights = {_storage(p) for p in [*backbone.parameters(), *backbone.buffers()]}
         kept, operations = _Kept(weights), _Operations(weights)
         with _encoding(backbone) as sizes:
@@ -59,6 +63,11 @@ def step_cost(
                 with torch.no_grad():
                     backbone.encode({name: value[:1] for name, value in shown.items()})
     return StepCost(kept.most, operations.largest, sizes[0], operations.flops)
+
+
+class _OnCpu(FakeTensorMode):
+    avoid_device_init = True  # torch's own property looks for a GPU's driver at every operation
+    """No tensor here lies anywhere else."""
 
 
 @contextmanager
@@ -121,14 +130,44 @@ class _Operations(TorchDispatchMode):
         return False  # nothing is compiled here, and the guard costs as much as an operation
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # more than half of all calls
+            return args[0].fake_device
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        storages = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
+        storages = {_storage(one): one.untyped_storage().nbytes() for one in _tensors((args, kwargs.values(), result))}
         self.largest = max(self.largest, sum(size for key, size in storages.items() if key not in self.weights))
-        count = flop_registry.get(func._overloadpacket)
+        count = _FLOPS.get(func._overloadpacket)
         self.flops += count(*args, **kwargs, out_val=result) if count else 0
         return result
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """Those in lists within lists; quicker than torch's walk, which looks up how each node is taken apart."""
+    for leaf in tree:
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, tuple | list):
+            yield from _tensors(leaf)
+
+
+def _attention_flops(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
+    """Scores and answers: two products; every head counts, also where heads share keys."""
+    return 4 * query.numel() * key.shape[2]
+
+
+def _attention_backward_flops(gradient: Tensor, query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
+    """Scores anew, and the gradients of probabilities, values, queries and keys: five products."""
+    return 10 * query.numel() * key.shape[2]
+
+
+_aten = torch.ops.aten
+_FLOPS = {
+    **flop_registry,
+    _aten.addmm_: flop_registry[_aten.addmm],
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+"""torch's own, which know neither the CPU's attention nor products added in place."""
 
 
 def _fake(model: nn.Module, dtype: torch.dtype) -> None:

@@ -9,15 +9,17 @@ import pytest
 import torch
 from small_backbone import make_backbone, make_observation
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from dipole_vla.backbones.dp_vla.model import DPVLA, DPVLAConfig
 from dipole_vla.backbones.example import example_observation
+from dipole_vla.backbones.recogdrive.model import ReCogDrive
 from dipole_vla.planning import timing
 from dipole_vla.planning.activations import step_cost
 from dipole_vla.planning.needs import Gpus, planned, report_lines
 from dipole_vla.planning.step import Numbers, meta_backbone, training_step
-from dipole_vla.policy import AdapterPair
+from dipole_vla.policy import AdapterPair, Context
 from dipole_vla.training import DipoleModule
 from navsim_adapter.foundation.errors import InputError
 
@@ -125,13 +127,38 @@ def test_flops_of_a_linear_layer_are_those_of_the_textbook(folder):
                 self.layer = nn.Linear(64, 32)
 
         def encode(self, shown):
-            from dipole_vla.policy import Context
-
             return Context({"x": shown["x"]})
 
     one = One()
     step = lambda shown: one.layer(shown["x"].requires_grad_()).sum().backward()  # noqa: E731
     assert step_cost(one, step, {"x": torch.zeros(10, 64)}).flops == 3 * 2 * 10 * 64 * 32
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_flops_of_attention_are_those_of_its_products(heads):
+    """Two products forward; the scores anew and four gradients backward. Heads that share keys are heads."""
+
+    class One(nn.Module):
+        def encode(self, shown):
+            return Context({"x": shown["queries"]})
+
+    def step(shown):
+        queries, keys = (shown[name].requires_grad_() for name in ("queries", "keys"))
+        scaled_dot_product_attention(queries, keys, keys, enable_gqa=True).sum().backward()
+
+    shown = {"queries": torch.zeros(3, 4, 10, 8), "keys": torch.zeros(3, heads, 20, 8)}
+    assert step_cost(One(), step, shown).flops == (2 + 5) * 2 * (3 * 4) * 10 * 20 * 8
+
+
+def test_a_family_whose_pictures_are_of_any_number_is_counted_with_the_most(tmp_path):
+    """Its context is as large as a real one."""
+    ReCogDrive.tiny().save_pretrained(tmp_path / "base")
+    found = planned(recipe(tmp_path / "base"), Gpus.parse("1x80"))
+    assert found["memory"]["activations"] > 0
+    assert not any("not counted" in note for note in found["notes"])
+    model = ReCogDrive.from_pretrained(tmp_path / "base")
+    context = model.encode(example_observation(model, 1))
+    assert found["context_cache"]["bytes_per_scene"] == sum(tensor.nbytes for tensor in context.tensors.values())
 
 
 @pytest.mark.parametrize(

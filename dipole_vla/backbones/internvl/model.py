@@ -102,7 +102,12 @@ def hidden_states(model: InternVLModel, tiles: Tensor, counts: Tensor | None, id
     else:
         shown = tiles[torch.arange(tiles.shape[1], device=tiles.device) < counts[:, None]]
     positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 1)
-    output = model(
-        input_ids=ids, pixel_values=shown, attention_mask=mask.long(), position_ids=positions, use_cache=False
+    words, place = model.get_input_embeddings()(ids), (ids == model.config.image_token_id)[..., None]
+    seen = model.get_image_features(shown, return_dict=True).pooler_output
+    output = model.language_model(  # its own joint pass would ask the data whether places and pictures are as many
+        inputs_embeds=words.masked_scatter(place, seen.to(words.dtype)),
+        attention_mask=mask.long(),
+        position_ids=positions,
+        use_cache=False,
     )
     return output.last_hidden_state

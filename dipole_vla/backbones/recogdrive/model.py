@@ -108,6 +108,8 @@ class ReCogDrive(Prompted):
     config_class = ReCogDriveConfig
     lora_scopes: ClassVar[Mapping[str, str]] = {"head": _BLOCK, "all": f"({_BLOCK}|{_TEXT})"}
     encoder_names = ("vlm.",)
+    lengths = ("tiles",)
+    """What says how much of another tensor of an observation is real; without it all is, and no data need be asked."""
 
     def __init__(
         self,
