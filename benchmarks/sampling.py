@@ -1,7 +1,8 @@
 """What guidance costs: CPU seconds of one core per scene, end to end, from pictures to plans; one table, one run.
 
-    python benchmarks/sampling.py            # a DP-VLA at a quarter of its width (minutes)
-    python benchmarks/sampling.py --quick    # a tiny one (seconds; shows the shape of the table, not the bars)
+    python benchmarks/sampling.py                      # a DP-VLA at a quarter of its width (minutes)
+    python benchmarks/sampling.py --family alpamayo    # what one step of another family costs, and its FLOPs
+    python benchmarks/sampling.py --quick              # a tiny one (seconds; the shape of the table, not the bars)
 
 Weights do not change the cost, so they are random. "unguided" is one adapter alone: the policy a team drives today.
 "naive" encodes the scene and runs the whole head anew for both signs at every step and for every candidate.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -21,16 +23,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from quarter import QUARTERS, build
 
-from benchmarks.quarter import QUARTERS, build
 from dipole_vla.backbones.example import example_observation
 from dipole_vla.guidance import SIGNS, guide
 from dipole_vla.paths import to_x0
+from dipole_vla.planning.activations import Operations
 from dipole_vla.policy import AdapterPair, GuidedPolicy
 from dipole_vla.policy.distilled import DistilledPair
 from dipole_vla.solvers import solve
 
-OMEGA, STEPS = 1.0, 10
+OMEGA, STEPS, CANDIDATES = 1.0, 10, 8
 BARS = {"guided, N=1": ("unguided, N=1", 1.3), "guided, N=16": ("guided, N=1", 4.0)}
 BARS |= {"distilled, folded, N=1": ("unguided, N=1", 1.05)}
 
@@ -105,6 +108,51 @@ def measure(policy: GuidedPolicy, repeats: int) -> dict[str, float]:
     return found
 
 
+def measure_steps(policy: GuidedPolicy, repeats: int) -> dict[str, float]:
+    """One evaluation for each of the rows of `CANDIDATES` plans, and the context they share; all beside each other."""
+    observation, pair = example_observation(policy.backbone, 1), policy.pair
+    assert isinstance(pair, AdapterPair)
+    distilled = DistilledPair(pair)
+    distilled.fold(OMEGA)
+    single = GuidedPolicy(policy.backbone, pair, distilled=distilled)
+    encoded = policy.encode(observation)
+
+    def step(actor: GuidedPolicy, omega: float | None) -> Callable[[], object]:
+        scenes = actor.encoded(encoded.encoded(None))
+        return partial(actor.sample, scenes, omega=omega, candidates=CANDIDATES, steps=1)
+
+    works = {
+        "context": lambda: policy.encode(observation).encoded(None),
+        "one step, unguided": step(policy, 0.0),
+        "one step, guided": step(policy, OMEGA),
+        "one step, distilled and folded": step(single, OMEGA),
+        "one step, reference": step(policy, None),
+    }
+    flops = {name: counted(work) for name, work in works.items()}
+    found = dict.fromkeys(works, math.inf)
+    for _ in range(repeats):
+        for name, work in works.items():
+            found[name] = min(found[name], cpu_seconds(work, 1))
+    print(f"{'':34s} {'ms':>10s} {'GFLOP':>10s} {'GFLOP/s':>10s}")
+    for name, seconds in found.items():
+        print(f"{name:34s} {1e3 * seconds:10.1f} {flops[name] / 1e9:10.2f} {flops[name] / seconds / 1e9:10.1f}")
+    return found | {f"{name}, flops": count for name, count in flops.items()}
+
+
+def counted(work: Callable[[], object]) -> int:
+    with Operations() as operations:
+        work()
+    return operations.flops
+
+
+def show_steps(found: dict[str, float]) -> None:
+    unguided, guided = (found[f"one step, {name}"] for name in ("unguided", "guided"))
+    ideal = found["one step, guided, flops"] / found["one step, unguided, flops"]
+    print(f"\nguided / unguided, N={CANDIDATES}, beyond the context: {guided / unguided:.2f}; by FLOPs {ideal:.2f}")
+    plans = [found["context"] + STEPS * step for step in (guided, unguided)]
+    print(f"plans of {STEPS} steps with their context, guided / unguided: {plans[0] / plans[1]:.2f}")
+
+
 def show(found: dict[str, float]) -> None:
     unguided = found["unguided, N=1"]
     print(f"\n{'':34s} {'ms':>10s} {'x unguided':>11s}")
@@ -120,15 +168,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rank", type=int, default=8, help="of the adapters; 8 of width 256 is 32 of width 1024")
+    parser.add_argument("--family", choices=QUARTERS, default="dp_vla")
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    policy = make_policy(options.quick, options.rank)
+    policy = make_policy(options.family, options.quick)
     count = sum(p.numel() for name, p in policy.backbone.named_parameters() if "lora_" not in name)
-    print(f"{count / 1e6:.0f} M parameters, {STEPS} steps, one core of this machine\n")
-    found = measure(policy, options.repeats)
-    show(found)
+    print(f"{options.family}: {count / 1e6:.0f} M parameters, one core of this machine\n")
+    is_paper = options.family == "dp_vla"
+    found = (measure if is_paper else measure_steps)(policy, options.repeats)
+    (show if is_paper else show_steps)(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -7,7 +7,7 @@ and a new family needs nothing. Not counted: the allocator's fragmentation and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +55,7 @@ def step_cost(
             if name not in lengths
         }
         weights = {_storage(p) for p in [*backbone.parameters(), *backbone.buffers()]}
-        kept, operations = _Kept(weights), _Operations(weights)
+        kept, operations = _Kept(weights), Operations(weights)
         with _encoding(backbone) as sizes:
             with saved_tensors_hooks(kept.pack, kept.unpack), operations:
                 step(shown)
@@ -118,10 +118,13 @@ class _Holder:
             self.kept.bytes -= self.tensor.untyped_storage().nbytes()
 
 
-class _Operations(TorchDispatchMode):
-    """Counts the step's products, and remembers the most bytes any one operation reads and writes, without weights."""
+class Operations(TorchDispatchMode):
+    """Counts products within its block, and remembers the most bytes any one operation reads and writes.
 
-    def __init__(self, weights: set[int]) -> None:
+    weights: storages that are no part of those bytes. flops: a product of (m, k) and (k, n) is 2 m k n.
+    """
+
+    def __init__(self, weights: Collection[int] = ()) -> None:
         super().__init__()
         self.weights, self.largest, self.flops = weights, 0, 0
 

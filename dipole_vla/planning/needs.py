@@ -10,14 +10,16 @@ import math
 import re
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dipole_vla.backbones.example import example_observation
+from dipole_vla.backbones.published import PUBLISHED
 from dipole_vla.forming import Advantage
 from dipole_vla.planning.activations import StepCost, step_cost
-from dipole_vla.planning.step import Numbers, meta_backbone, pair_of, training_step
+from dipole_vla.planning.step import Numbers, is_here, meta_backbone, pair_of, training_step
 from dipole_vla.policy import Backbone
 from dipole_vla.policy.separate import Pair
 from dipole_vla.training.memory import recompute_blocks
@@ -91,7 +93,11 @@ def planned(recipe: dict[str, Any], gpus: Gpus, measure: bool = False) -> dict[s
             "bytes": cost.context * dataset["scenes"] if cost and dataset["scenes"] else None,
         },
         "hours": None,
-        "notes": dataset["notes"] + ([f"activations not counted: {why}"] if why else []),
+        "notes": [
+            *_beside_published(model["backbone"], total),
+            *dataset["notes"],
+            *([f"activations not counted: {why}"] if why else []),
+        ],
     }
     if measure:
         from dipole_vla.planning.timing import seconds_per_pass
@@ -105,6 +111,11 @@ def planned(recipe: dict[str, Any], gpus: Gpus, measure: bool = False) -> dict[s
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _beside_published(where: str, total: int) -> list[str]:
+    known = None if is_here(where) else PUBLISHED[Path(where).name].beside_published(total)
+    return [known] if known else []
 
 
 def _parts(backbone: nn.Module) -> dict[str, int]:

@@ -62,13 +62,17 @@ def _zero_stage(strategy: Any) -> int:
     return int(found[1] or 2) if found else 0
 
 
+def is_here(folder: str | Path) -> bool:
+    return (Path(folder) / "config.json").is_file()
+
+
 def meta_backbone(where: str | Path) -> Backbone:
     """The backbone of a folder, or of a published name where there is no folder, on the meta device."""
     from dipole_vla import backbones
     from dipole_vla.backbones import published
 
     folder = Path(where)
-    if (folder / "config.json").is_file():
+    if is_here(folder):
         family = read_record(folder / "config.json", ("family", "config", "action", "solver"))["family"]
         return backbones.backbone_class(family, f"{folder}: family").from_config(folder)
     if folder.name not in published.PUBLISHED:

@@ -10,7 +10,7 @@ import torch
 
 from dipole_vla.backbones.example import example_observation
 from dipole_vla.guidance import SIGNS
-from dipole_vla.planning.step import Numbers, meta_backbone, pair_of, training_step
+from dipole_vla.planning.step import Numbers, is_here, meta_backbone, pair_of, training_step
 from dipole_vla.policy import Backbone
 from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.training.memory import recompute_blocks
@@ -60,7 +60,7 @@ def _built(where: str | Path, device: torch.device) -> Backbone:
     """The backbone of a folder, or of its published name with small random weights."""
     from dipole_vla.backbones import load_backbone
 
-    if (Path(where) / "config.json").is_file():
+    if is_here(where):
         return load_backbone(where, device)
     backbone = meta_backbone(where).to_empty(device=device)
     with torch.no_grad():
