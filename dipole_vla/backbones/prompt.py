@@ -14,8 +14,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from dipole_vla.backbones.base import wrap_angle
-
 WHEEL_BASE = 3.089  # metres, of the recording car
 FRAME_INTERVAL = 0.5  # seconds between history frames
 
@@ -25,7 +23,7 @@ def steering_angle(scene: Mapping[str, Any]) -> float:
     speed = abs(scene["velocity"][0])
     if speed < 0.2:
         return 0.0
-    turned = wrap_angle(scene["history"][-1][2] - scene["history"][-2][2])
+    turned = _wrapped(scene["history"][-1][2] - scene["history"][-2][2])
     return math.atan(turned / FRAME_INTERVAL * WHEEL_BASE / speed)
 
 
@@ -93,3 +91,8 @@ def prompts() -> list[str]:
         )
         for i in range(200)
     ]
+
+
+def _wrapped(angle: float) -> float:
+    """The same direction in [-pi, pi)."""
+    return (angle + math.pi) % (2 * math.pi) - math.pi
