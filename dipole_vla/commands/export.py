@@ -134,7 +134,7 @@ def _save_distilled(
 ) -> None:
     """The whole policy folder again, with the distilled network beside the pair."""
     from dipole_vla.backbones.weights import read_json
-    from dipole_vla.policy.guided import POLICY
+    from dipole_vla.policy.folder import POLICY
 
     where = backbone or (policy / read_json(policy / POLICY)["backbone"]).resolve()
     made = {**actor.provenance, "distilled_from": str(policy), "export": provenance(recipe)}

@@ -20,8 +20,8 @@ from dipole_vla.backbones.chosen import choose_cameras, choose_interval
 from dipole_vla.backbones.imported import Imported, PublishedPair
 from dipole_vla.backbones.weights import check_names, read_json
 from dipole_vla.guidance import SIGNS
+from dipole_vla.policy import Guidance, GuidedPolicy
 from dipole_vla.policy.adapters import AdapterPair
-from dipole_vla.policy.guided import Guidance, GuidedPolicy
 from dipole_vla.progress import console, skipped, wrote
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.files import finish, is_made, making

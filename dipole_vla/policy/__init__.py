@@ -3,8 +3,10 @@
 from dipole_vla.backbones.action import Plain, Poses
 from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Processor
 from dipole_vla.policy.adapters import AdapterPair
+from dipole_vla.policy.arguments import Guidance
 from dipole_vla.policy.distilled import DistilledPair
-from dipole_vla.policy.guided import EncodedScenes, Guidance, GuidedPolicy, load_policy
+from dipole_vla.policy.guided import GuidedPolicy, load_policy
+from dipole_vla.policy.scenes import EncodedScenes
 
 __all__ = [
     "ActionSpec",

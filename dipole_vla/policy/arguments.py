@@ -7,13 +7,38 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dipole_vla.guidance import shown
+from dipole_vla.guidance import LIMIT, Combination, are_numbers, shown
+from dipole_vla.objective import rule_named
 from navsim_adapter.foundation.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(Combination):
+    """How the pair is sampled when the caller does not say, and how its predictions are combined (`Combination`).
+
+    omega: greed; 0 = positive policy alone. candidates: plans drawn per scene, of which the critic picks one.
+    variants: of each plan, among which the critic picks, too (`navsim_adapter.variants`).
+    rule: the weighting rule the pair was trained with (`objective.RULES`); says who takes the negative place.
+    """
+
+    omega: float = 1.0
+    candidates: int = 1
+    variants: int = 0
+    rule: str = "dichotomous"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule_named(self.rule, where="guidance.rule")
+        if not are_numbers(self.omega) or not abs(self.omega) < LIMIT:
+            raise InputError(f"guidance.omega: must be a finite number below {LIMIT:.3g} in size, got {self.omega!r}")
+        whole("guidance.candidates", self.candidates)
+        whole("guidance.variants", self.variants, 0)
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:

@@ -1,19 +1,13 @@
 """The policy that drives: backbone, adapter pair and critic, sampled with guidance; saved as one folder.
 
-    policy.json   where the backbone is and its fingerprint, defaults of guidance, action, what made it
-    positive/ negative/   plain PEFT adapters          critic/   picks the best of N
-    distilled/   where there is one: guidance in a single pass (`dipole-vla export --format distilled`)
-    rl_tokens.json   scenes whose scores shaped the adapters; no evaluation may use them
-
-The backbone is referred to, not copied. Scoring candidates with a simulator is not done here.
+Scoring candidates with a simulator is not done here.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,71 +17,34 @@ from torch import Tensor
 from dipole_vla import backbones
 from dipole_vla.backbones import weights  # backbones as a module: it imports this package in turn
 from dipole_vla.backbones.base import Backbone, Context, Observation, Processor
-from dipole_vla.data.pictures import refuse_other_cameras
-from dipole_vla.data.splits import RL_TOKENS, SeenByRL
+from dipole_vla.data.splits import SeenByRL
 from dipole_vla.guidance import (
-    LIMIT,
     SIGNS,
     Combination,
     Moment,
     Omega,
-    PredictBoth,
     PredictGuided,
     Role,
     adjusted,
-    are_numbers,
     as_omega,
     guided_denoiser,
     guided_estimator,
     roles_for,
 )
 from dipole_vla.objective import rule_named
-from dipole_vla.policy.adapters import AdapterPair, pass_the_base
-from dipole_vla.policy.arguments import (
-    check_generator,
-    check_noise,
-    check_plans,
-    per_row,
-    whole,
-)
-from dipole_vla.policy.critic import Critic, load_critic, scene_features
+from dipole_vla.policy.arguments import Guidance, check_generator, check_noise, check_plans, per_row, whole
+from dipole_vla.policy.critic import Critic, scene_features
 from dipole_vla.policy.distilled import FOLDER as DISTILLED
 from dipole_vla.policy.distilled import DistilledPair
-from dipole_vla.policy.scenes import EncodedScenes, distilled_prediction
-from dipole_vla.policy.separate import Pair, load_pair
-from dipole_vla.progress import console
+from dipole_vla.policy.folder import POLICY, read_policy, write_policy
+from dipole_vla.policy.predictions import distilled_prediction, under_both, under_one
+from dipole_vla.policy.scenes import EncodedScenes
+from dipole_vla.policy.separate import Pair
 from dipole_vla.solvers import SolverSpec, solve
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.variants import spread, varied
 
-POLICY = "policy.json"
-TELLING = 1e-3  # least difference of two roles, as a share of their size, that is told from rounding
-_KEYS = ("format", "family", "backbone", "backbone_fingerprint", "guidance", "action", "provenance")
-
 Default = Literal["default"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guidance(Combination):
-    """How the pair is sampled when the caller does not say, and how its predictions are combined (`Combination`).
-
-    omega: greed; 0 = positive policy alone. candidates: plans drawn per scene, of which the critic picks one.
-    variants: of each plan, among which the critic picks, too (`navsim_adapter.variants`).
-    rule: the weighting rule the pair was trained with (`objective.RULES`); says who takes the negative place.
-    """
-
-    omega: float = 1.0
-    candidates: int = 1
-    variants: int = 0
-    rule: str = "dichotomous"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rule_named(self.rule, where="guidance.rule")
-        if not are_numbers(self.omega) or not abs(self.omega) < LIMIT:
-            raise InputError(f"guidance.omega: must be a finite number below {LIMIT:.3g} in size, got {self.omega!r}")
-        whole("guidance.candidates", self.candidates)
-        whole("guidance.variants", self.variants, 0)
 
 
 @dataclass
@@ -162,7 +119,8 @@ class GuidedPolicy:
 
         omega: times the rule's `greed`. guided: of the distilled network, instead of both.
         """
-        predict, both = self._predict(scenes), self._predict_both(scenes)
+        predict = under_one(self.backbone, self.pair, scenes)
+        both = under_both(self.pair, self.roles, scenes)
         return guided_estimator(predict, omega, self.roles, combination, both, guided)
 
     @property
@@ -202,14 +160,14 @@ class GuidedPolicy:
         batch = len(scenes)
         flat_omega = per_row(omega, batch, count).to(start.device) if isinstance(omega, Tensor) else omega
         denoise = guided_denoiser(
-            self._predict(scenes),
+            under_one(self.backbone, self.pair, scenes),
             self.backbone.schedule,
             self.backbone.prediction,
             flat_omega,
             combination,
             self.roles[1],
-            self._predict_both(scenes),
-            self._predict_distilled(scenes, flat_omega, count),
+            under_both(self.pair, self.roles, scenes),
+            distilled_prediction(self.distilled, scenes, flat_omega, count),
         )
         self._check_has_pair(flat_omega)
         with scenes.explaining():
@@ -293,45 +251,6 @@ class GuidedPolicy:
             raise InputError("observation: these scenes were encoded by another policy; encode them with this one")
         return observation
 
-    def _predict(self, scenes: EncodedScenes) -> Any:
-        def predict(x_t: Tensor, t: Tensor, role: Role) -> Tensor:
-            context = scenes.prepared(role)
-            if self.pair is None:
-                return self.backbone.denoise(context, x_t, t)
-            return self.pair.denoise(context, x_t, t, role)
-
-        return predict
-
-    def _predict_both(self, scenes: EncodedScenes) -> PredictBoth | None:
-        """Both roles' predictions in one batch; what depends on the scenes alone is prepared at the first call."""
-        if not isinstance(self.pair, AdapterPair):
-            return None
-        pair, roles = self.pair, self.roles
-
-        def together(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            return pair.denoise_both(scenes.prepared_both(roles), x_t, t, roles)
-
-        def apart(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            first, second = (pair.denoise(scenes.prepared(role), x_t, t, role) for role in roles)
-            return first, second
-
-        def predict(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            if pair.mixes_rows is not None:
-                return (together if pair.mixes_rows else apart)(x_t, t)
-            outputs = apart(x_t, t)
-            pair.mixes_rows = _same_together(partial(together, x_t, t), outputs)
-            if pair.mixes_rows is False:
-                console.print("adapters: a layer does not see rows first; each sampling step takes two passes")
-            return outputs
-
-        return predict
-
-    def _predict_distilled(self, scenes: EncodedScenes, omega: Omega, count: int) -> PredictGuided | None:
-        """The guided prediction of the distilled network; omega: a number, or one per plan (B*N,)."""
-        if omega is None or self.distilled is None:
-            return None
-        return distilled_prediction(self.distilled, scenes, omega, count)
-
     def solver(self, combination: Combination, steps: int | None, start_scale: float | None = None) -> SolverSpec:
         """The backbone's own with what is given, and with the clamp of the guidance, where it has one."""
         spec = self.backbone.solver.with_steps(None if steps is None else whole("steps", steps))
@@ -374,56 +293,14 @@ class GuidedPolicy:
         backbone: folder of the frozen base, whose relative path is kept. critic: folder of a fitted critic to copy.
         rl_tokens, provenance: see the class; provenance must be JSON.
         """
-        folder = Path(folder)
-        if self.pair is None:
-            raise InputError(f"{folder}: a policy without adapters is its backbone; save that instead")
-        chooser = self.critic if critic is None else load_critic(critic)
-        self.pair.save(folder)
-        if self.distilled is not None:
-            self.distilled.save(folder)
-        if chooser is not None:
-            chooser.save_pretrained(folder / "critic")
-        weights.write_json(folder / RL_TOKENS, sorted(self.rl_tokens if rl_tokens is None else rl_tokens))
-        description = {
-            "format": 1,
-            "family": self.backbone.family,
-            "backbone": os.path.relpath(Path(backbone).resolve(), folder.resolve()),
-            "backbone_fingerprint": self.pair.base_fingerprint,
-            "guidance": asdict(self.guidance),
-            "action": asdict(self.backbone.action),
-            "provenance": dict(self.provenance if provenance is None else provenance),
-        }
-        weights.write_json(folder / POLICY, description)
+        write_policy(self, Path(folder), backbone, critic, rl_tokens, provenance)
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, backbone: str | Path | None = None, device: str | torch.device = "cpu"
     ) -> GuidedPolicy:
         """Read a policy folder, strictly. backbone: its folder, where it is no longer at the recorded place."""
-        folder = Path(folder)
-        raw = weights.read_record(folder / POLICY, _KEYS)
-        where = Path(backbone) if backbone is not None else (folder / raw["backbone"]).resolve()
-        if not where.is_dir():
-            remedy = f"give its folder as --backbone (in Python `backbone=`), or link it there: ln -s FOLDER {where}"
-            raise InputError(f"{folder / POLICY}: its backbone is not there, at {where}; {remedy}")
-        base = backbones.load_backbone(where, device)
-        pair = load_pair(base, folder)
-        if raw["backbone_fingerprint"] != pair.base_fingerprint:
-            raise InputError(
-                f"{folder}: made on base {raw['backbone_fingerprint'][:12]}…, "
-                f"{where} is {pair.base_fingerprint[:12]}…; {pass_the_base(base)}"
-            )
-        refuse_other_cameras(folder / POLICY, raw["provenance"], base.processor)
-        critic = folder / "critic"
-        return cls(
-            base,
-            pair,
-            load_critic(critic, device) if critic.is_dir() else None,
-            weights.record_from(Guidance, raw["guidance"], f"{folder / POLICY}: guidance"),
-            raw["provenance"],
-            tuple(weights.read_json(folder / RL_TOKENS)),
-            _read_distilled(pair, folder) if (folder / DISTILLED).is_dir() else None,
-        )
+        return cls(**read_policy(Path(folder), backbone, device))
 
 
 def load_policy(
@@ -449,25 +326,3 @@ def load_policy(
     if backbone is not None:
         raise InputError(f"--backbone: {folder} is no policy folder (it has no {POLICY}), so it has none; leave it out")
     return GuidedPolicy(backbones.load_backbone(folder, device))
-
-
-def _same_together(together: Callable[[], tuple[Tensor, Tensor]], apart: tuple[Tensor, Tensor]) -> bool | None:
-    """Whether one pass of both roles gives what two gave; None where the roles are too alike to tell.
-
-    A layer whose first axis is not the rows gives rows of one role the other's adapter: an error of the size of their
-    difference, next to which rounding must be small.
-    """
-    between, size = (apart[0] - apart[1]).abs().max(), torch.stack(apart).abs().max()
-    if not between > TELLING * size:
-        return None
-    try:
-        found = together()
-    except (RuntimeError, ValueError, IndexError, TypeError):  # shapes that only rows of one role have
-        return False
-    return bool((torch.stack(found) - torch.stack(apart)).abs().max() < 0.05 * between)
-
-
-def _read_distilled(pair: Pair, folder: Path) -> DistilledPair:
-    if not isinstance(pair, AdapterPair):
-        raise InputError(f"{folder}: a distilled network needs a pair of adapters, this pair is of full copies")
-    return DistilledPair.from_pretrained(pair, folder)

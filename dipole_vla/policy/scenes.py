@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from dipole_vla.backbones.base import Context, Observation
 from dipole_vla.backbones.example import example_observation
-from dipole_vla.guidance import PredictGuided, Role
+from dipole_vla.guidance import Role
 from dipole_vla.policy.adapters import AdapterPair
 from dipole_vla.policy.arguments import misfit, scenes_in
-from dipole_vla.policy.distilled import AtOmega, DistilledPair
+from dipole_vla.policy.distilled import AtOmega
 from navsim_adapter.foundation.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,19 +103,3 @@ class EncodedScenes:
             if told is None:
                 raise
             raise InputError(f"observation: {told}") from problem
-
-
-def distilled_prediction(
-    distilled: DistilledPair, scenes: EncodedScenes, omega: float | Tensor, count: int
-) -> PredictGuided:
-    if not isinstance(omega, Tensor):
-        value, network = float(omega), distilled.at(float(omega))
-        return lambda x_t, t: network.denoise(scenes.prepared_at(value, network), x_t, t)
-    table, context = omega.reshape(-1, count), scenes.encoded(None)
-    if (table == table[:, :1]).all():
-        network = distilled.at(table[:, 0])
-    else:  # keys and values depend on omega: one context row for each plan
-        context = context.rows(torch.arange(len(table), device=omega.device).repeat_interleave(count))
-        network = distilled.at(omega)
-    prepared = network.prepare(context)
-    return lambda x_t, t: network.denoise(prepared, x_t, t)

@@ -17,7 +17,7 @@ import yaml
 from carla_driver_interface.alpasim import ImageSpec, write_build_context
 
 from dipole_vla import __version__
-from dipole_vla.policy.guided import POLICY
+from dipole_vla.policy.folder import POLICY
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json
 

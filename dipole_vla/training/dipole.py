@@ -25,7 +25,7 @@ from dipole_vla.paths import interpolate
 from dipole_vla.plugin import Dipole, Noised
 from dipole_vla.policy import AdapterPair, Context
 from dipole_vla.policy.critic import fitted_critic, refuse_other_metric
-from dipole_vla.policy.guided import POLICY
+from dipole_vla.policy.folder import POLICY
 from dipole_vla.policy.separate import PairKind
 from dipole_vla.training.base import FineTuning, stored_context
 from dipole_vla.training.memory import backward_early, recompute_blocks, recomputes, shared_base

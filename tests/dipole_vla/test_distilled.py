@@ -14,6 +14,7 @@ from dipole_vla.guidance import guide
 from dipole_vla.objective import RULES, per_sample_loss
 from dipole_vla.policy import AdapterPair, Guidance, GuidedPolicy, load_policy
 from dipole_vla.policy.distilled import DistilledPair
+from dipole_vla.policy.predictions import under_both
 from navsim_adapter.foundation.errors import InputError
 from tests.same_numbers import MAGNIFIED, SAMPLED, assert_same_numbers
 
@@ -127,15 +128,15 @@ def test_guided_states_are_those_of_the_guided_sampler():
 
 
 @pytest.mark.parametrize("rule", ["dichotomous", "indicator", "implicit"])
-def test_the_target_is_the_guided_policys_own_field(rule):
+def test_the_target_is_the_guided_policys_own_field(rule, monkeypatch):
     """What `sample` itself predicts at the states that it visits, whatever its rule and its clamp."""
     policy, omega, seen = make_policy(rule=rule), torch.tensor([0.5, 1.0, 2.0]), []
     policy.distilled, policy.guidance = None, Guidance(rule=rule, clamp=(-0.5, 0.5))
     policy.backbone.solver = replace(policy.backbone.solver, clamp_at="end")
-    predict_both, acting = policy._predict_both, omega * RULES[rule].greed
+    acting = omega * RULES[rule].greed
 
-    def watched(scenes):
-        predict = predict_both(scenes)
+    def watched(*of_a_policy):
+        predict = under_both(*of_a_policy)
 
         def both(x_t, t):
             outputs = predict(x_t, t)
@@ -144,7 +145,7 @@ def test_the_target_is_the_guided_policys_own_field(rule):
 
         return both
 
-    policy._predict_both = watched
+    monkeypatch.setattr("dipole_vla.policy.guided.under_both", watched)
     policy.sample(make_observation(), omega, 1, noise_of(candidates=1))
     context = policy.encode(make_observation()).encoded(None)
     x_t, t, wanted = guided_states(policy, context, omega, noise_of(candidates=1)[:, 0])
