@@ -5,13 +5,12 @@
     loss, scalars = dipole.loss(observation, action, group_relative(returns))
     plans = dipole.sample(observation, omega=1.0, candidates=8)
 
-Here are the borders: what a user gives is checked once and refused in one line. What is computed is in `objective`,
-`guidance`, `solvers` and `policy`.
+What a user gives is checked in `plugin_arguments`; what is computed is in `objective`, `guidance`, `solvers` and
+`policy`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,20 +20,30 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from dipole_vla.backbones.action import Action, Plain
+from dipole_vla.backbones.action import Action
 from dipole_vla.backbones.base import Backbone, Context
-from dipole_vla.backbones.own_network import DenoiseOwn, Encode, OwnNetwork
+from dipole_vla.backbones.own_network import DenoiseOwn, Encode
 from dipole_vla.backbones.weights import float32_by_default
 from dipole_vla.guidance import SIGNS, Omega, Role
 from dipole_vla.objective import DenoiseRouted, OnRoleLoss, Routing, dichotomous_loss, rule_named
-from dipole_vla.paths import CosineTable, LinearFlow, Prediction, Schedule
+from dipole_vla.paths import Prediction, Schedule
+from dipole_vla.plugin_arguments import (
+    action_of,
+    candidates_of,
+    finite,
+    one_of,
+    own_network,
+    positive,
+    refuse_given,
+    require,
+    sample_weights,
+    signs,
+)
 from dipole_vla.policy import AdapterPair, EncodedScenes, Guidance, GuidedPolicy
 from dipole_vla.policy.arguments import whole
 from dipole_vla.policy.separate import PairKind, make_pair
-from dipole_vla.solvers import SolverSpec, solve
-from navsim_adapter.foundation.errors import InputError, did_you_mean
-
-_OF_A_SCHEDULE = ("alpha", "sigma", "velocity", "sample_t", "network_time", "noise_time", "data_time")
+from dipole_vla.solvers import SolverSpec
+from navsim_adapter.foundation.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -109,22 +118,22 @@ class Dipole(nn.Module):
         InputError names the argument that cannot be meant.
         """
         super().__init__()
-        self.beta, self.draws = _positive("beta", beta), whole("draws", draws)
-        self.shift = _finite("shift", shift)
+        self.beta, self.draws = positive("beta", beta), whole("draws", draws)
+        self.shift = finite("shift", shift)
         self.trained = rule_named(rule, routing).trained
-        self.rule, self.routing = rule, _one_of("routing", routing, get_args(Routing))
+        self.rule, self.routing = rule, one_of("routing", routing, get_args(Routing))
         own = {"denoise": denoise, "schedule": schedule, "prediction": prediction, "adapt": adapt}
         if isinstance(net, Backbone):
             rest = {"encode": encode, "shape": shape, "action": action, "solver": solver}
-            _refuse_given(net, {**own, **rest})
+            refuse_given(net, {**own, **rest})
             self.backbone = net
         else:
-            _require("net", net, nn.Module)
+            require("net", net, nn.Module)
             missing = [name for name, value in own.items() if value is None]
             if missing:
                 raise InputError(f"{missing[0]}: is not given; a network of your own needs {', '.join(own)}")
-            self.backbone = _own_network(net, {**own, "encode": encode}, _action_of(shape, action), solver, scope)
-        alpha = alpha and _positive("alpha", alpha)
+            self.backbone = own_network(net, {**own, "encode": encode}, action_of(shape, action), solver, scope)
+        alpha = alpha and positive("alpha", alpha)
         made = make_pair(pair, self.backbone, scope, whole("rank", rank), alpha, seed, self.trained)
         self.pair = made
         self.copies = None if isinstance(made, AdapterPair) else made.copies  # a module of this one, to move along
@@ -148,9 +157,9 @@ class Dipole(nn.Module):
         sample_weight: as advantage, 0 or more; 0 leaves a sample out.
         generator: of noise, times and routes; None is torch's global one.
         """
-        action, advantage = self._candidates(action, advantage)
-        weight = None if sample_weight is None else _weights(sample_weight, advantage)
-        fixed = None if sign is None else _signs(sign, advantage)
+        action, advantage = candidates_of(action, advantage, tuple(self.backbone.action.raw_shape))
+        weight = None if sample_weight is None else sample_weights(sample_weight, advantage)
+        fixed = None if sign is None else signs(sign, advantage)
         with float32_by_default():
             contexts = self.pair.encode(observation, self._roles)
             found = len(next(iter(contexts.values())))
@@ -296,129 +305,9 @@ class Dipole(nn.Module):
         """Whose predictions the loss asks for."""
         return (*self.trained, None) if rule_named(self.rule).is_mirrored else self.trained
 
-    def _candidates(self, action: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K, *shape) and (B, K), float32, checked."""
-        shape = tuple(self.backbone.action.raw_shape)
-        for name, value in (("action", action), ("advantage", advantage)):
-            _check_real(name, value)
-        if advantage.dim() == 1 and tuple(action.shape) == (len(advantage), *shape):
-            action, advantage = action[:, None], advantage[:, None]
-        if advantage.dim() != 2 or tuple(action.shape) != (*advantage.shape, *shape) or not advantage.numel():
-            wanted = ", ".join(map(str, shape))
-            raise InputError(
-                f"action, advantage: must be (B, K, {wanted}) and (B, K), or both without K; "
-                f"got {tuple(action.shape)} and {tuple(advantage.shape)}"
-            )
-        return action.float(), advantage.detach().float().to(action.device)
-
     def _drawn(self, values: Tensor) -> Tensor:
         """(B, K) -> (B*K*draws,), each value as often as its candidate is noised."""
         return values.repeat_interleave(self.draws, 1).flatten()
-
-
-def usual_solver(schedule: Schedule) -> SolverSpec:
-    """Ten steps, or the next fewer that divide a table of times, of what a schedule is usually sampled with."""
-    if isinstance(schedule, CosineTable):
-        return SolverSpec("ddim", steps=max(steps for steps in range(1, 11) if schedule.steps % steps == 0))
-    return SolverSpec("euler" if isinstance(schedule, LinearFlow) else "dpm++2m", steps=10)
-
-
-def _own_network(
-    net: nn.Module, given: Mapping[str, Any], action: Action, solver: SolverSpec | None, scope: str
-) -> OwnNetwork:
-    """The network behind the seam of the families, each argument checked."""
-    schedule, encode = given["schedule"], given["encode"] or (lambda _, observation: observation)
-    lacking = [name for name in _OF_A_SCHEDULE if not hasattr(schedule, name)]
-    if lacking or isinstance(schedule, type):
-        raise InputError(f"schedule: must be one such as LinearFlow(noise_at=1), got {schedule!r}")
-    for name, value in (("denoise", given["denoise"]), ("encode", encode)):
-        if not callable(value):
-            raise InputError(f"{name}: must be a function, got {type(value).__name__}")
-    _require("adapt", given["adapt"], str)
-    solver = usual_solver(schedule) if solver is None else solver
-    _require("solver", solver, SolverSpec)
-    start = torch.zeros(1, *action.shape, dtype=torch.float32, device="cpu")
-    solve(solver, schedule, lambda x_t, t: torch.zeros_like(x_t), start)  # a solver of another schedule is named here
-    return OwnNetwork(
-        net,
-        encode,
-        given["denoise"],
-        schedule,
-        _one_of("prediction", given["prediction"], get_args(Prediction)),
-        action,
-        solver,
-        {_one_of("scope", scope, ("head", "all")): given["adapt"]},
-    )
-
-
-def _action_of(shape: tuple[int, ...] | None, action: Action | None) -> Action:
-    if shape is None:
-        if action is None:
-            raise InputError("shape: is not given; say shape=(8, 7) for plain numbers, or action=Poses(...)")
-        return _require("action", action, Action)
-    if action is not None:
-        raise InputError("shape, action: give one of them; action has a shape of its own")
-    return Plain(shape)
-
-
-def _refuse_given(backbone: Backbone, arguments: Mapping[str, Any]) -> None:
-    given = [name for name, value in arguments.items() if value is not None]
-    if given:
-        raise InputError(f"{given[0]}: a backbone of family {backbone.family} brings its own; leave it out")
-
-
-def _require(name: str, value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind):
-        wanted = getattr(kind, "__name__", kind)
-        raise InputError(f"{name}: must be a {wanted}, got {type(value).__name__}")
-    return value
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        hint = did_you_mean(str(value), list(known))
-        raise InputError(f"{name}: must be one of {', '.join(known)}, got {value!r}{hint}")
-    return value
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InputError(f"{name}: must be a number > 0, got {value!r}")
-    return value
-
-
-def _finite(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name}: must be a finite number, got {value!r}")
-    return value
-
-
-def _check_real(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"{name}: must be a tensor of real numbers, got {found}")
-    if not torch.isfinite(value).all():
-        raise InputError(f"{name}: holds NaN or infinity")
-
-
-def _weights(weight: Tensor, advantage: Tensor) -> Tensor:
-    """(B, K), checked."""
-    _check_real("sample_weight", weight)
-    if weight.shape not in (advantage.shape, advantage.shape[:1]) or (weight < 0).any():
-        wanted, found = tuple(advantage.shape), tuple(weight.shape)
-        raise InputError(f"sample_weight: must be {wanted} numbers >= 0, as the advantage, got shape {found}")
-    return weight.float().to(advantage.device).reshape(len(advantage), -1).expand(advantage.shape)
-
-
-def _signs(sign: Tensor, advantage: Tensor) -> Tensor:
-    """(B, K), checked; whole numbers do as well as real ones."""
-    if not isinstance(sign, Tensor) or sign.shape not in (advantage.shape, advantage.shape[:1]):
-        found = tuple(sign.shape) if isinstance(sign, Tensor) else type(sign).__name__
-        raise InputError(f"sign: must have the shape of the advantage, {tuple(advantage.shape)}, got {found}")
-    neither = sign[(sign != 1) & (sign != -1) & (sign != 0)]
-    if len(neither):
-        raise InputError(f"sign: must be 1 (positive only), -1 (negative only) or 0, found {neither[0].item():g}")
-    return sign.float().to(advantage.device).reshape(len(advantage), -1).expand(advantage.shape)
 
 
 def _normal(shape: torch.Size, generator: torch.Generator | None, device: torch.device) -> Tensor:
