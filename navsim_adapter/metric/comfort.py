@@ -60,12 +60,13 @@ _YAW_BEND_LIMIT, _YAW_RATE_LIMIT = _limit(_YAW_ACCELERATION), _limit(_YAW_RATE)
 
 
 @inner
-def comfort(states, lateral_acceleration, n, scratch, turns, is_comfortable) -> None:
+def comfort(states, lateral_acceleration, n, calm) -> None:
     """v1.1: the six quantities of the 41 simulated states within bounds.
 
     lateral_acceleration: the measured one, of state 0; the simulator's is zero afterwards.
-    scratch: (4, >= 41, lanes).  turns: (lanes,).  is_comfortable: (lanes,) out, 1 or 0.
+    calm: of `work.for_comfort`; is_comfortable (lanes,) in it is made, 1 or 0.
     """
+    scratch, turns, is_comfortable = calm
     longitudinal, magnitude, fit, unwrapped = states[ACCELERATION], scratch[0], scratch[1], scratch[2]
     start = 1.0
     for i in range(STATES):
@@ -81,13 +82,14 @@ def comfort(states, lateral_acceleration, n, scratch, turns, is_comfortable) -> 
 
 
 @inner
-def history_comfort(states, lateral_acceleration, history, n, scratch, turns, is_comfortable) -> None:
+def history_comfort(states, lateral_acceleration, history, n, calm) -> None:
     """EPDMS: the human's history (H, 3: a_x, a_y, heading), then the 41 simulated states, 0.1 s apart (metric 6.10).
 
     The longitudinal acceleration is the official "center" one, a_x + d (yaw_rate^2 + yaw_acceleration), while a_y
     and the magnitude stay the rear axle's (metric 10.2 (1)). Without history the score is 1.
-    scratch: (4, H + 41, lanes).  turns: (lanes,).  is_comfortable: (lanes,) out.
+    calm: as in `comfort`.
     """
+    scratch, turns, is_comfortable = calm
     past = history.shape[0]
     if past == 0:
         _fill(is_comfortable, n, 1.0)

@@ -36,17 +36,15 @@ _COLLIDED, _ENDANGERED = 1, 2  # what of an object is settled: it is ignored fro
 
 
 @inner
-def judge_contacts(
-    area, traffic, start_speed, states, c, own, bounds, near, near_count, spans, tracks, ttc_steps, touching, hits,
-    settled, corners, other, lanes,
-):  # fmt: skip
+def judge_contacts(area, traffic, start_speed, states, c, ttc_steps, around, mine):
     """No-at-fault collisions, time to collision, traffic lights and the times of the first two infractions.
 
     start_speed: hypot(vx, vy) of the measured state; later states have no lateral speed.
-    own, bounds: of `hits.take_places` and `hits.place`.  near, near_count, spans, tracks: of `hits.find_near`, of each
-    stretch.  ttc_steps: states that time to collision checks (41 in v1.1, 32 in v2.2, whose objects end with the
-    states).  touching, hits, settled: (M + L) scratch.  corners, other: (4, 2) scratch.  lanes: (5, P) scratch.
+    ttc_steps: states that time to collision checks (41 in v1.1, 32 in v2.2, whose objects end with the states).
+    around: of `hits.survey`.  mine: of `work.for_candidate`, the candidate's own places in it.
     """
+    near, near_count, _places, bounds, spans, tracks = around
+    touching, hits, settled, corners, other, _moved, lanes, own, _cells = mine
     objects, has_no_lights = object_count(traffic), light_count(traffic) == 0
     boxes, halves = whole(traffic, BOXES), whole(traffic, HALF_SIZES)
     for m in range(objects):

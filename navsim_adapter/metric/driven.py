@@ -16,7 +16,7 @@ from navsim_adapter.metric.engine import DONE
 from navsim_adapter.metric.jit import entry
 from navsim_adapter.metric.map_index import INTERSECTION, ON_ROUTE, area_count
 from navsim_adapter.metric.packed import Packed, end_of, reals
-from navsim_adapter.metric.traffic_index import AHEAD, STRETCHES, light_count, object_count
+from navsim_adapter.metric.traffic_index import AHEAD, light_count, object_count
 from navsim_adapter.vehicle import STATES, STEPS
 
 VERDICT = ("collisions", "drivable_area", "direction", "lights", "comfort", "collision_time")
@@ -48,12 +48,11 @@ def judge(area: Packed, traffic: Packed, history: np.ndarray, states: np.ndarray
 @entry("void(f8[::1], f8[:,:,::1], f8[:,::1], f8[::1])")
 def _follow(ego, poses, states, scratch):
     first, n = np.int64(0), poses.shape[0]
-    reference, speed, excess, curvature, end = work.for_tracking(scratch.ctypes.data, n)
+    tracking, end = work.for_tracking(scratch.ctypes.data, n)
     block = reals(end, (simulate.PLANES, STATES, n))
+    reference, _speed, _excess, _curvature = tracking
     simulate.take_reference(poses, first, n, reference)
-    simulate.fit_speed(reference, n, speed)
-    simulate.fit_curvature(reference, speed, n, excess, curvature)
-    simulate.track(ego, reference, speed, curvature, n, block)
+    simulate.drive(ego, tracking, n, block)
     for k in range(STATES):
         states[k, :] = 0.0
         states[k, 0], states[k, 1] = block[simulate.X, k, 0], block[simulate.Y, k, 0]
@@ -68,11 +67,9 @@ def _judge(area, traffic, history, states, verdict, scratch):
     n, c, ego = np.int64(1), np.int64(0), states[0]
     objects, things = object_count(traffic), object_count(traffic) + light_count(traffic)
     block = reals(scratch.ctypes.data, (simulate.PLANES, STATES, n))
-    series, turns, is_comfortable, end = work.for_comfort(end_of(block), STATES + history.shape[0], n)
-    near, near_count, places, bounds, spans, tracks, end = work.for_near(end, objects, things, n)
-    touching, hit, settled, corners, other, moved, lanes, own, _cells, end = work.for_candidate(
-        end, things, area_count(area)
-    )
+    calm, end = work.for_comfort(end_of(block), STATES + history.shape[0], n)
+    around, end = work.for_survey(end, objects, things, n)
+    mine, end = work.for_candidate(end, things, area_count(area))
     needed = (end - scratch.ctypes.data + 7) // 8
     if needed > scratch.shape[0]:
         return needed
@@ -84,19 +81,17 @@ def _judge(area, traffic, history, states, verdict, scratch):
         block[simulate.STEERING_RATE, k, c], block[simulate.YAW_RATE, k, c] = states[k, 8], states[k, 9]
         block[simulate.SINE, k, c], block[simulate.COSINE, k, c] = sine_cosine(states[k, 2])
     start_speed, ttc_steps = measured_speed(ego), STATES - AHEAD
-    hits.place(ego, start_speed, block, n, places, bounds)
-    for stretch in range(STRETCHES):
-        near_count[stretch] = hits.find_near(
-            ego, traffic, stretch, bounds[stretch], n, near[stretch], spans[stretch], tracks[stretch]
-        )
+    _touching, _hit, _settled, corners, _other, moved, _lanes, own, _cells = mine
+    _near, _near_count, places, _bounds, _spans, _tracks = around
+    _series, _turns, is_comfortable = calm
+    hits.survey(ego, traffic, start_speed, block, n, around)
     hits.take_places(places, c, own)
     verdict[0], _ttc, verdict[3], verdict[5], _when = judge_contacts(
-        area, traffic, start_speed, block, c, own, bounds, near, near_count, spans, tracks, ttc_steps, touching, hit,
-        settled, corners, other, lanes,
-    )  # fmt: skip
+        area, traffic, start_speed, block, c, ttc_steps, around, mine
+    )
     in_route, in_crossing = areas.settle_center(area, block, c, 0, 0, _EVERY, ON_ROUTE | INTERSECTION)
     verdict[1] = areas.drivable_area_compliance(area, block, c, _EVERY, 0, corners)
     verdict[2] = driving_direction_compliance(block, c, in_route | in_crossing, moved)
-    comfort.history_comfort(block, ego[6], history, n, series, turns, is_comfortable)
+    comfort.history_comfort(block, ego[6], history, n, calm)
     verdict[4] = is_comfortable[c]
     return DONE

@@ -12,12 +12,12 @@ from navsim_adapter.metric import aggregate, areas, comfort, hits, marks, simula
 from navsim_adapter.metric.angles import sine_cosine
 from navsim_adapter.metric.contacts import judge_contacts, measured_speed
 from navsim_adapter.metric.driving_direction import driving_direction_compliance
-from navsim_adapter.metric.jit import entry, inner
+from navsim_adapter.metric.jit import entry, inlined, inner
 from navsim_adapter.metric.lane_keeping import lane_keeping
 from navsim_adapter.metric.map_index import INTERSECTION, ON_ROUTE, area_count
 from navsim_adapter.metric.packed import end_of, real, reals, whole
 from navsim_adapter.metric.progress import progress_at
-from navsim_adapter.metric.traffic_index import AHEAD, STRETCHES, light_count, object_count
+from navsim_adapter.metric.traffic_index import AHEAD, light_count, object_count
 from navsim_adapter.vehicle import STATES, STEPS
 
 LANES = 64
@@ -68,25 +68,18 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
     Returns DONE; TIED if headings of some hang on the last bit and have to be given, and then these have infinity in
     SEVERAL_LANES and nothing is scored; else how many numbers of scratch it takes, having done nothing.
     """
-    facts, best_other = whole(scene, FACTS), real(scene, whole(scene, BEST))
-    time_us, is_epdms = whole(scene, facts), whole(scene, facts + 1) != 0
-    area, traffic = whole(scene, facts + 2), whole(scene, facts + 3)
-    ego, human = reals(scene + 8 * whole(scene, EGO), (11,)), reals(scene + 8 * whole(scene, HUMAN), (COLUMNS,))
+    time_us, is_epdms, area, traffic = _facts(scene)
+    ego = reals(scene + 8 * whole(scene, EGO), (11,))
     past = (whole(scene, HISTORY + 1) - whole(scene, HISTORY)) // 3
     history = reals(scene + 8 * whole(scene, HISTORY), (past, 3))
-
     count, size, width = poses.shape[0], poses.shape[1], min(poses.shape[0], LANES)
     objects, things = object_count(traffic), object_count(traffic) + light_count(traffic)
-    times, span, lower, offset, end = work.for_times(scratch.ctypes.data, size)
-    knots = reals(end, (3, size + 1, width))
-    slopes = reals(end_of(knots), (3, size, width))
-    reference, speed, excess, curvature, end = work.for_tracking(end_of(slopes), width)
+    planning, end = work.for_knots(scratch.ctypes.data, size, width)
+    tracking, end = work.for_tracking(end, width)
     block = reals(end, (simulate.PLANES, STATES, width))
-    series, turns, is_comfortable, end = work.for_comfort(end_of(block), STATES + past, width)
-    near, near_count, places, bounds, spans, tracks, end = work.for_near(end, objects, things, width)
-    touching, hit, settled, corners, other, moved, lanes, own, cells, end = work.for_candidate(
-        end, things, area_count(area)
-    )
+    calm, end = work.for_comfort(end_of(block), STATES + past, width)
+    around, end = work.for_survey(end, objects, things, width)
+    mine, end = work.for_candidate(end, things, area_count(area))
     needed = (end - scratch.ctypes.data + 7) // 8
     if needed > scratch.shape[0]:
         return needed
@@ -94,51 +87,66 @@ def score_trajectories(scene, poses, interval, is_planned, headings, table, stat
     if not is_planned:
         if headings.shape[0] == 0 and simulate.find_ties(ego, poses, table, SEVERAL_LANES):
             return TIED
-        simulate.sample_times(time_us, size, interval, times, span, lower, offset)
-    # EPDMS's objects end with the states.
-    start_speed, ttc_steps = measured_speed(ego), STATES - AHEAD if is_epdms else STATES
-    wanted = ON_ROUTE | INTERSECTION if is_epdms else ON_ROUTE
+        simulate.sample_times(time_us, interval, planning)
+    reference, _speed, _excess, _curvature = tracking
+    _series, _turns, is_comfortable = calm
+    start_speed = measured_speed(ego)
     for first in range(0, count, LANES):
         n = min(LANES, count - first)
         if is_planned:
             simulate.take_reference(poses, first, n, reference)
         else:
-            simulate.place_knots(ego, poses, headings, first, n, knots)
-            simulate.sample_reference(knots, span, lower, offset, n, slopes, reference)
-        simulate.fit_speed(reference, n, speed)
-        simulate.fit_curvature(reference, speed, n, excess, curvature)
-        simulate.track(ego, reference, speed, curvature, n, block)
+            simulate.place_knots(ego, poses, headings, first, n, planning)
+            simulate.sample_reference(planning, n, reference)
+        simulate.drive(ego, tracking, n, block)
         if is_epdms:
-            comfort.history_comfort(block, ego[6], history, n, series, turns, is_comfortable)
+            comfort.history_comfort(block, ego[6], history, n, calm)
         else:
-            comfort.comfort(block, ego[6], n, series, turns, is_comfortable)
-        hits.place(ego, start_speed, block, n, places, bounds)
-        for stretch in range(STRETCHES):
-            near_count[stretch] = hits.find_near(
-                ego, traffic, stretch, bounds[stretch], n, near[stretch], spans[stretch], tracks[stretch]
-            )
+            comfort.comfort(block, ego[6], n, calm)
+        hits.survey(ego, traffic, start_speed, block, n, around)
         start = progress_at(area, block, 0, 0)  # where all of them start
         for c in range(n):
             row = table[first + c]
-            hits.take_places(places, c, own)
-            row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
-                area, traffic, start_speed, block, c, own, bounds, near, near_count, spans, tracks, ttc_steps,
-                touching, hit, settled, corners, other, lanes,
-            )  # fmt: skip
-            in_route, in_crossing, is_open, is_near = marks.mark_centers(ego, area, own, wanted)
-            in_route, in_crossing = areas.settle_center(area, block, c, in_route, in_crossing, is_open, wanted)
-            is_open, is_off = marks.mark_corners(ego, area, own, cells)
-            row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, is_open, is_off, corners)
-            is_exempt = in_route | in_crossing if is_epdms else in_route
-            row[RAW + DDC] = driving_direction_compliance(block, c, is_exempt, moved)
-            row[RAW + LK] = lane_keeping(area, block, c, in_crossing, is_near) if is_epdms else 1.0
+            _judge(area, traffic, is_epdms, ego, start_speed, block, c, around, mine, row)
             row[PROGRESS_RAW] = max(progress_at(area, block, STEPS, c) - start, 0.0)
             row[RAW + COMFORT] = is_comfortable[c]
-            combine(row, is_epdms, best_other, human, np.nan)
-            row[SEVERAL_LANES] = row[OFF_ROAD] = row[ONCOMING] = np.nan
+            _conclude(scene, is_epdms, row)
             if states.shape[0] > 0:
                 _write_states(ego, block, c, states[first + c])
     return DONE
+
+
+@inlined
+def _facts(scene):
+    at = whole(scene, FACTS)
+    return whole(scene, at), whole(scene, at + 1) != 0, whole(scene, at + 2), whole(scene, at + 3)
+
+
+@inlined
+def _judge(area, traffic, is_epdms, ego, start_speed, block, c, around, mine, row):
+    """The rules on one candidate's states."""
+    _touching, _hit, _settled, corners, _other, moved, _lanes, own, cells = mine
+    _near, _near_count, places, _bounds, _spans, _tracks = around
+    hits.take_places(places, c, own)
+    ttc_steps = STATES - AHEAD if is_epdms else STATES  # EPDMS's objects end with the states
+    row[RAW + NC], row[RAW + TTC], row[RAW + TLC], row[COLLISION_TIME], row[TTC_TIME] = judge_contacts(
+        area, traffic, start_speed, block, c, ttc_steps, around, mine
+    )
+    wanted = ON_ROUTE | INTERSECTION if is_epdms else ON_ROUTE
+    in_route, in_crossing, is_open, is_near = marks.mark_centers(ego, area, own, wanted)
+    in_route, in_crossing = areas.settle_center(area, block, c, in_route, in_crossing, is_open, wanted)
+    is_open, is_off = marks.mark_corners(ego, area, own, cells)
+    row[RAW + DAC] = areas.drivable_area_compliance(area, block, c, is_open, is_off, corners)
+    is_exempt = in_route | in_crossing if is_epdms else in_route
+    row[RAW + DDC] = driving_direction_compliance(block, c, is_exempt, moved)
+    row[RAW + LK] = lane_keeping(area, block, c, in_crossing, is_near) if is_epdms else 1.0
+
+
+@inlined
+def _conclude(scene, is_epdms, row):
+    human = reals(scene + 8 * whole(scene, HUMAN), (COLUMNS,))
+    combine(row, is_epdms, real(scene, whole(scene, BEST)), human, np.nan)
+    row[SEVERAL_LANES] = row[OFF_ROAD] = row[ONCOMING] = np.nan
 
 
 def product_of(row, is_epdms):

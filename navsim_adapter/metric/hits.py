@@ -44,6 +44,21 @@ _SLOTS, _NONE = (np.uint32(1) << np.arange(WORD, dtype=np.uint32)).view(np.int32
 
 
 @inner
+def survey(ego, traffic, start_speed, states, n, around):
+    """Where the candidates of a block are, and what is near them in each stretch.
+
+    start_speed: see `judge_contacts`.  around: of `work.for_survey`, out: `near`, how many of them, `places`, `bounds`,
+    `spans` and `tracks` of `place` and `find_near`.
+    """
+    near, near_count, places, bounds, spans, tracks = around
+    place(ego, start_speed, states, n, places, bounds)
+    for stretch in range(STRETCHES):
+        near_count[stretch] = find_near(
+            ego, traffic, stretch, bounds[stretch], n, near[stretch], spans[stretch], tracks[stretch]
+        )
+
+
+@inner
 def place(ego, start_speed, states, n, places, bounds):
     """Where the candidates of a block are, from where the ego starts: places (PLACES, 41, lanes) out.
 

@@ -60,13 +60,15 @@ _SPEED_PIVOT, _SPEED_LOWER_1, _SPEED_LOWER_2 = _speed_fit_factors()
 
 
 @inner
-def sample_times(time_us, size, interval, knots, span, lower, offset):
+def sample_times(time_us, interval, planning):
     """Times of knots and queries, the same for every trajectory of one sampling (metric 5.1).
 
-    size, interval: number of poses and seconds between them.  knots: (size + 1,) scratch.
-    span: (size,) out, microseconds between knots.  lower, offset: (41,) out, knot before each query and the
-    microseconds since it.
+    interval: seconds between poses.
+    planning: of `work.for_knots`, of which these are made: span (size,), microseconds between knots; lower and offset
+    (41,), the knot before each query and the microseconds since it.
     """
+    knots, span, lower, offset, _knots, _slopes = planning
+    size = span.shape[0]
     start = time_us * 1e-6
     knots[0] = float(time_us)
     for j in range(size):
@@ -99,14 +101,15 @@ def find_ties(ego, poses, table, column) -> bool:
 
 
 @inner
-def place_knots(ego, poses, headings, first, n, knots):
+def place_knots(ego, poses, headings, first, n, planning):
     """Poses of candidates first..first+n in the map's frame, with unwrapped headings.
 
-    ego: (11,).  poses: (N, T, 3) ego frame.  knots: (3, T + 1, lanes) out.
+    ego: (11,).  poses: (N, T, 3) ego frame.  planning: of `work.for_knots`; its knots (3, T + 1, lanes) are made.
     headings: (N, T) in the map's frame from `literal_headings` of those that are tied and NaN of the others, or (0, T).
     """
     ego_sine, ego_cosine = sine_cosine(ego[HEADING])
     size = poses.shape[1]
+    _times, _span, _lower, _offset, knots, _slopes = planning
     x, y, heading = knots[X], knots[Y], knots[HEADING]
     for c in range(n):
         literal = headings.shape[0] > 0 and not np.isnan(headings[first + c, 0])
@@ -148,11 +151,12 @@ def literal_headings(ego: np.ndarray, poses: np.ndarray) -> np.ndarray:
 
 
 @lanes
-def sample_reference(knots, span, lower, offset, n, slopes, reference):
+def sample_reference(planning, n, reference):
     """Linear interpolation of the knots at the 41 query times, headings wrapped to [-pi, pi) (metric 5.1).
 
-    knots: (3, T + 1, lanes).  slopes: (3, T, lanes) scratch.  reference: (5, 41, lanes) out.
+    planning: of `work.for_knots`.  reference: (5, 41, lanes) out.
     """
+    _times, span, lower, offset, knots, slopes = planning
     for plane in range(3):
         for j in range(span.shape[0]):
             here, there, slope = knots[plane, j], knots[plane, j + 1], slopes[plane, j]
@@ -240,6 +244,15 @@ def fit_curvature(reference, speed, n, excess, curvature):
         here, after, e = curvature[i], curvature[i + 1], excess[i]
         for c in range(n):
             here[c] = (here[c] + after[c]) / (1.0 + e[c])
+
+
+@inner
+def drive(ego, tracking, n, states):
+    """From references to states (PLANES, 41, lanes) out.  tracking: of `work.for_tracking`, the reference in it."""
+    reference, speed, excess, curvature = tracking
+    fit_speed(reference, n, speed)
+    fit_curvature(reference, speed, n, excess, curvature)
+    track(ego, reference, speed, curvature, n, states)
 
 
 @inner
