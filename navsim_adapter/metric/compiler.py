@@ -23,7 +23,10 @@ from numba.np.arrayobj import make_array, populate_array
 from navsim_adapter.metric.jit import Entry
 from navsim_adapter.metric.packed import real, reals, whole, wholes
 
-MODULES = ("engine", "two_frame", "cells", "road", "driven")
+MODULES = (
+    *(f"metric.{name}" for name in ("engine", "two_frame", "cells", "road", "driven")),
+    *(f"pdm_closed.{name}" for name in ("path", "rollout")),
+)
 _WORD, _BYTES = ir.IntType(64), ir.IntType(8).as_pointer()
 _MEMORY = {
     "real": (types.float64, ir.DoubleType()),
@@ -127,7 +130,7 @@ def object_code() -> bytes:
     codegen = cpu_target.target_context.codegen()
     library = codegen.create_library("kernels")
     stubs = codegen._create_empty_module("stubs")
-    modules = [importlib.import_module(f"{__package__}.{name}") for name in MODULES]
+    modules = [importlib.import_module(f"navsim_adapter.{name}") for name in MODULES]
     entries = {value for module in modules for value in vars(module).values() if isinstance(value, Entry)}
     for entry in sorted(entries, key=lambda entry: entry.py_func.__name__):
         part, native = _shell(entry)

@@ -29,7 +29,11 @@ from navsim_adapter.foundation.files import only_writer, write_bytes
 
 FOLDER = "NAVSIM_ADAPTER_KERNELS"  # of the environment: the only folder to look in
 _PACKAGE = Path(__file__).resolve().parent
-_SOURCES = (*sorted(_PACKAGE.glob("*.py")), _PACKAGE.parent / "vehicle.py")
+_SOURCES = (
+    *sorted(_PACKAGE.glob("*.py")),
+    *sorted((_PACKAGE.parent / "pdm_closed").glob("*.py")),
+    _PACKAGE.parent / "vehicle.py",
+)
 _LEVEL = ("avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")  # what makes an x86-64 an x86-64-v3
 _DIGEST = 32  # bytes before the object code: its SHA-256
 _MAKE = f"import sys; from {__package__}.compiler import object_code; sys.stdout.buffer.write(object_code())"

@@ -6,10 +6,11 @@ Agrees with GEOS to rounding: 0 when they meet or one holds the other, else the 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from navsim_adapter.metric.jit import inner
 
 
-@njit(cache=True)
+@inner
 def footprint_gap(corners: np.ndarray, edges: np.ndarray, dx: float, dy: float) -> float:
     """corners: (4, 2) of a convex box.  edges: (E, 4) x0, y0, x1, y1 of all rings of a polygon, moved by dx, dy."""
     least = np.inf
@@ -20,8 +21,8 @@ def footprint_gap(corners: np.ndarray, edges: np.ndarray, dx: float, dy: float) 
             first_corner_inside = not first_corner_inside
         inside = True
         for i in range(4):
-            cx, cy = corners[i]
-            nx, ny = corners[(i + 1) % 4]
+            j = (i + 1) & 3
+            cx, cy, nx, ny = corners[i, 0], corners[i, 1], corners[j, 0], corners[j, 1]
             if _segments_meet(ax, ay, bx, by, cx, cy, nx, ny):
                 return 0.0
             inside &= (nx - cx) * (ay - cy) - (ny - cy) * (ax - cx) > 0.0
@@ -31,7 +32,7 @@ def footprint_gap(corners: np.ndarray, edges: np.ndarray, dx: float, dy: float) 
     return 0.0 if first_corner_inside else np.sqrt(least)
 
 
-@njit(cache=True)
+@inner
 def _squared(px: float, py: float, ax: float, ay: float, bx: float, by: float) -> float:
     """Squared distance of a point from a segment."""
     ux, uy, wx, wy = bx - ax, by - ay, px - ax, py - ay
@@ -45,7 +46,7 @@ def _squared(px: float, py: float, ax: float, ay: float, bx: float, by: float) -
     return across * across / length
 
 
-@njit(cache=True)
+@inner
 def _segments_meet(ax: float, ay: float, bx: float, by: float, cx: float, cy: float, dx: float, dy: float) -> bool:
     a = (dx - cx) * (ay - cy) - (dy - cy) * (ax - cx)
     b = (dx - cx) * (by - cy) - (dy - cy) * (bx - cx)
@@ -56,7 +57,7 @@ def _segments_meet(ax: float, ay: float, bx: float, by: float, cx: float, cy: fl
     return (c > 0.0) != (d > 0.0)
 
 
-@njit(cache=True)
+@inner
 def _crosses_ray(px: float, py: float, ax: float, ay: float, bx: float, by: float) -> bool:
     """The edge crosses the ray from the point to +x."""
     if (ay > py) == (by > py):

@@ -7,8 +7,9 @@ from functools import cached_property
 
 import numpy as np
 import shapely
-from numba import njit
 from shapely.ops import substring
+
+from navsim_adapter.metric.jit import entry, inner
 
 MIN_PROGRESS = 1e-5  # PDM-Closed's interpolation never returns the very first vertex
 
@@ -37,7 +38,10 @@ class Path:
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """(n,) progress of the first nearest point of the path to each of `points` (n, 2), as GEOS locates it."""
-        return project(self.progress, self.vertices, points)
+        points = np.ascontiguousarray(points, np.float64)
+        located = np.empty(len(points))
+        project(np.ascontiguousarray(self.progress), np.ascontiguousarray(self.vertices), points, located)
+        return located
 
     def parallel(self, offset: float) -> Path:
         """The path whose every vertex is moved by `offset` to the left; it has a progress of its own."""
@@ -53,29 +57,35 @@ class Path:
         return substring(self.line, start, end)
 
 
-@njit(cache=True)
-def interpolate(progress: np.ndarray, vertices: np.ndarray, at: float, lowest: float) -> np.ndarray:
-    """(3,) pose at the progress `at`, clipped to `lowest` and the path's end, heading in [-pi, pi].
+@inner
+def interpolate(progress: np.ndarray, vertices: np.ndarray, at: float, lowest: float, pose: np.ndarray) -> None:
+    """Pose (3,) out at the progress `at`, clipped to `lowest` and the path's end, heading in [-pi, pi].
 
     0 where the path has no extent.
     """
-    pose = np.zeros(3)
-    s = min(max(at, lowest), progress[-1])
-    high = min(max(np.searchsorted(progress, s), 1), len(progress) - 1)
+    s = min(max(at, lowest), progress[len(progress) - 1])
+    first, end = 0, len(progress)  # the first vertex not before s is among these
+    while first < end:
+        middle = (first + end) // 2
+        if progress[middle] < s:
+            first = middle + 1
+        else:
+            end = middle
+    high = min(max(first, 1), len(progress) - 1)
     low = high - 1
     width = progress[high] - progress[low]
+    pose[0] = pose[1] = pose[2] = 0.0
     if width > 0.0:
         for j in range(3):
             slope = (vertices[high, j] - vertices[low, j]) / width
             pose[j] = slope * (s - progress[low]) + vertices[low, j]
         pose[2] = np.arctan2(np.sin(pose[2]), np.cos(pose[2]))
-    return pose
 
 
-@njit(cache=True)
-def project(progress: np.ndarray, vertices: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(n,) progress of the points of a path nearest to `points` (n, 2); the first of equally near ones."""
-    located = np.empty(len(points))
+@entry("void(f8[::1], f8[:,::1], f8[:,::1], f8[::1])")
+def project(progress, vertices, points, located):
+    """Fill `located` (n,) with the progress of the points of a path nearest to `points` (n, 2); the first of equally
+    near ones."""
     for i in range(len(points)):
         least = np.inf
         for j in range(len(progress) - 1):
@@ -87,4 +97,3 @@ def project(progress: np.ndarray, vertices: np.ndarray, points: np.ndarray) -> n
             if distance < least:
                 least = distance
                 located[i] = progress[j] + fraction * np.sqrt(length)
-    return located

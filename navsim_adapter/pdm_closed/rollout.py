@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 import shapely
-from numba import njit
 
+from navsim_adapter.metric.jit import entry, inner
 from navsim_adapter.pdm_closed.forecast import MAP_TIMES, STEPS_PER_MAP, Forecast
 from navsim_adapter.pdm_closed.gap import footprint_gap
 from navsim_adapter.pdm_closed.path import MIN_PROGRESS, Path, interpolate
@@ -28,6 +28,7 @@ FALLBACK_SPEED_LIMIT = 15.0
 CORRIDOR_SECONDS = 5.0
 MIN_GAP, HEADWAY, MAX_ACCELERATION, MAX_DECELERATION, EXPONENT = 1.0, 1.5, 1.5, 3.0, 10
 STEP_TIME = 0.1
+PROGRESS, SPEED, LEADER, LEADER_SPEED, LEADER_REAR = range(5)  # a proposal's state, and its leader's
 SCORED_ROWS = STEPS // STEPS_PER_MAP + 1  # forecast maps up to step 40
 
 
@@ -47,8 +48,11 @@ def proposals(ego_state: np.ndarray, centerline: np.ndarray, speed_limit: float 
     is_ranked = np.zeros(SCORED_ROWS, dtype=bool)
     stacked = np.stack([path.progress for path in paths]), np.stack([path.vertices for path in paths])
     targets = np.array(SPEED_FRACTIONS) * limit
+    count = len(paths) * len(targets)
+    poses, scratch, ties = np.empty((count, STEPS, 3)), np.empty((count + 4, 5)), np.empty(SCORED_ROWS, np.int64)
     while True:
-        poses, is_tied = _roll_out(*stacked, start, ego_state[3], targets, ahead, rank, *obstacles)
+        roll_out(*stacked, start, ego_state[3], targets, ahead, rank, *obstacles, MAP_TIMES, scratch, ties, poses)
+        is_tied = ties != 0
         if not (is_tied & ~is_ranked).any():
             return poses
         for row in np.flatnonzero(is_tied & ~is_ranked):
@@ -125,75 +129,81 @@ def _obstacles(scene: Forecast) -> tuple[np.ndarray, ...]:
     )
 
 
-@njit(cache=True)
-def _roll_out(
-    progress, vertices, start, speed, targets, ahead, rank, edges, edge_start, motion, circles, headings, speeds
-):
-    """Poses (lateral * longitudinal, 41, 3), and the maps (21,) in which equally near objects were met."""
-    count = len(start) * len(targets)
-    poses = np.empty((count, STEPS, 3))
-    state = np.empty((count, 2))
-    leaders = np.zeros((count, 3))
-    is_tied = np.zeros(ahead.shape[1], dtype=np.bool_)
+@entry(
+    "void(f8[:,::1], f8[:,:,::1], f8[::1], f8, f8[::1], f8[:,:,::1], i8[:,:,::1], f8[:,::1], i8[::1], f8[:,::1],"
+    " f8[:,::1], f8[::1], f8[::1], f8[::1], f8[:,::1], i8[::1], f8[:,:,::1])"
+)
+def roll_out(
+    progress, vertices, start, speed, targets, ahead, rank, edges, edge_start, motion, circles, headings, speeds,
+    map_times, scratch, is_tied, poses,
+):  # fmt: skip
+    """Fill poses (lateral * longitudinal, 41, 3), and the maps (21,) in which equally near objects were met.
+
+    scratch: (lateral * longitudinal + 4, 5), of each proposal its progress and speed, and of its leader the progress,
+    speed and half length; then corners.
+    """
+    count = len(poses)
+    corners = scratch[count:]
+    for row in range(len(is_tied)):
+        is_tied[row] = 0
     for p in range(count):
-        lateral = p // len(targets)
-        state[p] = start[lateral], speed
-        poses[p, 0] = interpolate(progress[lateral], vertices[lateral], start[lateral], MIN_PROGRESS)
+        lateral, state = p // len(targets), scratch[p]
+        state[PROGRESS], state[SPEED] = start[lateral], speed
+        state[LEADER] = state[LEADER_SPEED] = state[LEADER_REAR] = 0.0
+        interpolate(progress[lateral], vertices[lateral], start[lateral], MIN_PROGRESS, poses[p, 0])
     for k in range(1, STEPS):
         for p in range(count):
-            lateral = p // len(targets)
-            row = k // STEPS_PER_MAP
+            lateral, state, row = p // len(targets), scratch[p], k // STEPS_PER_MAP
             if k % STEPS_PER_MAP == 0:
-                if p % len(targets) == 0:
-                    leaders[p] = 0.0
-                else:
-                    leaders[p] = leaders[p - 1]
+                for part in range(LEADER, LEADER_REAR + 1):
+                    state[part] = 0.0 if p % len(targets) == 0 else scratch[p - 1, part]
                 found, gap, tied = _nearest_ahead(
-                    poses[p, k - 1], state[p, 0], ahead[lateral, row], rank[lateral, row],
-                    edges, edge_start, motion * MAP_TIMES[row], circles,
+                    poses[p, k - 1], state[PROGRESS], ahead[lateral, row], rank[lateral, row],
+                    edges, edge_start, motion, map_times[row], circles, corners,
                 )  # fmt: skip
                 is_tied[row] |= tied
                 if found < 0:
-                    leaders[p, 0], leaders[p, 2] = progress[lateral, -1], HALF_LENGTH
+                    state[LEADER], state[LEADER_REAR] = progress[lateral, progress.shape[1] - 1], HALF_LENGTH
                 else:
-                    leaders[p, 0] = state[p, 0] + gap
+                    state[LEADER] = state[PROGRESS] + gap
                     if not np.isnan(speeds[found]):
-                        leaders[p, 1] = speeds[found] * np.cos(headings[found] - poses[p, k - 1, 2])
-            _follow(state[p], leaders[p], targets[p % len(targets)])
-            poses[p, k] = interpolate(progress[lateral], vertices[lateral], state[p, 0], MIN_PROGRESS)
-    return poses, is_tied
+                        state[LEADER_SPEED] = speeds[found] * np.cos(headings[found] - poses[p, k - 1, 2])
+            _follow(state, targets[p % len(targets)])
+            interpolate(progress[lateral], vertices[lateral], state[PROGRESS], MIN_PROGRESS, poses[p, k])
 
 
-@njit(cache=True)
-def _nearest_ahead(pose, own_progress, ahead, rank, edges, edge_start, moved, circles):
-    """Index of the nearest object ahead (-1: none), its distance from the body at `pose`, and whether another ties."""
+@inner
+def _nearest_ahead(pose, own_progress, ahead, rank, edges, edge_start, motion, time, circles, corners):
+    """Index of the nearest object ahead (-1: none), its distance from the body at `pose`, and whether another ties
+    (1 or 0).  corners: scratch."""
     cos, sin = np.cos(pose[2]), np.sin(pose[2])
     x, y = pose[0] + AXLE_TO_CENTER * cos, pose[1] + AXLE_TO_CENTER * sin
-    corners = np.empty((4, 2))
-    for i, (along, across) in enumerate(((1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0))):
+    for i in range(4):
+        along, across = 1.0 if i == 0 or i == 3 else -1.0, 1.0 if i < 2 else -1.0
         corners[i, 0] = x + along * HALF_LENGTH * cos - across * HALF_WIDTH * sin
         corners[i, 1] = y + along * HALF_LENGTH * sin + across * HALF_WIDTH * cos
-    found, least, is_tied = -1, np.inf, False
+    found, least, is_tied = -1, np.inf, 0
     for m in range(len(ahead)):
         if not ahead[m] > own_progress:
             continue
-        dx, dy = moved[m]
+        dx, dy = motion[m, 0] * time, motion[m, 1] * time
         if np.hypot(circles[m, 0] + dx - x, circles[m, 1] + dy - y) - circles[m, 2] - EGO_RADIUS > least:
             continue
         gap = footprint_gap(corners, edges[edge_start[m] : edge_start[m + 1]], dx, dy)
         if gap == least:
-            is_tied = True
+            is_tied = 1
         if gap < least or (gap == least and rank[m] < rank[found]):
             found, least = m, gap
     return found, least, is_tied
 
 
-@njit(cache=True)
-def _follow(state, leader, target_speed):
-    """One intelligent-driver step of (progress, speed), in place: Euler with the old speed."""
-    s, v = state
-    desired = MIN_GAP + HEADWAY * v + v * (v - leader[1]) / (2.0 * np.sqrt(MAX_ACCELERATION * MAX_DECELERATION))
-    gap = max(leader[0] - s - leader[2], MIN_GAP)
+@inner
+def _follow(state, target_speed):
+    """One intelligent-driver step, in place: Euler with the old speed."""
+    s, v = state[PROGRESS], state[SPEED]
+    slowing = v * (v - state[LEADER_SPEED]) / (2.0 * np.sqrt(MAX_ACCELERATION * MAX_DECELERATION))
+    desired = MIN_GAP + HEADWAY * v + slowing
+    gap = max(state[LEADER] - s - state[LEADER_REAR], MIN_GAP)
     acceleration = MAX_ACCELERATION * (1.0 - (v / target_speed) ** EXPONENT - (desired / gap) ** 2)
-    state[0] = s + STEP_TIME * v
-    state[1] = v + STEP_TIME * min(max(acceleration, -MAX_DECELERATION), MAX_ACCELERATION)
+    state[PROGRESS] = s + STEP_TIME * v
+    state[SPEED] = v + STEP_TIME * min(max(acceleration, -MAX_DECELERATION), MAX_ACCELERATION)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from navsim_adapter.pdm_closed.path import interpolate
+from navsim_adapter.pdm_closed import path as paths
 from navsim_adapter.vehicle import HALF_LENGTH, HALF_WIDTH
 
 MIN_GAP, HEADWAY, MAX_ACCELERATION, MAX_DECELERATION, EXPONENT = 1.0, 1.5, 1.0, 2.0, 4
@@ -21,6 +21,8 @@ SURE = 0.05  # m inside a strip's edge, more than GEOS smooths it
 TRIM_MARGIN = 10.0  # m of path kept beyond the last place where something is near
 BODY_CIRCLES = 3
 BODY_CENTER = 1  # the circle in the middle of the box
+
+_interpolate = njit(cache=True)(paths.interpolate.py_func)
 
 
 class AgentState(NamedTuple):
@@ -142,9 +144,9 @@ def occupied_path(state, agent):
     first = np.searchsorted(path[:, 3], max(low, 0.0), side="right")
     last = max(first, np.searchsorted(path[:, 3], min(high, path[-1, 3]), side="left"))
     points = np.empty((last - first + 2, 2))
-    points[0] = interpolate(path[:, 3], path, low, 0.0)[:2]
+    points[0] = _pose_at(path, low)[:2]
     points[1:-1] = path[first:last, :2]
-    points[-1] = interpolate(path[:, 3], path, high, 0.0)[:2]
+    points[-1] = _pose_at(path, high)[:2]
     return points
 
 
@@ -166,16 +168,24 @@ def _place(state, agent):
     path = state.path[state.path_start[agent] : state.path_start[agent + 1]]
     length, width = state.size[agent]
     progress = state.progress[agent]
-    state.pose[agent] = interpolate(path[:, 3], path, progress, 0.0)
+    state.pose[agent] = _pose_at(path, progress)
     state.circle_count[agent] = 0
     x, y, heading = state.pose[agent]
     _cover_body(state, agent, x, y, heading, length / 2, width / 2)
     radius = np.hypot(CIRCLE_SPACING / 2, width / 2) + SLACK
     at, end = progress - length / 2, progress + length / 2 + HEADWAY * state.speed[agent]
     while at < end:
-        x, y, _ = interpolate(path[:, 3], path, min(at + CIRCLE_SPACING / 2, end), 0.0)
+        x, y, _ = _pose_at(path, min(at + CIRCLE_SPACING / 2, end))
         _add_circle(state, agent, x, y, radius)
         at += CIRCLE_SPACING
+
+
+@njit(cache=True)
+def _pose_at(path, progress):
+    """(3,) x, y, heading of a path (P, 4) at a progress, clipped to its ends."""
+    pose = np.empty(3)
+    _interpolate(path[:, 3], path, progress, 0.0, pose)
+    return pose
 
 
 @njit(cache=True)

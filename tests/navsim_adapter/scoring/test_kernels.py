@@ -42,15 +42,18 @@ def test_a_process_that_finds_the_kernels_never_imports_numba() -> None:
     program = """
 import sys
 import numpy as np
+from navsim_adapter.cache import build
 from navsim_adapter.metric import two_frame
+from navsim_adapter.pdm_closed import path, rollout
 from navsim_adapter.scoring import scorer
 comfort = np.empty(1)
 two_frame.compare_plans(np.zeros((1, 2, 41)), np.zeros((1, 2, 41)), np.array([5]), np.empty((4, 41, 2)), comfort)
-print(comfort[0], "numba" in sys.modules)
+along = path.Path.through(np.array([[0.0, 0.0, 0.0], [10.0, 0.0, 0.0]])).project(np.array([[3.0, 1.0]]))
+print(comfort[0], along[0], "numba" in sys.modules)
 """
     machine_code.function("compare_plans")  # made, if they are not
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1.0", "False"]
+    assert done.stdout.split() == ["1.0", "3.0", "False"]
 
 
 def test_a_torn_or_foreign_file_is_no_kernel(tmp_path: Path) -> None:
