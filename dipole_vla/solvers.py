@@ -8,7 +8,6 @@ the state's dtype; the loop itself (`walk`) only multiplies and adds, so that it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,6 +16,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from dipole_vla.guidance import LIMIT
 from dipole_vla.paths import CosineTable, LinearFlow, Schedule, VPLinear, log_snr, noise_coefficients
 from navsim_adapter.foundation.errors import InputError
 
@@ -62,8 +62,8 @@ class SolverSpec:
             raise InputError(f"solver.name: must be one of {', '.join(SOLVERS)}, got {self.name!r}")
         if self.steps < 1:
             raise InputError(f"solver.steps: must be >= 1, got {self.steps}")
-        if not 0 <= self.start_scale < math.inf:
-            raise InputError(f"solver.start_scale: must be >= 0, got {self.start_scale}; 1 is the textbook start")
+        for name in ("start_scale", "eta", "std_floor", "noise_clip"):
+            _check_scale(f"solver.{name}", getattr(self, name))
         if self.clamp and not (len(self.clamp) == 2 and self.clamp[0] < self.clamp[1]):
             raise InputError(f"solver.clamp: must be empty or (low, high) with low < high, got {self.clamp}")
         if self.clamp_at not in ("estimate", "end"):
@@ -78,12 +78,16 @@ class SolverSpec:
         return self if steps is None else replace(self, steps=steps)
 
     def with_start(self, scale: float) -> SolverSpec:
-        """Other start noise; InputError below 0."""
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
-            raise InputError(
-                f"start_scale: must be a number >= 0, got {scale!r}; 0 gives one plan, 1 is standard normal"
-            )
+        """Other start noise; InputError below 0, and where an action is lost beside it."""
+        _check_scale("start_scale", scale)
         return replace(self, start_scale=float(scale))
+
+
+def _check_scale(name: str, scale: Any) -> None:
+    """A standard deviation that float32 can add to a normalised action."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < LIMIT:
+        hint = "; 0 gives one plan, 1 is standard normal" if name.endswith("start_scale") else ""
+        raise InputError(f"{name}: must be a number from 0 to below {LIMIT:.3g}, got {scale!r}{hint}")
 
 
 def solve(

@@ -517,7 +517,7 @@ def test_start_noise_and_guidance_of_a_call(policy):
     for omega in (0.0, -1.0):
         own = policy.sample(scenes, omega, 2, noise)
         assert torch.equal(policy.sample(scenes, omega, 2, noise, guidance={"distance": 1.0, "early": 0.5}), own)
-    for wrong in (-0.5, float("nan"), "1", True):
+    for wrong in (-0.5, float("nan"), 1e38, 10**400, "1", True):
         with pytest.raises(InputError, match="start_scale"):
             policy.sample(scenes, 1.0, 2, noise, start_scale=wrong)
     with pytest.raises(InputError, match="guidance"):

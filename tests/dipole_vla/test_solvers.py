@@ -195,6 +195,10 @@ def test_clamp_at_the_end_leaves_the_estimates_alone(name):
         ({"name": "heun"}, "solver.name"),
         ({"steps": 0}, "solver.steps"),
         ({"start_scale": math.nan}, "solver.start_scale"),
+        ({"start_scale": 1e38}, "solver.start_scale"),  # an action is lost beside it
+        ({"eta": -1.0}, "solver.eta"),
+        ({"std_floor": math.nan}, "solver.std_floor"),
+        ({"noise_clip": math.inf}, "solver.noise_clip"),
         ({"clamp": (1.0, -1.0)}, "solver.clamp"),
     ],
 )
