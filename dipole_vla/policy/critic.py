@@ -285,8 +285,14 @@ def load_critic(folder: str | Path, device: str | torch.device = "cpu") -> Criti
         kind = TokenCritic if raw["family"] == TokenCritic.family else OneStepCritic
         return kind.from_pretrained(folder, device)
     count = weights.record_from(MeanConfig, raw["config"], f"{path}: config").members
-    members = [load_critic(Path(folder) / str(place), device) for place in range(count)]
-    return MeanCritic([member for member in members if isinstance(member, OneStepCritic)]).eval()
+    return MeanCritic([_member(Path(folder) / str(place), device) for place in range(count)]).eval()
+
+
+def _member(folder: Path, device: str | torch.device) -> OneStepCritic:
+    found = load_critic(folder, device)
+    if not isinstance(found, OneStepCritic):
+        raise InputError(f"{folder}: is a mean of critics within a mean; give a folder whose members are critics")
+    return found
 
 
 def fitted_critic(

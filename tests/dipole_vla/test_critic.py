@@ -230,6 +230,14 @@ def test_a_folder_that_lacks_a_member_says_which(tmp_path):
         load_critic(tmp_path)
 
 
+def test_a_mean_within_a_mean_is_refused_not_left_out(tmp_path):
+    member = OneStepCritic(CriticConfig(feature_dim=5, hidden=8))
+    for folder in (tmp_path, tmp_path / "1"):
+        MeanCritic([member, member]).save_pretrained(folder)
+    with pytest.raises(InputError, match="1: is a mean of critics"):
+        load_critic(tmp_path)
+
+
 def test_a_bad_critic_configuration_names_its_field():
     with pytest.raises(InputError, match="expectile"):
         CriticConfig(feature_dim=5, expectile=1.0)
