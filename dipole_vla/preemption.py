@@ -42,10 +42,10 @@ def requeue() -> str:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return "run the same command to go on"
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the last task has the array's own number, which means all of them
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if set(_noted) == {"SIGTERM"}:
         return f"Slurm requeues job {job} if it was preempted; after a cancellation, submit it again to go on"
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if shutil.which("scontrol") is None:
         return f"scontrol is not on PATH here; requeue job {job} by hand, or submit it again"
     answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
