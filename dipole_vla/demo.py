@@ -21,6 +21,7 @@ from dipole_vla.reference import shipped_reference
 from dipole_vla.report.metrics import sub_score
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json
+from navsim_adapter.foundation.words import counted
 
 # Worlds are cheap: few scenes to learn from are learnt by heart, and few to choose on make a choice a toss of a coin.
 SCENES = {"train": 1200, "validation": 240, "test": 240}
@@ -150,7 +151,10 @@ def print_summary(evaluation: Path, closed_loop: Path | None = None) -> None:
     """The score table of an evaluation, on the terminal, and what became of the gain in closed loop."""
     summary = read_json(evaluation / "summary.json")
     table = Table(
-        title=f"{summary['metric']} x 100 on {summary['split']}: {summary['scenes']} scenes, {summary['logs']} logs"
+        title=(
+            f"{summary['metric']} x 100 on {summary['split']}: {counted(summary['scenes'], 'scene')}, "
+            f"{counted(summary['logs'], 'log')}"
+        )
     )
     short = {name: sub_score(name).short for name in summary["sub_scores"]}
     gains = {"fairest_gain": "vs fairest ref., same N", "human_gain": "vs human"}

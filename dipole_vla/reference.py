@@ -10,6 +10,7 @@ from pathlib import Path
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json, verify
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.synthetic.synthesize import VERSION
 
 FACTS = "reference.json"
@@ -27,7 +28,7 @@ class Reference:
 
     def __str__(self) -> str:
         seeds = f"seeds {min(self.seeds)} to {max(self.seeds)}"
-        return f"{self.folder}: a policy that has imitated {self.scenes} scenes of other worlds ({seeds})"
+        return f"{self.folder}: a policy that has imitated {counted(self.scenes, 'scene')} of other worlds ({seeds})"
 
 
 def shipped_reference(recipes: Path, seed: int) -> Reference:

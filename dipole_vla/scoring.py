@@ -11,6 +11,7 @@ import numpy as np
 from dipole_vla.progress import bar
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import stamp
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.sampling import Sampling
 from navsim_adapter.trajectories import DEFAULT_INTERVAL
 
@@ -54,7 +55,8 @@ def require_scenes(scorer: Scorer, tokens: Sequence[str]) -> None:
     missing = [token for token in tokens if token not in cache] if isinstance(cache, Mapping) else []
     if missing:
         raise InputError(
-            f"scene {missing[0]}: not in the scoring cache, like {len(missing)} of {len(tokens)} scenes; give the "
+            f"scene {missing[0]}: not in the scoring cache, like {len(missing)} of "
+            f"{counted(len(tokens), 'scene')}; give the "
             "cache of these scenes (scorer.init_args.cache), or leave them out"
         )
 

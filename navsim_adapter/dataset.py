@@ -16,6 +16,7 @@ from navsim_adapter.cache.folder import describe
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.files import MANIFEST, file_stamps, finish, making, read_json, write_json
 from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.metric.history import HISTORY
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import Scene, SceneFilter, absent, find_logs, find_scenes
@@ -217,7 +218,9 @@ def write_table(
         skipped: list[dict[str, str]] = []
         rows = list(_rows(scenes, skipped, progress))
         if skipped and not rows:
-            raise InputError(f"none of {len(skipped)} scenes can be converted; first: {skipped[0]['reason']}")
+            raise InputError(
+                f"none of {counted(len(skipped), 'scene')} can be converted; first: {skipped[0]['reason']}"
+            )
         for path in (out / MANIFEST, *out.glob("*.arrow")):  # of a table made again
             path.unlink(missing_ok=True)
         Dataset.from_list(rows, features=features(contents.columns)).save_to_disk(str(out))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError, did_you_mean
+from navsim_adapter.foundation.words import counted
 
 SAME_INSTANT = 10_000  # us
 LONGEST_GAP = 750_000  # us between two frames: a pose between frames further apart is nobody's
@@ -127,7 +128,9 @@ def _read(folder: Path, sync: Any, about: Any, cameras: Sequence[str]) -> Log:
     poses, motion = _rear_axle(folder, ego, about.get(EGO))
     frames = np.flatnonzero(is_there)
     if len(frames) < 2:
-        raise InputError(f"{folder}: has {len(frames)} frames with an ego state; a scene needs its past and future")
+        raise InputError(
+            f"{folder}: has {counted(len(frames), 'frame')} with an ego state; a scene needs its past and future"
+        )
     time_us = sync["sync.timestamp_us"].to_numpy()[frames]
     if (np.diff(time_us) <= 0).any():
         raise InputError(f"{folder}: sync.timestamp_us does not increase from frame to frame; write the log again")

@@ -19,6 +19,7 @@ import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import write_once
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.nuplan.unpickle import Names, Record, StandIn, read_pickle
 
 ONE_STAGE = ("predictions",)
@@ -168,7 +169,7 @@ def _token_problems(stage: str, plans: Mapping[Any, Any], wanted: set[str]) -> l
     if missing:
         found.append(f"{stage}: {len(missing)} of {len(wanted)} scenes have no trajectory ({missing[0]} …); add them")
     if more:
-        found.append(f"{stage}: {len(more)} scenes are not of the split ({more[0]} …); remove them")
+        found.append(f"{stage}: {counted(len(more), 'scene')} beyond the split ({more[0]} …); remove")
     return found
 
 

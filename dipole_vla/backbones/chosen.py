@@ -10,6 +10,7 @@ import torch
 
 from dipole_vla.backbones.base import ActionSpec, Backbone
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.words import counted
 
 
 def choose_interval(model: Backbone, interval: float) -> None:
@@ -30,7 +31,8 @@ def choose_cameras(model: Backbone, cameras: Sequence[str]) -> None:
         other = type(model)(config, model.action, model.solver)
     if _shapes(other) != _shapes(model):
         raise InputError(
-            f"cameras: {len(cameras)} pictures do not fit these weights; name as many as it was trained with"
+            f"cameras: these weights do not fit {counted(len(cameras), 'picture')}; name as many as they "
+            "were trained with"
         )
     model.config = config
 

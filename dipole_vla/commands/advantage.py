@@ -16,6 +16,7 @@ from dipole_vla.progress import bar, console, skipped, wrote
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, making, stamp, write_json
 from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.foundation.words import counted
 
 
 def advantage(
@@ -53,7 +54,8 @@ def advantage(
     missing = [token for token in scored.tokens if token not in table.position]
     if missing:
         raise InputError(
-            f"{scenes}: split {table.split!r} lacks {len(missing)} of the {len(scored)} scenes of {candidates}, first "
+            f"{scenes}: split {table.split!r} lacks {len(missing)} of the {counted(len(scored), 'scene')} of "
+            f"{candidates}, first "
             f"{missing[0]}; give the scenes they were collected on"
         )
     with making(out, made_by) as is_open:

@@ -25,6 +25,7 @@ from dipole_vla.commands.recipe import kind_of, overridden, raw_recipe
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.exits import Unwell
 from navsim_adapter.foundation.option_checks import local_path
+from navsim_adapter.foundation.words import counted
 
 Level = Literal["ok", "note", "FAIL"]
 LOOKED_AT = 64  # scenes of a scoring cache
@@ -254,7 +255,7 @@ def _health(cache: str) -> Finding:
         require_sound(scenes, chosen, cache)
     except InputError as problem:
         return Finding("FAIL", "data", f"cache: {problem}")
-    return Finding("ok", "data", f"cache: {len(chosen)} of {len(tokens)} scenes are sound")
+    return Finding("ok", "data", f"cache: {len(chosen)} of {counted(len(tokens), 'scene')} read and sound")
 
 
 def _has_content(path: Path) -> bool:
@@ -276,7 +277,11 @@ def _pictures(scenes: Path, sensors: Any) -> Iterator[Finding]:
         i: path for i in chosen for path in (table.row(i)["cameras"] or {}).values()
         if path and not _has_content(Path(table.sensors) / path)
     }  # fmt: skip
-    looked = f"{len(chosen)} scenes" if len(chosen) == len(table) else f"{len(chosen)} of {len(table)} scenes looked at"
+    looked = (
+        counted(len(chosen), "scene")
+        if len(chosen) == len(table)
+        else f"{len(chosen)} of {counted(len(table), 'scene')} looked at"
+    )
     if missing:
         first = next(iter(missing.values()))
         text = f"{table.sensors}: {len(missing)} of {looked} lack a picture, first {first}, which is not there or empty"

@@ -29,6 +29,7 @@ from dipole_vla.provenance import commit
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import only_writer
 from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.trajectories import read_about, write_trajectories
 
 
@@ -90,7 +91,9 @@ def drive(
             _write(run.out, name, read_parts(unfinished), actor, about)
         shutil.rmtree(unfinished)
     pace = f", {np.mean(taken):.2g} s a scene" if taken else ""
-    console.print(f"{len(table)} scenes of {table.split}, a plan each, by {name}{pace}", markup=False, soft_wrap=True)
+    console.print(
+        f"{counted(len(table), 'scene')} of {table.split}, a plan each, by {name}{pace}", markup=False, soft_wrap=True
+    )
     wrote("drive", run.out)
 
 

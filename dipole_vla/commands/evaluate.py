@@ -32,6 +32,7 @@ from dipole_vla.scoring import Scorer, columns, identity, require_sampling, requ
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import atomic_path, read_json, stamp, write_json
 from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.foundation.words import counted
 
 
 def evaluate(
@@ -132,7 +133,10 @@ def _write(out: Path, plans: pa.Table, rows: pa.Table, summary: dict[str, Any]) 
 
 def _say(summary: dict[str, Any]) -> None:
     metric = summary["metric"]
-    console.print(f"{metric} x 100 on {summary['split']}, {summary['scenes']} scenes, {summary['logs']} logs:")
+    console.print(
+        f"{metric} x 100 on {summary['split']}, {counted(summary['scenes'], 'scene')}, "
+        f"{counted(summary['logs'], 'log')}:"
+    )
     for line in headline(summary):
         console.print(f"  {line}", markup=False, soft_wrap=True)
     if summary["rl_metric"] not in (None, metric):

@@ -21,6 +21,7 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, is_made, making, stamp
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.foundation.statistics import TOO_FEW
+from navsim_adapter.foundation.words import counted
 
 REPORT = "export.json"
 LOOPS = (*FILES, "torchscript")
@@ -156,11 +157,11 @@ def _lines(about: dict[str, Any]) -> list[str]:
     if "score" in about:
         score = about["score"]
         found = score["difference_ci95"]
-        interval = TOO_FEW if found is None else f"{found[0]:+.2f}, {found[1]:+.2f}"
+        interval = TOO_FEW if found is None else f"{found[0]:+z.2f}, {found[1]:+z.2f}"
         lines.append(
-            f"{score['metric']} at omega {score['omega']:g}, {score['scenes']} held-out scenes: "
+            f"{score['metric']} at omega {score['omega']:g}, {counted(score['scenes'], 'held-out scene')}: "
             f"guided {score['guided']:.2f}, distilled {score['distilled']:.2f}, "
-            f"difference {score['difference']:+.2f} [{interval}]"
+            f"difference {score['difference']:+z.2f} [{interval}]"
         )
     if "difference_m" in about:
         lines.append(f"reloaded and compared with the policy: largest difference {about['difference_m']:.2e} m")

@@ -28,6 +28,7 @@ from dipole_vla.data.tables import SceneTable
 from dipole_vla.progress import bar, console
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, is_made, making, read_json, stamp, verify_listed, write_json
+from navsim_adapter.foundation.words import counted
 
 ContextDtype = Literal["model", "float32", "bfloat16"]
 
@@ -160,7 +161,7 @@ def _announce(folder: Path, shape: Shape) -> None:
     """Say how much will be written, or that it does not fit."""
     missing = sum(len(shape.rows(i)) for i in range(shape.shards) if not _shard(folder, i).is_file())
     wanted, free = missing * shape.bytes_per_scene, shutil.disk_usage(folder).free
-    size = f"{missing} scenes x {_human(shape.bytes_per_scene)} = {_human(wanted)}"
+    size = f"{counted(missing, 'scene')} x {_human(shape.bytes_per_scene)} = {_human(wanted)}"
     if wanted > 0.98 * free:
         raise InputError(
             f"{folder}: contexts need {size}, {_human(free)} are free; choose another disk, dtype bfloat16, or train "

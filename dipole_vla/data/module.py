@@ -20,6 +20,7 @@ from dipole_vla.data.tables import CandidateTable, SceneTable
 from dipole_vla.forming import AS_RECORDED, Advantage
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range, local_path
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.sampling import Sampling
 
 EXACT = ("poses", "score", "advantage", "sign", "weight")  # float32 whatever the network's precision
@@ -201,7 +202,9 @@ class DrivingDataset(Dataset):
         """How G was formed, for the record."""
         assert self.candidates is not None
         signs = self.formed.sign
-        fixed = "" if signs is None else f"; {int((signs[self.formed.kept] != 0).sum())} rows of a fixed sign"
+        fixed = (
+            "" if signs is None else f"; {counted(int((signs[self.formed.kept] != 0).sum()), 'row')} of a fixed sign"
+        )
         return self.how.told(self.candidates.about["advantage"]) + fixed
 
     @property
@@ -209,7 +212,7 @@ class DrivingDataset(Dataset):
         """A remark where G is not simply what the table records."""
         if self.candidates is None or not (self.how.asked or self.formed.sign is not None):
             return None
-        return f"G: {self.advantage_told}; {len(self.items)} of {len(self.candidates)} scenes"
+        return f"G: {self.advantage_told}; {len(self.items)} of {counted(len(self.candidates), 'scene')}"
 
     def __len__(self) -> int:
         return len(self.items)

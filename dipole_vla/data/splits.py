@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.nuplan.second_stage import SPLIT as SECOND_STAGE
 
 EVALUATION_SPLITS = frozenset(
@@ -86,10 +87,10 @@ def check_not_trained_on(
         others, leaks = "of logs that nobody noted", bool(shared) or _plain(split) in map(_plain, seen.splits)
     else:
         alike = len(set(logs) & seen.logs)
-        others, leaks = f"{alike} of their {len(set(logs))} logs", bool(shared or alike)
+        others, leaks = f"{alike} of their {counted(len(set(logs)), 'log')}", bool(shared or alike)
     if leaks and not allow_eval_split:
         raise InputError(
-            f"split {split!r}: {shared} of {len(tokens)} scenes, {others}, were used for RL (rl_split "
+            f"split {split!r}: {shared} of {counted(len(tokens), 'scene')}, {others}, were used for RL (rl_split "
             f"{', '.join(sorted(seen.splits))!r}); evaluate on other logs, or pass --allow-eval-split and the report "
             "will say so in red"
         )

@@ -22,6 +22,7 @@ from dipole_vla.data.splits import SeenByRL
 from dipole_vla.forming import Advantage
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, read_json, stamp, verify_listed
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.sampling import Sampling, resampled, unlike
 from navsim_adapter.trajectories import DEFAULT_INTERVAL
 
@@ -320,7 +321,8 @@ def rows_per_scene(tokens: np.ndarray, folder: str | Path) -> int:
     if (sizes != group).any():
         scene = int((sizes != group).argmax())
         raise InputError(
-            f"{folder}: scene {tokens[starts[scene]]} has {sizes[scene]} rows, the first scene {group}; collect again"
+            f"{folder}: scene {tokens[starts[scene]]} has {counted(sizes[scene], 'row')}, the first scene "
+            f"{group}; collect again"
         )
     return group
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from dipole_vla.evaluation.settings import MEAN, REFERENCE, Setting
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, read_json
+from navsim_adapter.foundation.words import counted
 
 
 def choose(scores: Mapping[Setting, float]) -> Setting:
@@ -93,7 +94,10 @@ def choice_of(
     seen = set(pq.read_table(folder / "rows.parquet", columns=["token"])["token"].to_pylist())
     shared = sum(token in seen for token in tokens)
     for is_wrong, reason in (
-        (shared, f"holds {shared} of these {len(tokens)} scenes; choose on scenes that are not evaluated here"),
+        (
+            shared,
+            f"holds {shared} of these {counted(len(tokens), 'scene')}; choose on scenes that are not evaluated here",
+        ),
         (made_by.get("choose_on"), "reports what another evaluation chose; give that one"),
         (of_policy != policy, f"is of policy {of_policy[:12]}…, this one is {policy[:12]}…; evaluate this one there"),
         (metric != own_metric, f"is by the metric {metric}, this one by {own_metric}; choose by the same"),

@@ -136,8 +136,8 @@ def difference_words(row: Mapping[str, Any], name: str) -> str:
     if row[name] is None:
         return "+0.0"
     interval = row[f"{name}_ci95"]
-    inside = TOO_FEW if interval is None else f"{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}"
-    return f"{100 * row[name]:+.1f} [{inside}]"
+    inside = TOO_FEW if interval is None else f"{100 * interval[0]:+z.1f}, {100 * interval[1]:+z.1f}"
+    return f"{100 * row[name]:+z.1f} [{inside}]"
 
 
 def _alike(setting: Setting, own: Setting) -> bool:

@@ -144,7 +144,7 @@ def advantage_histogram(weights: Weights) -> str:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlabel("advantage G (dimensionless)")
         axes.set_ylabel("candidates")
-        title = f"std(G) = {weights.advantage.std():.2f}, mean {weights.advantage.mean():+.2f}"
+        title = f"std(G) = {weights.advantage.std():.2f}, mean {weights.advantage.mean():+z.2f}"
         axes.set_title(title.replace("-", "−"), fontsize=9.5, loc="left")
         return render("Histogram of advantages")
 

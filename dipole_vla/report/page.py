@@ -26,6 +26,7 @@ from navsim_adapter.closed_loop.summary import said
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, is_made, making, stamp, write_text
 from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.foundation.words import counted
 
 PAGE = "index.html"
 FACTS = ("policy", "policy_fingerprint", "backbone", "beta", "shift", "routing", "commit")
@@ -140,9 +141,10 @@ def _weights(weights: Weights | None) -> dict[str, Any] | None:
         return None
     count = len(weights.advantage)
     facts = (
-        f"{count:,} candidates, rule {weights.rule}, β = {weights.beta:g}, mean weight {weights.positive.mean():.3f}."
+        f"{counted(count, 'candidate', ',')}, rule {weights.rule}, β = {weights.beta:g}, mean weight "
+        f"{weights.positive.mean():.3f}."
     )
-    alike = f" {weights.left_out:,} scenes whose candidates all score alike are left out, as in training."
+    alike = f" {counted(weights.left_out, 'scene', ',')} whose candidates all score alike are left out, as in training."
     shares = weights.effective_fraction.items()
     sizes = ", ".join(f"{share * count:,.0f} ({share:.0%}) for the {role} policy" for role, share in shares)
     return {
@@ -164,7 +166,7 @@ def _made(evaluation: Evaluation) -> list[tuple[str, str]]:
     made = [
         ("metric", metric_title(summary["metric"])),
         ("metric of the training", tables.training_metric(evaluation)),
-        ("evaluated split", f"{summary['split']} ({summary['scenes']} scenes)"),
+        ("evaluated split", f"{summary['split']} ({counted(summary['scenes'], 'scene')})"),
         ("RL ran on split", str(summary.get("rl_split") or "not recorded")),
         ("ω and N chosen on", str(summary["chosen"]["on"])),
         ("how G was formed", str(how or "not recorded")),

@@ -24,6 +24,7 @@ from dipole_vla.forming import Advantage
 from dipole_vla.objective import effective_fraction, positive_weight, rule_named
 from dipole_vla.report.inputs import Evaluation
 from navsim_adapter.foundation.statistics import TOO_FEW, Interval, certain_sign
+from navsim_adapter.foundation.words import counted
 
 Verdict = Literal["ok", "look", "not measured"]
 
@@ -138,7 +139,8 @@ def leaked_split(evaluation: Evaluation) -> Signature:
     evaluated = set(evaluation.table(evaluation.reference).index)
     shared = len(evaluated & set(evaluation.candidates["token"]))
     number = (
-        f"{shared} of {len(evaluated)} scenes of {split} are among the candidates; RL ran on {rl_split} in all rounds"
+        f"{shared} of {counted(len(evaluated), 'scene')} of {split} are among the candidates; RL ran on "
+        f"{rl_split} in all rounds"
     )
     return Signature(sign, "look" if shared or is_leaked else "ok", number, remedy)
 
@@ -151,7 +153,7 @@ def equal_groups(evaluation: Evaluation) -> Signature:
         return _unmeasured(sign, evaluation.missing.get("candidates", ""), remedy)
     spread = table.groupby("token", sort=True)["score"].agg(np.ptp)
     share = float((spread <= TOLERANCE).mean())
-    number = f"{share:.0%} of {len(spread)} scenes"
+    number = f"{share:.0%} of {counted(len(spread), 'scene')}"
     return Signature(sign, "look" if share > EQUAL_GROUPS else "ok", number, remedy)
 
 
@@ -308,8 +310,8 @@ def end_spread(plans: pd.DataFrame, setting: Setting) -> float | None:
 
 
 def _points(mean: float, interval: Interval | None) -> str:
-    inside = TOO_FEW if interval is None else f"{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}"
-    return f"{100 * mean:+.1f} points [{inside}]".replace("-", "−")
+    inside = TOO_FEW if interval is None else f"{100 * interval[0]:+z.1f}, {100 * interval[1]:+z.1f}"
+    return f"{100 * mean:+z.1f} points [{inside}]".replace("-", "−")
 
 
 def _judged(sign: str, interval: Interval | None, is_ok: bool, number: str, remedy: str) -> Signature:

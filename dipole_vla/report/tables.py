@@ -18,6 +18,7 @@ from dipole_vla.evaluation.summary import HUMAN
 from dipole_vla.report.inputs import Evaluation
 from dipole_vla.report.metrics import metric_title, sub_score
 from navsim_adapter.foundation.statistics import TOO_FEW, certain_sign, verdict
+from navsim_adapter.foundation.words import counted
 
 GRADED_STEP = 0.05  # a graded sub-score counts as changed from here on
 SAME = 1e-9
@@ -65,15 +66,11 @@ class Change:
 
 
 def points(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f}".replace("-", "−")
+    return f"{100 * value:z.{digits}f}".replace("-", "−")
 
 
 def signed(value: float, digits: int = 1) -> str:
-    return f"{100 * value:+.{digits}f}".replace("-", "−")
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" + ("" if count == 1 else "s")
+    return f"{100 * value:+z.{digits}f}".replace("-", "−")
 
 
 def headline(evaluation: Evaluation) -> dict[str, Any]:
@@ -86,8 +83,8 @@ def headline(evaluation: Evaluation) -> dict[str, Any]:
         "metric": metric_title(summary["metric"]),
         "split": summary["split"],
         "rl_split": summary.get("rl_split"),
-        "scenes": plural(int(summary["scenes"]), "scene"),
-        "logs": plural(int(summary["logs"]), "log") if summary.get("logs") else "",
+        "scenes": counted(int(summary["scenes"]), "scene"),
+        "logs": counted(int(summary["logs"]), "log") if summary.get("logs") else "",
         "chosen": chosen.words(evaluation.several_starts).removeprefix("dipole ").replace("-", "−"),
         "score": points(evaluation.summary_row(chosen)["score"]),
         "reference": points(evaluation.summary_row(evaluation.baseline)["score"]),
@@ -300,7 +297,7 @@ def _change(name: str, before: pd.Series, after: pd.Series, fixed: int, broken: 
 def scene_counts(differences: np.ndarray) -> str:
     better, worse = int((differences > SAME).sum()), int((differences < -SAME).sum())
     same = len(differences) - better - worse
-    of_all = f"{better} of {plural(len(differences), 'scene')}"
+    of_all = f"{better} of {counted(len(differences), 'scene')}"
     sentence = f"{of_all} score higher than with the reference, {worse} lower, {same} the same."
     if better and worse:
         gained, lost = differences[differences > SAME].mean(), -differences[differences < -SAME].mean()

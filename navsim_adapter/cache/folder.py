@@ -17,6 +17,7 @@ from navsim_adapter.cache.build import build_scene
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import file_stamps, making, sha256
 from navsim_adapter.foundation.parallel import in_processes
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.nuplan.maps import load_map, map_files, map_index, map_path
 from navsim_adapter.nuplan.root import DataRoot
 from navsim_adapter.nuplan.scenes import SceneFilter, absent, empty_split, find_logs, log_scenes
@@ -116,7 +117,9 @@ def build_cache(
             raise empty_split(root, split, chosen)
         if len(seen) == len(skipped):
             where = root.logs / split
-            raise InputError(f"{where}: none of {len(skipped)} scenes can be cached; first: {skipped[0].reason}")
+            raise InputError(
+                f"{where}: none of {counted(len(skipped), 'scene')} can be cached; first: {skipped[0].reason}"
+            )
         facts = {
             "split": split,
             "data_root": made_by["data_root"],

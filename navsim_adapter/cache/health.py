@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 
 FASTEST = 100.0  # m/s; logs have up to 35
@@ -62,7 +63,9 @@ class Humans:
         """Raises InputError where the human fails in most scenes."""
         for count, what in ((self.off_road, "off the drivable area"), (self.uncomfortable, "uncomfortable")):
             if self.scenes >= FEWEST and count > MOST * self.scenes:
-                raise InputError(f"{where}: the human is {what} in {count} of {self.scenes} scenes; {REMEDY}")
+                raise InputError(
+                    f"{where}: the human is {what} in {count} of {counted(self.scenes, 'scene')}; {REMEDY}"
+                )
 
     def _drive(self, scene: SceneCache) -> str | None:
         from navsim_adapter.metric import engine  # brings the compiled scorer

@@ -12,6 +12,7 @@ from navsim_adapter.cache.health import Humans
 from navsim_adapter.cache.store import LOGS, SUFFIX, open_cache, read_scenes
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.files import MANIFEST, read_json, verify
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.scene_cache import EPDMS, PDMS, AreaType, ObjectType, SceneCache
 
 
@@ -24,9 +25,10 @@ def describe_cache(folder: str | Path) -> list[str]:
     size = sum(path.stat().st_size for path in (folder / LOGS).glob("*" + SUFFIX))
     per_scene = size / max(len(cache), 1) / 1000
     lines = [
-        f"{folder}: {len(cache)} scenes of {len(cache.logs)} logs, {size / 1e6:.1f} MB, {per_scene:.0f} kB per scene",
+        f"{folder}: {counted(len(cache), 'scene')} of {counted(len(cache.logs), 'log')}, {size / 1e6:.1f} "
+        f"MB, {per_scene:.0f} kB per scene",
         f"split {content['split']}, made by navsim-adapter {made_by.get('version')}, format {made_by.get('format')}",
-        f"{len(content['skipped'])} scenes skipped",
+        f"{counted(len(content['skipped']), 'scene')} skipped",
     ]
     return lines + [f"  {item['reason']}" for item in content["skipped"]]
 

@@ -17,6 +17,7 @@ from navsim_adapter.commands.options import (
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.foundation.progress import Progress
+from navsim_adapter.foundation.words import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         )
     say_skipped(content)
     say_absent(content, split)
-    print(f"{content['count']} scenes of {split} in {options.out}, {len(content['skipped'])} skipped")
+    print(f"{counted(content['count'], 'scene')} of {split} in {options.out}, {len(content['skipped'])} skipped")
 
 
 def _cache_second_stage(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.foundation.progress import Progress
+from navsim_adapter.foundation.words import counted
 
 if TYPE_CHECKING:
     from navsim_adapter.closed_loop.drivers import Driver
@@ -48,7 +49,9 @@ def run(options: argparse.Namespace) -> None:
     job = Run(options.world, split, driver, options.out, manner, seeds, options.scenes, options.beside)
     with Progress("logs") as progress:
         content = run_closed_loop(job, options.workers, progress.show)
-    print(f"{content['drives']} drives of {driver.name} in {content['logs']} logs in {options.out}")
+    print(
+        f"{counted(content['drives'], 'drive')} of {driver.name} in {counted(content['logs'], 'log')} in {options.out}"
+    )
     print(line_of(content))
 
 

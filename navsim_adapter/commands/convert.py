@@ -18,6 +18,7 @@ from navsim_adapter.commands.options import (
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.foundation.progress import Progress
+from navsim_adapter.foundation.words import counted
 
 if TYPE_CHECKING:
     from navsim_adapter.dataset import Contents
@@ -113,7 +114,7 @@ def _convert_123d(options: argparse.Namespace, contents: Contents) -> None:
 def _say(content: dict[str, Any], split: str, out: str) -> None:
     say_skipped(content)
     say_absent(content, split)
-    print(f"{content['count']} scenes of {split} in {out}")
+    print(f"{counted(content['count'], 'scene')} of {split} in {out}")
 
 
 def _hold_out(options: argparse.Namespace) -> None:
@@ -132,7 +133,7 @@ def _hold_out(options: argparse.Namespace) -> None:
     with Progress("logs") as progress:
         parts = hold_out(root, split, chosen, options.hold_out, seed, progress.show)
     said = [
-        f"{file} {part.scenes} scenes of {part.logs} logs"
+        f"{file} {counted(part.scenes, 'scene')} of {counted(part.logs, 'log')}"
         for file, part in zip(write_filters(options.out, parts), parts)
     ]
     print(f"{split} in two by logs, seed {seed}: {', '.join(said)}; give each to convert and cache with --filter")

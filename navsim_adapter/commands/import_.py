@@ -8,6 +8,7 @@ import sys
 
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.foundation.progress import Progress
+from navsim_adapter.foundation.words import counted
 
 _VERSIONS = (
     "note: caches of devkit 2.0 and 1.0 look like those of 2.0.1 to 2.2 and 1.1 but hold other reference plans, so ego "
@@ -34,4 +35,4 @@ def run(options: argparse.Namespace) -> None:
     for item in content["skipped"]:
         print(f"absent: {item['reason']}", file=sys.stderr)
     print(_VERSIONS, file=sys.stderr)
-    print(f"{content['count']} scenes of {options.tree} in {options.out}")
+    print(f"{counted(content['count'], 'scene')} of {options.tree} in {options.out}")

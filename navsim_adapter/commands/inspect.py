@@ -7,6 +7,7 @@ from pathlib import Path
 
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.progress import Progress
+from navsim_adapter.foundation.words import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
     if options.verify:
         with Progress("scenes") as progress:
             count = verify_cache(options.cache, progress.show)
-        print(f"{count} scenes read, all checksums right, none made by a failed fit")
+        print(f"{counted(count, 'scene')} read, all checksums right, none made by a failed fit")
     lines = describe_scene(options.cache, options.token) if options.token else describe_cache(options.cache)
     print("\n".join(lines))
 

@@ -12,6 +12,7 @@ from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import finish, making, sha256, stamp, write_once
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.foundation.progress import Progress
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.render import CHOSEN, HUMAN, REFERENCE, Plan, picture, seen_by
 from navsim_adapter.scene_cache import EPDMS, PDMS, SceneCache
 from navsim_adapter.trajectories import Trajectories, read_trajectories
@@ -46,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         ordered = sorted(tokens, key=lambda token: not files[token].exists())  # another picture is met first
         _draw(scenes, {token: files[token] for token in ordered}, plans)
     is_part = len(tokens) < len(scenes) and not args.tokens
-    of_all = f" of {len(scenes)} scenes (--limit, --tokens, --all)" if is_part else ""
-    print(f"{len(tokens)} pictures{of_all} in {args.out}")
+    of_all = f" of {counted(len(scenes), 'scene')} (--limit, --tokens, --all)" if is_part else ""
+    print(f"{counted(len(tokens), 'picture')}{of_all} in {args.out}")
     return 0
 
 
@@ -55,7 +56,8 @@ def _plans(path: Path, tokens: Sequence[str]) -> Mapping[str, Sequence[Plan]]:
     table = read_trajectories(path)
     if not set(tokens) & set(table.tokens):
         raise InputError(
-            f"{path}: none of its trajectories is of the {len(tokens)} scenes to draw (first: {table.tokens[0]}); name "
+            f"{path}: none of its trajectories is of the {counted(len(tokens), 'scene')} to draw (first: "
+            f"{table.tokens[0]}); name "
             "its scenes with --tokens, or the cache that holds them"
         )
     return plans_of(table)

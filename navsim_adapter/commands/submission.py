@@ -13,6 +13,7 @@ import yaml
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.foreign import plain_yaml, read_text
 from navsim_adapter.foundation.option_checks import spare_inputs
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.nuplan.scenes import check_texts
 from navsim_adapter.sampling import SIMULATED, Sampling, resampled
 from navsim_adapter.submission import Plan, Team, Tokens, check_submission, write_submission
@@ -138,7 +139,10 @@ def _expected(table: str, plans: dict[str, Plan], wanted: Tokens) -> dict[str, P
         return plans
     kept = {token: plan for token, plan in plans.items() if token in wanted}
     if len(kept) < len(plans):
-        print(f"left out: {len(plans) - len(kept)} of {len(plans)} scenes of {table}, not of --expect", file=sys.stderr)
+        print(
+            f"left out: {len(plans) - len(kept)} of {counted(len(plans), 'scene')} of {table}, not of --expect",
+            file=sys.stderr,
+        )
     return kept
 
 
@@ -160,7 +164,9 @@ def _plans(table: str, name: str | None) -> dict[str, Plan]:
     rows = read_trajectories(table)
     names = sorted(set(rows.names))
     if name is None and len(names) > 1:
-        raise InputError(f"{table}: holds {len(names)} planners ({', '.join(names[:5])}); choose one with --name")
+        raise InputError(
+            f"{table}: holds {counted(len(names), 'planner')} ({', '.join(names[:5])}); choose one with --name"
+        )
     chosen = {
         token: _simulated(f"{table}: scene {token}", Plan(poses, float(interval)))
         for token, row_name, poses, interval in zip(rows.tokens, rows.names, rows.poses, rows.interval)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from navsim_adapter.commands.score import METRICS
 from navsim_adapter.foundation.option_checks import check_range
+from navsim_adapter.foundation.words import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
     for reason in content["not_scored"].values():
         print(f"not scored: {reason}", file=sys.stderr)
     print(
-        f"{content['trajectories']} trajectories in {content['scenes']} scenes scored with {content['metric']} in "
+        f"{content['trajectories']} trajectories in {counted(content['scenes'], 'scene')} scored with "
+        f"{content['metric']} in "
         f"{options.out}"
     )

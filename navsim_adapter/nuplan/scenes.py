@@ -17,6 +17,7 @@ import yaml
 
 from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.foreign import data_files, plain_yaml, read_text
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.nuplan.logs import Frame, read_log
 from navsim_adapter.nuplan.objects import FrameObjects, frame_objects
 from navsim_adapter.nuplan.root import DataRoot
@@ -270,7 +271,7 @@ def absent(chosen: SceneFilter, logs: Iterable[str], tokens: Collection[str]) ->
 def empty_split(root: DataRoot, split: str, chosen: SceneFilter) -> InputError:
     wanted = [f"{chosen.num_history_frames} history and {chosen.num_future_frames} future frames"]
     wanted += ["a route"] * chosen.has_route
-    wanted += [f"one of {len(chosen.tokens)} tokens"] if chosen.tokens is not None else []
+    wanted += [f"one of {counted(len(chosen.tokens), 'token')}"] if chosen.tokens is not None else []
     where = root.logs / split
     return InputError(f"{where}: no scene with {', '.join(wanted)}; check --split, --filter and the logs")
 

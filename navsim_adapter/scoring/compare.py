@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.scoring.foreign_table import ForeignTable, Key, basis_said, read_scores
 from navsim_adapter.scoring.means import SHORT
 from navsim_adapter.scoring.reasons import Finding, Pair, explain
@@ -67,7 +68,8 @@ def _same_names(a: ForeignTable, b: ForeignTable, planner: str | None) -> tuple[
     for table, other in ((a, b), (b, a)):
         if len(table.planners) > 1:
             raise InputError(
-                f"{table.path}: has {len(table.planners)} planners, and {other.path} does not name its; choose one "
+                f"{table.path}: has {counted(len(table.planners), 'planner')}, and {other.path} does not "
+                "name its; choose one "
                 f"with --planner, e.g. {table.planners[0]}"
             )
     name = a.planners[0] or b.planners[0]
@@ -76,7 +78,7 @@ def _same_names(a: ForeignTable, b: ForeignTable, planner: str | None) -> tuple[
 
 def _only(table: ForeignTable, planner: str) -> ForeignTable:
     if planner not in table.planners and table.planners != [""]:
-        raise InputError(f"{table.path}: --planner {planner}: is none of its {len(table.planners)} planners")
+        raise InputError(f"{table.path}: --planner {planner}: is none of its {counted(len(table.planners), 'planner')}")
     return table.take([row for row, key in enumerate(table.keys) if key[1] in ("", planner)])
 
 
@@ -105,8 +107,11 @@ def _across(pair: Pair) -> list[Finding]:
 def lines_of(found: Comparison) -> list[str]:
     """The comparison for the terminal."""
     a, b = found.a, found.b
-    lines = [f"{name}: {table.path}, {len(table)} rows, {basis_said(table)}" for name, table in (("A", a), ("B", b))]
-    lines.append(f"mean score over {len(found.pair.a)} rows in both: {means_of(found)}")
+    lines = [
+        f"{name}: {table.path}, {counted(len(table), 'row')}, {basis_said(table)}"
+        for name, table in (("A", a), ("B", b))
+    ]
+    lines.append(f"mean score over {counted(len(found.pair.a), 'row')} in both: {means_of(found)}")
     lines += closing_lines(found)
     if not found.findings:
         return [*lines, "no row differs by more than 1e-6"]
@@ -167,4 +172,4 @@ def closing_lines(found: Comparison) -> list[str]:
 
 def signed(change: float) -> str:
     """Points out of a hundred."""
-    return "-" if np.isnan(change) else f"{100 * change:+.2f}".replace("-", "\u2212")
+    return "-" if np.isnan(change) else f"{100 * change:+z.2f}".replace("-", "\u2212")

@@ -19,6 +19,7 @@ import numpy as np
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import read_json
 from navsim_adapter.foundation.foreign import read_text
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.metric.aggregate import epdms, pdms
 from navsim_adapter.scoring.scorer import SUB_SCORES, UNFILTERED, VERSIONS
 from navsim_adapter.scoring.two_stage import STAGES
@@ -181,11 +182,14 @@ def sickness(table: ForeignTable, fewest: int = FEWEST) -> str | None:
         area = figures.get(f"{prefix}drivable_area_compliance")
         own = scored & (human if prefix != "human_" else np.ones_like(human))
         if area is not None and own.sum() >= fewest and (area[own] == 0).mean() > MOST:
-            return f"the human is off the drivable area in {int((area[own] == 0).sum())} of {own.sum()} rows"
+            return f"the human is off the drivable area in {int((area[own] == 0).sum())} of {counted(own.sum(), 'row')}"
     if comfort is None or scored.sum() < fewest:
         return None
     if human[scored].sum() >= fewest and (comfort[scored & human] == 0).mean() > MOST:
-        return f"the human is uncomfortable in {int((comfort[scored & human] == 0).sum())} of {human.sum()} rows"
+        return (
+            f"the human is uncomfortable in {int((comfort[scored & human] == 0).sum())} of "
+            f"{counted(human.sum(), 'row')}"
+        )
     area, keeping = figures["drivable_area_compliance"][scored], figures.get("lane_keeping")
     rough = (comfort[scored] == 0).mean()
     if rough > 0.5 and (area == 0).mean() > 0.9:
@@ -221,7 +225,8 @@ def describe_table(table: ForeignTable) -> list[str]:
     mean = f"{100 * scored.mean():.2f}" if len(scored) else "none"
     scenes, planners = len({token for token, _ in table.keys}), len(table.planners)
     return [
-        f"{table.path}: {len(table)} rows of {scenes} scenes and {planners} planners, {basis_said(table)}",
+        f"{table.path}: {counted(len(table), 'row')} of {counted(scenes, 'scene')} and "
+        f"{counted(planners, 'planner')}, {basis_said(table)}",
         f"{len(scored)} have a score, mean {mean}",
         *(f"closes with {name}: {100 * own['score']:.2f}" for name, own in table.closing.items() if "score" in own),
     ]

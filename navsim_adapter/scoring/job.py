@@ -21,6 +21,7 @@ from navsim_adapter.cache.store import open_cache, read_scenes
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import MANIFEST, file_stamps, read_json, sha256
 from navsim_adapter.foundation.shard import Shard
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.nuplan.maps import map_files
 from navsim_adapter.nuplan.objects import FUTURE_FRAMES
 from navsim_adapter.nuplan.root import DataRoot
@@ -297,7 +298,9 @@ def _plans(
         if used < len(table):
             lone = (first_names if kind == ORIGINAL else second_names) - shared
             why = f"; planners in this table only: {_some(lone)}" if lone else ""
-            remarks.append(f"left out: {len(table) - used} of {len(table)} rows of {path}, not of the two stages{why}")
+            remarks.append(
+                f"left out: {len(table) - used} of {counted(len(table), 'row')} of {path}, not of the two stages{why}"
+            )
     return plans, labels, remarks
 
 

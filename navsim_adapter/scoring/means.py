@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.scoring.result import Result
 from navsim_adapter.scoring.scorer import SCORE_UNFILTERED
 from navsim_adapter.scoring.two_stage_table import STAGES, SUMMED
@@ -50,7 +51,9 @@ def _filter_line(result: Result) -> list[str]:
         return []
     totals = {name: sum(count for other, count in counts if other == name) for name, _ in counts}
     hidden = ", ".join(f"{SHORT[name]} {total}" for name, total in totals.items() if total) or "none"
-    return [f"failures that the human filter overwrote, of {int(result.table.is_scored.sum())} rows: {hidden}"]
+    return [
+        f"failures that the human filter overwrote, of {counted(int(result.table.is_scored.sum()), 'row')}: {hidden}"
+    ]
 
 
 def _one_stage(result: Result) -> list[list[str]]:
@@ -63,7 +66,7 @@ def _one_stage(result: Result) -> list[list[str]]:
         own = names == name
         figures = table.figures[own & table.is_scored]
         count = f"{len(figures)} of {own.sum()}" if len(figures) < own.sum() else str(len(figures))
-        rows.append([name, f"{count} scenes", *_percent(_means(figures[:, places]))])
+        rows.append([name, counted(count, "scene"), *_percent(_means(figures[:, places]))])
     return rows
 
 

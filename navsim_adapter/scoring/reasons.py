@@ -13,6 +13,7 @@ from itertools import product
 
 import numpy as np
 
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.scoring.foreign_table import HUMAN, ForeignTable, score_of, sickness
 from navsim_adapter.scoring.scorer import BEFORE_FIX, UNFILTERED
 
@@ -108,7 +109,10 @@ def _with_hidden(pair: Pair, finding: Finding, known: set[int]) -> Finding:
     rows = [row for row in np.flatnonzero(pair.apart["score"] & ~pair.parted).tolist() if row not in known]
     if not rows or not all(_off(table).any() and _is_old(table, rows) for table in (pair.a, pair.b)):
         return finding
-    text = f"{finding.evidence}; in {len(rows)} rows it is under the human filter, whose columns the scores are not of"
+    text = (
+        f"{finding.evidence}; in {counted(len(rows), 'row')} it is under the human filter, whose columns "
+        "the scores are not of"
+    )
     return _finding(pair, finding.reason, sorted({*finding.rows, *rows}), text)
 
 
@@ -232,7 +236,8 @@ def _human_filter(pair: Pair, rows: np.ndarray) -> Finding | None:
             if not (pair.apart[EP][mine].any() or _odd_scores(pair, mine)):
                 human = ", the human among them" if HUMAN in pair.a.planners else ""
                 text = (
-                    f"in {len(scenes)} scenes and sub-scores {name} has 1 for every planner and the other table less "
+                    f"in {counted(len(scenes), 'scene')} and sub-scores {name} has 1 for every planner and "
+                    "the other table less "
                     f"for some{human}; progress and comfort agree"
                 )
                 return _finding(pair, "human filter", mine, text)
@@ -287,7 +292,7 @@ def _carried(pair: Pair, rows: np.ndarray) -> Finding | None:
     if is_alone and (len(scenes) > len(pair.tokens) / 2 or _drift(pair, rows)):  # nothing to compare within a scene
         return None
     text = (
-        f"only progress differs, in {len(scenes)} of {len(pair.tokens)} scenes"
+        f"only progress differs, in {len(scenes)} of {counted(len(pair.tokens), 'scene')}"
         f"{'' if is_alone else ', by one factor for all planners of a scene'}: another PDM-Closed to measure against"
     )
     return _finding(pair, "carried state", mine, text)

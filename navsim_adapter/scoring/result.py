@@ -16,6 +16,7 @@ from navsim_adapter import __version__
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.foundation.files import differs, read_json, sha256, write_json
 from navsim_adapter.foundation.option_checks import spare_inputs
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.scoring.official_table import official_paths, write_official
 from navsim_adapter.scoring.scorer import SCORE_UNFILTERED, UNFILTERED, family_of
 from navsim_adapter.scoring.table import ScoreTable, write_table
@@ -207,7 +208,9 @@ def write_result(out: str | Path, result: Result, layout: Layout = "rows") -> li
 def require_scores(out: str | Path, result: Result) -> None:
     """Raises InputError for a written result in which nothing has a score."""
     if not result.table.is_scored.any():
-        raise InputError(f"{out}: written, but none of its {len(result.table)} rows has a score; see the reasons above")
+        raise InputError(
+            f"{out}: written, but none of its {counted(len(result.table), 'row')} has a score; see the reasons above"
+        )
 
 
 def report(result: Result) -> list[str]:

@@ -27,6 +27,7 @@ from navsim_adapter.foundation.foreign import check_archive
 from navsim_adapter.foundation.option_checks import check_range
 from navsim_adapter.foundation.parallel import in_processes
 from navsim_adapter.foundation.shard import Shard
+from navsim_adapter.foundation.words import counted
 from navsim_adapter.scoring.rows import unfit_scenes
 from navsim_adapter.scoring.scorer import MetricName, Scorer, basis_of, columns_of, family_of
 from navsim_adapter.vehicle import FARTHEST, LONGEST_INTERVAL, SHORTEST_INTERVAL
@@ -183,7 +184,9 @@ def _size(run: Run, scenes: int) -> str:
     """How much will be written before compression; InputError where it does not fit."""
     trajectories, figures, free = len(run.vocabulary.poses), len(run.columns), shutil.disk_usage(run.out).free
     size = 4 * scenes * trajectories * figures
-    words = f"{scenes} scenes x {trajectories} trajectories x {figures} figures x 4 bytes = {size / 1e6:,.1f} MB"
+    words = (
+        f"{counted(scenes, 'scene')} x {trajectories} trajectories x {figures} figures x 4 bytes = {size / 1e6:,.1f} MB"
+    )
     if size > (1 - _SPARE) * free:
         raise InputError(f"{run.out}: needs {words}, {free / 1e6:,.1f} MB are free; choose another disk, or --shard")
     return f"{words} before compression, to {run.out} ({free / 1e6:,.1f} MB free)"

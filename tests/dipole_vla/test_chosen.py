@@ -38,7 +38,7 @@ def test_cameras_are_the_views_in_order() -> None:
 
 def test_weights_for_so_many_views_are_shown_no_other_number() -> None:
     model = small("timm")
-    with pytest.raises(InputError, match="cameras: 1 pictures do not fit these weights"):
+    with pytest.raises(InputError, match="cameras: these weights do not fit 1 picture;"):
         choose_cameras(model, ["CAM_F0"])
     assert len(model.processor().cameras) == 3
 

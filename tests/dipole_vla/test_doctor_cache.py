@@ -19,7 +19,7 @@ def test_a_sick_cache_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     import_official(OFFICIAL, tmp_path / "cache")
     case = doctor.Case({"scorer": {"init_args": {"cache": str(tmp_path / "cache")}}}, tmp_path, ["--config", "x.yaml"])
     levels = {finding.text: finding.level for finding in doctor._inputs(case)}
-    assert levels["cache: 1 of 1 scenes are sound"] == "ok"
+    assert levels["cache: 1 of 1 scene read and sound"] == "ok"
     read = CacheFolder.__getitem__
 
     def sick(self: CacheFolder, token: str):

@@ -336,7 +336,7 @@ def test_scenes_that_cannot_be_cached_are_listed(tmp_path: Path) -> None:
     assert "0000000000000003" not in open_cache(tmp_path / "cache")
     assert any("roadblock 404" in line for line in describe_cache(tmp_path / "cache"))
     write_log_pickle(tmp_path, frames=14, roadblock_ids=["1", "404"])
-    with pytest.raises(InputError, match="none of 1 scenes can be cached; first: scene 0000000000000003"):
+    with pytest.raises(InputError, match="none of 1 scene can be cached; first: scene 0000000000000003"):
         build_cache(root, "mini", SceneFilter(), tmp_path / "none")
     assert not (tmp_path / "none" / "manifest.json").exists()
 

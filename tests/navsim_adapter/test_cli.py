@@ -36,7 +36,7 @@ def test_cache_inspect_and_convert_say_where_they_wrote(data: Path, capsys: pyte
     assert _run("inspect", data / "c", "--token", "0000000000000003") == 0
     assert "route: 4 lanes" in capsys.readouterr().out
     assert _run("convert", "--data", data, "--split", "mini", "--out", data / "s", "--max-scenes", 1) == 0
-    assert "1 scenes of mini in" in capsys.readouterr().out
+    assert "1 scene of mini in" in capsys.readouterr().out
 
 
 def test_the_root_may_come_from_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def test_a_picture_of_other_plans_is_not_replaced(tmp_path: Path, capsys) -> Non
     cache, out, token = _cache_folder(tmp_path / "cache"), tmp_path / "out", "b" * 16
     for limit in (1, 2):  # what is there already is drawn alike
         assert _run("--cache", cache, "--limit", limit, "--out", out) == 0
-    assert "1 pictures of 2 scenes" in capsys.readouterr().out
+    assert "1 picture of 2 scenes" in capsys.readouterr().out
     (out / ("a" * 16 + ".png")).unlink()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     np.savez(tmp_path / "plans.npz", token=["a" * 16, token], name=["mine"] * 2, poses=np.ones((2, 8, 3)))

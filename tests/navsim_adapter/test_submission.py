@@ -138,7 +138,7 @@ def test_missing_and_surplus_scenes_are_counted_and_named(tmp_path: Path) -> Non
     write_submission(path, TEAM, PLANS)
     assert check_submission(path, ["0" * 16, "7" * 16, "8" * 16, "1" * 16]) == [
         f"predictions: 2 of 4 scenes have no trajectory ({'7' * 16} …); add them",
-        f"predictions: 1 scenes are not of the split ({'2' * 16} …); remove them",
+        f"predictions: 1 scene beyond the split ({'2' * 16} …); remove",
     ]
     assert check_submission(path, PLANS, ["3" * 17]) == [
         "second_stage_predictions: missing; this split needs a two-stage submission"
