@@ -126,14 +126,14 @@ def measure_steps(policy: GuidedPolicy, repeats: int) -> dict[str, float]:
         "one step, unguided": step(policy, 0.0),
         "one step, guided": step(policy, OMEGA),
         "one step, distilled and folded": step(single, OMEGA),
-        "one step, reference": step(policy, None),
     }
     flops = {name: counted(work) for name, work in works.items()}
     found = dict.fromkeys(works, math.inf)
     for _ in range(repeats):
         for name, work in works.items():
             found[name] = min(found[name], cpu_seconds(work, 1))
-    print(f"{'':34s} {'ms':>10s} {'GFLOP':>10s} {'GFLOP/s':>10s}")
+            print(f"  {name}: {found[name]:.2f} s at best", flush=True)
+    print(f"\n{'':34s} {'ms':>10s} {'GFLOP':>10s} {'GFLOP/s':>10s}")
     for name, seconds in found.items():
         print(f"{name:34s} {1e3 * seconds:10.1f} {flops[name] / 1e9:10.2f} {flops[name] / seconds / 1e9:10.1f}")
     return found | {f"{name}, flops": count for name, count in flops.items()}

@@ -26,7 +26,7 @@ from navsim_adapter.foundation.errors import InputError
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 
 _PLAIN = ("rename_observations_processor", "to_batch_processor", "device_processor", "tokenizer_processor")
-_NORMALISERS = ("normalizer_processor", "unnormalizer_processor")
+NORMALISERS = ("normalizer_processor", "unnormalizer_processor")
 _RELATIVE = ("relative_actions_processor", "absolute_actions_processor")
 
 _STATISTICS = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max")}
@@ -93,10 +93,10 @@ def read_folder(source: Path, family: str, steps: Collection[str]) -> Folder:
     check_pixels(source, (0.5,) * 3, (0.5,) * 3)
     if path is None:
         raise InputError(f"{source}: has no weights (model.safetensors or its index); download them")
-    before = _steps(source / PREPROCESSOR, steps)
-    after = _steps(source / POSTPROCESSOR, steps)
+    before = read_steps(source / PREPROCESSOR, steps)
+    after = read_steps(source / POSTPROCESSOR, steps)
     shown, written = (
-        _normalisers(source, name, found) for name, found in ((PREPROCESSOR, before), (POSTPROCESSOR, after))
+        read_normalisers(source, name, found) for name, found in ((PREPROCESSOR, before), (POSTPROCESSOR, after))
     )
     if shown.get("ACTION") != written.get("ACTION"):
         raise InputError(
@@ -112,7 +112,8 @@ Step = tuple[str, Mapping[str, Any], str | None]
 """Its name, its settings, and the file of its statistics."""
 
 
-def _steps(path: Path, known: Collection[str]) -> list[Step]:
+def read_steps(path: Path, known: Collection[str]) -> list[Step]:
+    """All steps of a processor file; `known` are those whose work a family does itself, beside the common ones."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; download it, or if there is none, the policy was {_MIGRATE}")
     raw = read_json(path)
@@ -126,7 +127,7 @@ def _steps(path: Path, known: Collection[str]) -> list[Step]:
 
 def _step(step: Mapping[str, Any], known: Collection[str], path: Path) -> Step:
     name, settings = step.get("registry_name") or step.get("class", "?"), step.get("config") or {}
-    if name not in (*_PLAIN, *_NORMALISERS, *_RELATIVE, *known):
+    if name not in (*_PLAIN, *NORMALISERS, *_RELATIVE, *known):
         raise InputError(f"{path}: step {name!r} is not known; its work would be lost, so nothing was imported")
     if name in _RELATIVE and settings.get("enabled"):
         raise InputError(f"{path}: {name} is enabled; actions relative to the state cannot be imported")
@@ -136,14 +137,14 @@ def _step(step: Mapping[str, Any], known: Collection[str], path: Path) -> Step:
 # --- normalisers -----------------------------------------------------------------------------------------------
 
 
-def _normalisers(source: Path, name: str, steps: Iterable[Step]) -> dict[str, Normaliser]:
-    """STATE, ACTION -> their normaliser."""
+def read_normalisers(source: Path, name: str, steps: Iterable[Step]) -> dict[str, Normaliser]:
+    """STATE, ACTION -> their normaliser, of the steps of the file `name`."""
     found: dict[str, Normaliser] = {}
     for step, settings, file in steps:
-        if step in _NORMALISERS:
+        if step in NORMALISERS:
             where = f"{source / name}: {step}"
             statistics = _read_statistics(source, file, where)
-            modes = {_upper(kind): _upper(mode) for kind, mode in (settings.get("norm_map") or {}).items()}
+            modes = modes_of(settings)
             for feature, kind in _features(settings).items():
                 made = _normaliser(
                     modes.get(kind, "IDENTITY"), feature, statistics, float(settings.get("eps", 1e-8)), where
@@ -154,8 +155,15 @@ def _normalisers(source: Path, name: str, steps: Iterable[Step]) -> dict[str, No
     return found
 
 
+def modes_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """VISUAL, STATE, ACTION -> how a normaliser's step treats it."""
+    return {_upper(kind): _upper(mode) for kind, mode in (settings.get("norm_map") or {}).items()}
+
+
 def _features(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _upper(each.get("type", "")) for name, each in (settings.get("features") or {}).items()}
+    """The features that a step treats, and what they are; an action always is one, whether or not it is listed."""
+    listed = {name: _upper(each.get("type", "")) for name, each in (settings.get("features") or {}).items()}
+    return listed if "ACTION" in listed.values() else {**listed, "action": "ACTION"}
 
 
 def _upper(word: Any) -> str:

@@ -276,18 +276,24 @@ def test_processing_that_would_be_lost_is_refused(source, tmp_path):
         import_checkpoint("xvla", source, tmp_path / "out")
 
 
-def test_a_normalised_action_keeps_its_statistics(source, tmp_path):
+@pytest.mark.parametrize(("mode", "names"), [("MEAN_STD", ("mean", "std")), ("QUANTILES", ("q01", "q99"))])
+def test_a_normalised_action_keeps_its_statistics(source, tmp_path, mode, names):
+    """Read as every folder of lerobot: an action counts whether or not it is listed among the features."""
     path = source / "policy_preprocessor.json"
     raw = json.loads(path.read_text())
-    raw["steps"][-1]["config"]["norm_map"]["ACTION"] = "MEAN_STD"
+    raw["steps"][-1]["config"]["norm_map"]["ACTION"] = mode
+    path.write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=f"ACTION is normalised by {mode}, but the step has no statistics"):
+        import_checkpoint("xvla", source, tmp_path / "out")
     raw["steps"][-1]["state_file"] = "statistics.safetensors"
     path.write_text(json.dumps(raw))
-    mean, std = torch.tensor([10.0, 0.0, 0.9, 0.0]), torch.tensor([8.0, 2.0, 0.2, 0.3])
-    save_file({"action.mean": mean, "action.std": std}, source / "statistics.safetensors")
+    first, second = torch.tensor([10.0, 0.0, 0.9, 0.0]), torch.tensor([18.0, 2.0, 1.2, 0.3])
+    save_file(dict(zip([f"action.{name}" for name in names], (first, second))), source / "statistics.safetensors")
     import_checkpoint("xvla", source, tmp_path / "out")
     action = XVLA.from_pretrained(tmp_path / "out").action
-    assert torch.allclose(torch.tensor(action.offset), mean)
-    assert torch.allclose(torch.tensor(action.scale), std)
+    is_range = mode == "QUANTILES"
+    assert torch.allclose(torch.tensor(action.offset), (first + second) / 2 if is_range else first)
+    assert torch.allclose(torch.tensor(action.scale), (second - first) / 2 if is_range else second)
 
 
 # --- the family ------------------------------------------------------------------------------------------------

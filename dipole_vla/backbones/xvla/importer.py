@@ -17,6 +17,15 @@ from torch import Tensor
 from dipole_vla.backbones.base import ActionSpec
 from dipole_vla.backbones.florence.importer import LOGITS_BIAS, EncoderLayout, is_older, present, read_sizes
 from dipole_vla.backbones.imported import Imported
+from dipole_vla.backbones.lerobot import (
+    NORMALISERS,
+    POSTPROCESSOR,
+    PREPROCESSOR,
+    Normaliser,
+    modes_of,
+    read_normalisers,
+    read_steps,
+)
 from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD
 from dipole_vla.backbones.source_files import (
     check_pixels,
@@ -26,7 +35,7 @@ from dipole_vla.backbones.source_files import (
     read_weights,
     weights_path,
 )
-from dipole_vla.backbones.weights import assign_strict, check_names, read_json, read_tensors
+from dipole_vla.backbones.weights import assign_strict, check_names
 from dipole_vla.backbones.xvla.model import XVLA, XVLAConfig
 from dipole_vla.backbones.xvla.soft_transformer import SoftTransformerSizes
 from dipole_vla.solvers import SolverSpec
@@ -42,20 +51,12 @@ ACTION_MODES: dict[str, tuple[int | None, tuple[int, ...]]] = {
 }
 """Action mode -> width of the network's action (None: max_action_dim) and the channels it is not shown."""
 
-_HARMLESS = frozenset(
-    {
-        "rename_observations_processor",
-        "to_batch_processor",
-        "xvla_image_to_float",
-        "xvla_imagenet_normalize",
-        "xvla_image_scale",
-        "device_processor",
-        "tokenizer_processor",
-        "xvla_add_domain_id",
-        "normalizer_processor",
-        "unnormalizer_processor",
-        "xvla_rotation_6d_to_axis_angle",
-    }
+_OWN_STEPS = (
+    "xvla_image_to_float",
+    "xvla_imagenet_normalize",
+    "xvla_image_scale",
+    "xvla_add_domain_id",
+    "xvla_rotation_6d_to_axis_angle",
 )
 """Processor steps whose work is done by our processor and model, or that only a robot needs."""
 
@@ -88,7 +89,7 @@ def read(
     check_pixels(source, IMAGE_MEAN, IMAGE_STD)
     file = read_weights(path)
     raw = _with_defaults(raw, file)
-    processing = _processing(source, raw, where)
+    processing = _processing(source)
     config = _config(raw, where, processing, action_mode, domain)
     steps = field(raw, "num_denoising_steps", int, where)
     with torch.device("meta"):
@@ -240,48 +241,31 @@ def _action(
 # --- processor files -------------------------------------------------------------------------------------------
 
 
-def _processing(source: Path, raw: Mapping[str, Any], where: str) -> Processing:
+def _processing(source: Path) -> Processing:
     found: dict[str, Any] = {}
-    for file in ("policy_preprocessor.json", "policy_postprocessor.json"):
-        path = source / file
-        if not path.is_file():  # the original repository has none
+    for file in (PREPROCESSOR, POSTPROCESSOR):
+        if not (source / file).is_file():  # the original repository has none
             continue
-        for step in read_json(path).get("steps", []):
-            name, settings = step.get("registry_name") or step.get("class", "?"), step.get("config") or {}
-            if name not in _HARMLESS:
-                raise InputError(f"{path}: step {name!r} is not known; its work would be lost, so nothing was imported")
+        steps = read_steps(source / file, _OWN_STEPS)
+        action = read_normalisers(source, file, steps).get("ACTION", Normaliser())
+        for name, settings, _ in steps:
             if name == "xvla_add_domain_id":
                 found["domain"] = int(settings.get("domain_id", 0))
             elif name == "tokenizer_processor":
                 found["prompt_tokens"] = settings.get("max_length")
                 found["tokenizer_name"] = settings.get("tokenizer_name")
-            elif name in ("normalizer_processor", "unnormalizer_processor"):
-                found.update(_normaliser(source, path, step, settings))
+            elif name in NORMALISERS:
+                _check_modes(source / file, modes_of(settings), has_statistics=len(action) > 0)
+        found |= asdict(action) if len(action) else {}
     return Processing(**found)
 
 
-def _normaliser(source: Path, path: Path, step: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """offset and scale of the action, if it is normalised at all; other quantities must not be."""
-    modes = {
-        str(kind).upper().split(".")[-1]: str(mode).upper() for kind, mode in (settings.get("norm_map") or {}).items()
-    }
+def _check_modes(path: Path, modes: Mapping[str, str], has_statistics: bool) -> None:
     for kind, mode in modes.items():
-        if kind != "ACTION" and mode != "IDENTITY":
+        if mode != "IDENTITY" and kind != "ACTION":
             raise InputError(f"{path}: {kind} is normalised by {mode}; only IDENTITY can be imported (X-VLA's own)")
-    mode = modes.get("ACTION", "IDENTITY")
-    if mode == "IDENTITY":
-        return {}
-    if not step.get("state_file"):
-        raise InputError(f"{path}: ACTION is normalised by {mode}, but the step has no statistics; download them")
-    statistics = read_tensors(source / step["state_file"])
-    names = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max")}.get(mode)
-    if names is None or any(f"action.{name}" not in statistics for name in names):
-        raise InputError(
-            f"{path}: ACTION is normalised by {mode}; only MEAN_STD and MIN_MAX with statistics can be read"
-        )
-    low, high = (statistics[f"action.{name}"].double() for name in names)
-    offset, scale = (low, high) if mode == "MEAN_STD" else ((low + high) / 2, (high - low) / 2)
-    return {"offset": tuple(offset.tolist()), "scale": tuple(scale.tolist())}
+        if mode != "IDENTITY" and not has_statistics:
+            raise InputError(f"{path}: ACTION is normalised by {mode}, but the step has no statistics; download them")
 
 
 def _tokenizer_folder(source: Path, given: Path | None, raw: Mapping[str, Any], processing: Processing) -> Path:
