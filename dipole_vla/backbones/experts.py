@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -81,25 +82,50 @@ def residual(x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor], cond
     return x + (block(h) if gate is None else gate * block(h))
 
 
-def attend(attention: Any, x: Tensor, rotation: Rotation, seen: KeysValues, mask: Tensor, layout: Layout) -> Tensor:
-    """(rows, steps, width): each row of normalised tokens attends to its scene's prefix and to itself.
+class Sight(NamedTuple):
+    """Where a layer's tokens are, and what they may look at.
 
-    attention: transformers' layer with q_proj to o_proj and head_dim. seen: the prefix's, (B, kv_heads, length,
-    head_dim) each. mask: of `joint_mask`.
+    rotation: of their positions. seen: keys and values of their scenes' prefix, (B, kv_heads, length, head_dim) each.
+    mask: of `joint_mask`; (B, 1, 1, length) where the prefix is all they see.
     """
-    queries = _packed(attention, attention.q_proj(x), layout, rotation)
-    keys = _packed(attention, attention.k_proj(x), layout, rotation)
-    own = KeysValues(keys, _packed(attention, attention.v_proj(x), layout))
-    return _written(attention, beside(queries, own, seen, mask), layout, x.shape[1])
+
+    rotation: Rotation
+    seen: KeysValues
+    mask: Tensor
+    layout: Layout
 
 
-def attend_to(attention: Any, x: Tensor, rotation: Rotation, seen: KeysValues, mask: Tensor, layout: Layout) -> Tensor:
-    """(rows, steps, width): each row of normalised tokens attends to what is `seen` of its scene, and to nothing else.
+class ExpertLayer(nn.Module):
+    """What a decoder layer of transformers does in an expert; called as a whole, so that it can be computed again."""
 
-    mask (B, 1, 1, length).
-    """
-    queries = _packed(attention, attention.q_proj(x), layout, rotation)
-    return _written(attention, answers(queries, seen, mask), layout, x.shape[1])
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+    self_attn: Any
+    mlp: nn.Module
+
+    def forward(self, x: Tensor, sight: Sight, condition: Tensor | None = None) -> Tensor:
+        """x (rows, steps, width), and the same after attention and MLP. condition: see `Suffix`."""
+        x = residual(x, self.input_layernorm, partial(self.look, sight=sight), condition)
+        return residual(x, self.post_attention_layernorm, self.mlp, condition)
+
+    def look(self, x: Tensor, sight: Sight) -> Tensor:
+        """Each row of normalised tokens attends to its scene's prefix and to itself."""
+        attention, layout = self.self_attn, sight.layout
+        queries, keys = (
+            _packed(attention, project(x), layout, sight.rotation) for project in (attention.q_proj, attention.k_proj)
+        )
+        own = KeysValues(keys, _packed(attention, attention.v_proj(x), layout))
+        attended = beside(queries, own, sight.seen, sight.mask)
+        return attention.o_proj(one_by_one(attended, layout, x.shape[1]))
+
+
+class CrossLayer(ExpertLayer):
+    """The same for a layer whose tokens see nothing but the prefix."""
+
+    def look(self, x: Tensor, sight: Sight) -> Tensor:
+        attention, layout = self.self_attn, sight.layout
+        queries = _packed(attention, attention.q_proj(x), layout, sight.rotation)
+        return attention.o_proj(one_by_one(answers(queries, sight.seen, sight.mask), layout, x.shape[1]))
 
 
 def beside(queries: Tensor, own: KeysValues, seen: KeysValues, mask: Tensor) -> Tensor:
@@ -141,10 +167,6 @@ def _packed(attention: Any, projected: Tensor, layout: Layout, rotation: Rotatio
     """(rows, steps, heads * head_dim), turned by the positions if they are given, side by side."""
     heads = projected.unflatten(-1, (-1, attention.head_dim))
     return side_by_side(heads if rotation is None else _rotated(heads, rotation), layout)
-
-
-def _written(attention: Any, attended: Tensor, layout: Layout, steps: int) -> Tensor:
-    return attention.o_proj(one_by_one(attended, layout, steps))
 
 
 def _rotated(x: Tensor, rotation: Rotation) -> Tensor:

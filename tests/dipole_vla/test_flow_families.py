@@ -1,4 +1,7 @@
-"""What PI0.5 and SmolVLA are for: one training step moves both adapters alone, and the loop can be exported."""
+"""What PI0.5 and SmolVLA are for: one training step moves both adapters alone, and the loop can be exported.
+
+What the experts of all families of their kind have in common, too.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import pytest
 import torch
 from small_backbone import spread_adapters
 
+from dipole_vla.backbones.alpamayo.model import Alpamayo
 from dipole_vla.backbones.example import example_observation
+from dipole_vla.backbones.pi0.model import PI0
 from dipole_vla.backbones.pi05.model import PI05
 from dipole_vla.backbones.smolvla.model import SmolVLA
 from dipole_vla.export.program import write_loop
 from dipole_vla.objective import dichotomous_loss
 from dipole_vla.policy import AdapterPair, GuidedPolicy
+from dipole_vla.training.memory import recompute_blocks, recomputes
 
 FAMILIES = [PI05, SmolVLA]
 
@@ -41,6 +47,22 @@ def test_one_step_moves_both_adapters_and_nothing_else(family, routing):
     optimiser.step()
     moved = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
     assert moved == {name for name, _ in pair.named_parameters()}
+
+
+@pytest.mark.parametrize("family", [PI0, *FAMILIES, Alpamayo])
+def test_what_is_computed_again_gives_the_same_gradients(family):
+    """Layers of the experts run as a whole, so that `checkpointing` spares what they would keep."""
+    found = []
+    for again in (False, True):
+        pair = make_pair(family)
+        assert not again or recompute_blocks(pair)
+        model, generator = pair.backbone, torch.Generator().manual_seed(1)
+        contexts = pair.encode(example_observation(model, 2))
+        x_t = torch.randn(6, *model.action.shape, generator=generator)
+        pair.denoise(contexts["positive"], x_t, torch.full((6,), 0.5), "positive").square().mean().backward()
+        assert recomputes(pair) is again
+        found.append([parameter.grad for parameter in pair.parameters("positive")])
+    assert all(torch.equal(*gradients) for gradients in zip(*found))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -17,14 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLTextConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextModel
 
 from dipole_vla.backbones import weights
 from dipole_vla.backbones.alpamayo.input import CAMERAS, SPEED_UNIT, AlpamayoProcessor, Bins, id_of, small_tokenizer
 from dipole_vla.backbones.alpamayo.reading import causal, positions_of, projected, read, see
 from dipole_vla.backbones.base import Context, Observation
 from dipole_vla.backbones.dit import KeysValues, Layout, packed, unpacked
-from dipole_vla.backbones.experts import PUBLISHED_SOLVER, beside, joint_mask, one_by_one, side_by_side
+from dipole_vla.backbones.experts import (
+    PUBLISHED_SOLVER,
+    ExpertLayer,
+    Sight,
+    beside,
+    joint_mask,
+    one_by_one,
+    side_by_side,
+)
 from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.unicycle import Unicycle
 from dipole_vla.paths import LinearFlow, Prediction
@@ -205,6 +213,8 @@ class Alpamayo(Prompted):
         self.vlm = Qwen3VLForConditionalGeneration(config.native())
         self.expert = Qwen3VLTextModel(config.native_expert())
         self.expert.embed_tokens = None  # type: ignore[assignment]  # the expert is only ever given embedded actions
+        for layer in self.expert.layers:
+            layer.__class__ = ActionLayer
         self.action_in_proj = ActionInput(config)
         self.action_out_proj = nn.Linear(config.expert_width, action.dim)
         self.tokenizer = tokenizer
@@ -302,21 +312,9 @@ class Alpamayo(Prompted):
         sees = torch.ones(steps, steps, dtype=torch.bool, device=x.device)
         mask = joint_mask(context["mask"], layout.per_scene, sees)
         layers: Any = self.expert.layers
-        for layer, before in zip(layers, unpacked(context.tensors)):
-            x = x + self._attend(layer, x, rotation, before, mask, layout)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        for layer, seen in zip(layers, unpacked(context.tensors)):
+            x = layer(x, Sight(rotation, seen, mask, layout))
         return self.action_out_proj(self.expert.norm(x)).float()
-
-    def _attend(
-        self, layer: Any, x: Tensor, rotation: tuple[Tensor, Tensor], before: KeysValues, mask: Tensor, layout: Layout
-    ) -> Tensor:
-        """(rows, steps, width): each row attends to its scene's context and to itself."""
-        queries, keys, values = (
-            side_by_side(part.transpose(1, 2), layout)
-            for part in projected(layer.self_attn, layer.input_layernorm(x), rotation)
-        )
-        attended = beside(queries, KeysValues(keys, values), before, mask)
-        return layer.self_attn.o_proj(one_by_one(attended, layout, x.shape[1]))
 
     def features(self, context: Context) -> Tensor:
         """(B, text_width + 1): the prompt's mean hidden state and the speed, m/s."""
@@ -337,6 +335,17 @@ class Alpamayo(Prompted):
         restore_buffers(self.vlm)
         restore_buffers(self.expert)
         super().load_assets(folder)
+
+
+class ActionLayer(ExpertLayer, Qwen3VLTextDecoderLayer):
+    """The expert's own: queries and keys are normalised, as the language model's."""
+
+    def look(self, x: Tensor, sight: Sight) -> Tensor:
+        queries, keys, values = (
+            side_by_side(part.transpose(1, 2), sight.layout) for part in projected(self.self_attn, x, sight.rotation)
+        )
+        attended = beside(queries, KeysValues(keys, values), sight.seen, sight.mask)
+        return self.self_attn.o_proj(one_by_one(attended, sight.layout, x.shape[1]))
 
 
 class ActionInput(nn.Module):

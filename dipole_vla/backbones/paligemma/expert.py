@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -18,10 +17,11 @@ from PIL import Image as Images
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PI0Config, PI0Model, PreTrainedTokenizerFast
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 
 from dipole_vla.backbones.base import ActionSpec, Context, Observation
-from dipole_vla.backbones.dit import KeysValues, Layout
-from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, Suffix, attend, joint_mask, normed, residual
+from dipole_vla.backbones.dit import Layout, unpacked
+from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, ExpertLayer, Sight, Suffix, joint_mask, normed
 from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.observing import history, pictures, pixels
 from dipole_vla.backbones.prompt import small_tokenizer
@@ -148,6 +148,10 @@ class PaliGemmaSizes:
         return config
 
 
+class _Layer(ExpertLayer, GemmaDecoderLayer):
+    """The expert's own."""
+
+
 class PaliGemmaExpert(Prompted):
     """See the module docstring. Parameters: transformers' names, `model.vlm.*`, `model.dit.*` and the small layers."""
 
@@ -164,6 +168,8 @@ class PaliGemmaExpert(Prompted):
         super().__init__(config, action or ActionSpec(dim=config.max_action, is_padded=True), solver)
         self.model = PI0Model(config.native())
         self.model.dit.embed_tokens = None  # the expert is only ever given embedded actions
+        for layer in self.model.dit.layers:
+            layer.__class__ = _Layer
         self.action_out_proj = nn.Linear(config.expert_width, config.max_action)
         self.tokenizer = tokenizer
         self.config: PaliGemmaSizes
@@ -216,11 +222,8 @@ class PaliGemmaExpert(Prompted):
         first = layout.per_row(context["mask"].sum(1, keepdim=True))
         rotation = self.model.dit.rotary_emb(x, position_ids=first + torch.arange(x.shape[1], device=x.device))
         mask = joint_mask(context["mask"], layout.per_scene, sees)
-        for i, layer in enumerate(self.model.dit.layers):
-            seen = KeysValues(context[f"keys.{i}"], context[f"values.{i}"])
-            reads = partial(attend, layer.self_attn, rotation=rotation, seen=seen, mask=mask, layout=layout)
-            x = residual(x, layer.input_layernorm, reads, condition)
-            x = residual(x, layer.post_attention_layernorm, layer.mlp, condition)
+        for layer, seen in zip(self.model.dit.layers, unpacked(context.tensors)):
+            x = layer(x, Sight(rotation, seen, mask, layout), condition)
         x, _ = normed(self.model.dit.norm, x, condition)
         return self.action_out_proj(x[:, -x_t.shape[1] :]).float()
 

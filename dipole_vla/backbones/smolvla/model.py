@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dipole_vla.backbones.base import ActionSpec, Context, Observation
-from dipole_vla.backbones.dit import KeysValues, Layout
-from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, ActionTime, attend, attend_to, joint_mask, residual
+from dipole_vla.backbones.dit import Layout, unpacked
+from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, ActionTime, CrossLayer, ExpertLayer, Sight, joint_mask
 from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.observing import history, pictures, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
@@ -250,18 +250,13 @@ class SmolVLA(Prompted):
         x = self.action_time.tokens(x_t.to(self.action_out_proj.weight.dtype), self.schedule.network_time(t))
         steps = torch.arange(x.shape[1], device=x.device)
         first = layout.per_row(context["mask"].sum(1, keepdim=True))
-        joint = self.lm_expert.rotary_emb(x, position_ids=first + steps)
-        cross = self.lm_expert.rotary_emb(x, position_ids=torch.zeros_like(first) + steps)
+        rotary: Any = self.lm_expert.rotary_emb
+        joint = rotary(x, position_ids=first + steps)
         joint_sees = joint_mask(context["mask"], layout.per_scene, steps[:, None] >= steps)
-        for i, layer in enumerate(self._layers):
-            seen = KeysValues(context[f"keys.{i}"], context[f"values.{i}"])
-            if self.config.is_joint(i):
-                reads = partial(attend, layer.self_attn, rotation=joint, seen=seen, mask=joint_sees, layout=layout)
-            else:
-                mask = context["mask"][:, None, None]
-                reads = partial(attend_to, layer.self_attn, rotation=cross, seen=seen, mask=mask, layout=layout)
-            x = residual(x, layer.input_layernorm, reads)
-            x = residual(x, layer.post_attention_layernorm, layer.mlp)
+        cross, cross_sees = rotary(x, position_ids=torch.zeros_like(first) + steps), context["mask"][:, None, None]
+        for i, (layer, seen) in enumerate(zip(self._layers, unpacked(context.tensors))):
+            rotation, mask = (joint, joint_sees) if self.config.is_joint(i) else (cross, cross_sees)
+            x = layer(x, Sight(rotation, seen, mask, layout))
         return self.action_out_proj(self.lm_expert.norm(x)).float()
 
     @property
@@ -281,6 +276,14 @@ class SmolVLA(Prompted):
         super().load_assets(folder)
 
 
+class _Joint(ExpertLayer, LlamaDecoderLayer):
+    """Attends to the prefix and to the actions so far."""
+
+
+class _Cross(CrossLayer, LlamaDecoderLayer):
+    """Attends to keys and values of its own made of the prefix's."""
+
+
 def _expert(sizes: SmolVLASizes) -> LlamaModel:
     """Without a token table, which is never used; cross layers read keys and values as wide as the prefix's."""
     expert = LlamaModel(sizes.expert())
@@ -288,6 +291,7 @@ def _expert(sizes: SmolVLASizes) -> LlamaModel:
     layers: Any = expert.layers
     wide = sizes.text_kv_heads * sizes.head_dim
     for i, layer in enumerate(layers):
+        layer.__class__ = _Joint if sizes.is_joint(i) else _Cross
         if not sizes.is_joint(i):
             layer.self_attn.k_proj = nn.Linear(wide, wide, bias=False)
             layer.self_attn.v_proj = nn.Linear(wide, wide, bias=False)
