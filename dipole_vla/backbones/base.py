@@ -96,11 +96,7 @@ def _stacked(first: Tensor, second: Tensor) -> Tensor:
 
 
 class Processor(Protocol):
-    """Turns one scene into the tensors `Backbone.encode` takes. Picklable, holds no weights, opens no files.
-
-    It may have `fitted(image) -> Image`, the resizing that it begins with, of which it makes the same as of the image
-    itself: a server then resizes pictures as they come.
-    """
+    """Turns one scene into the tensors `Backbone.encode` takes. Picklable, holds no weights, opens no files."""
 
     @property
     def cameras(self) -> tuple[str, ...]:

@@ -25,12 +25,6 @@ def pictures(scene: Mapping[str, Any], images: Mapping[str, Image], cameras: Seq
     return [images[camera].convert("RGB") for camera in cameras]
 
 
-def fitted(processor: Any, image: Image) -> Image:
-    """RGB, and as small as the processor would make it first, where it says how (`Processor.fitted`)."""
-    fit = getattr(processor, "fitted", None)
-    return image.convert("RGB") if fit is None else fit(image.convert("RGB"))
-
-
 def pixels(image: Image) -> Tensor:
     """(3, height, width) uint8."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -23,7 +23,6 @@ from torch.utils.data import default_collate
 
 from dipole_vla.backbones.base import Observation
 from dipole_vla.backbones.example import example_observation
-from dipole_vla.backbones.observing import fitted
 from dipole_vla.data.batches import start_noise
 from dipole_vla.data.pictures import UNREADABLE, decoded
 from dipole_vla.policy import GuidedPolicy
@@ -73,7 +72,7 @@ class Drives:
     made: int = 0
     latest_us: int = 0
     is_planning: bool = False
-    ready: dict[str, tuple[SensorFrame, Image.Image]] = field(default_factory=dict)  # by view, made as frames came
+    ready: dict[str, tuple[SensorFrame, Image.Image]] = field(default_factory=dict)  # decoded as they came
     told: set[str] = field(default_factory=set)
 
     def is_due(self, time_us: int, replan: float) -> bool:
@@ -95,7 +94,7 @@ class Ask:
 
 class PolicyDriver(BaseDriver):
     """See the module docstring. Frames of cameras that the policy does not see are dropped as they come; those that the
-    next plan will see are decoded and fitted to the policy's size as they come: no drive waits for it.
+    next plan will see are decoded as they come, so that the drive does not wait for it.
 
     held: drives that lacked something.
     """
@@ -141,10 +140,7 @@ class PolicyDriver(BaseDriver):
         drives = self._drives.get(session.uuid)
         if drives is not None and drives.is_due(frame.timestamp_us, self.setting.replan):
             with suppress(*UNREADABLE):  # the drive will say so
-                picture = _decoded(frame)
-                for view in self.views:
-                    if view.source == frame.logical_id:
-                        drives.ready[view.name] = frame, self._seen(view, picture, session)
+                drives.ready[frame.logical_id] = frame, _decoded(frame)
 
     def on_egomotion(self, session: SessionState, new_poses: Trajectory) -> None:
         """Forget what no history reaches."""
@@ -212,7 +208,7 @@ class PolicyDriver(BaseDriver):
         past = Past.of(*parts)
         ready, drives.ready = drives.ready, {}
         pictures = {
-            view.name: self._picture(view, frames[view.name], ready.get(view.name), session, ctx.time_now_us)
+            view.name: _picture(view, frames[view.name], ready.get(view.source), session, ctx.time_now_us)
             for view in self.views
         }
         row = scene_row(past, command(_route_now(past, route, route_us)), session.uuid)
@@ -227,23 +223,6 @@ class PolicyDriver(BaseDriver):
         drives.made += 1
         interval = self.policy.backbone.action.interval
         return parts[1][-1], trajectory(plan, interval, ctx.time_now_us, self._driven_for(ctx))
-
-    def _picture(self, view: View, frame: Any, ready: Any, session: SessionState, now_us: int) -> Image.Image:
-        """What the policy sees of a camera. frame: its newest. ready: a frame, and what the policy sees of it."""
-        if frame is None:
-            raise Hold(f"no {view.source}", f"no picture of {view.source} yet")
-        if abs(now_us - frame.timestamp_us) > LATE_US:
-            late = (now_us - frame.timestamp_us) * 1e-6
-            raise Hold(f"late {view.source}", f"the latest picture of {view.source} is {late:.2f} s old")
-        if ready and ready[0] is frame:
-            return ready[1]
-        try:
-            return self._seen(view, _decoded(frame), session)
-        except UNREADABLE as problem:
-            raise Hold(f"broken {view.source}", f"a picture of {view.source} cannot be read ({problem})") from problem
-
-    def _seen(self, view: View, picture: Image.Image, session: SessionState) -> Image.Image:
-        return fitted(self.policy.processor, view.show(picture, session.cameras[view.source]))
 
     def _noise(self, key: str) -> torch.Tensor:
         return start_noise([key], self.setting.candidates, self.policy.noise_shape, self.setting.seed)[0]
@@ -280,6 +259,20 @@ def _route_now(past: Past, route: np.ndarray, route_us: int) -> np.ndarray:
     x, y, turn = past.relative(np.array([route_us]))[0]
     c, s = np.cos(turn), np.sin(turn)
     return route[:, :2] @ np.array([[c, s], [-s, c]]) + (x, y)
+
+
+def _picture(view: View, frame: Any, ready: Any, session: SessionState, now_us: int) -> Image.Image:
+    """What the policy sees of a camera. frame: its newest. ready: a frame that is decoded already, and its picture."""
+    if frame is None:
+        raise Hold(f"no {view.source}", f"no picture of {view.source} yet")
+    if abs(now_us - frame.timestamp_us) > LATE_US:
+        late = (now_us - frame.timestamp_us) * 1e-6
+        raise Hold(f"late {view.source}", f"the latest picture of {view.source} is {late:.2f} s old")
+    try:
+        picture = ready[1] if ready and ready[0] is frame else _decoded(frame)
+    except UNREADABLE as problem:
+        raise Hold(f"broken {view.source}", f"a picture of {view.source} cannot be read ({problem})") from problem
+    return view.show(picture, session.cameras[view.source])
 
 
 def _decoded(frame: Any) -> Image.Image:

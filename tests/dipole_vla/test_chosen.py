@@ -6,15 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 from small_backbone import make_backbone
 
-from dipole_vla.backbones import FAMILIES, backbone_class
+from dipole_vla.backbones import backbone_class
 from dipole_vla.backbones.action import Plain
 from dipole_vla.backbones.chosen import choose_cameras, choose_interval
-from dipole_vla.backbones.example import SCENE
-from dipole_vla.backbones.observing import fitted
 from dipole_vla.scoring import require_sampling, score_plans, seen_of
 from navsim_adapter.foundation.errors import InputError
 from navsim_adapter.sampling import Sampling
@@ -87,17 +83,3 @@ def test_a_scorer_gets_the_interval_or_is_told_to_take_one() -> None:
 def test_the_human_need_not_have_driven_further_than_the_scorer_looks() -> None:
     assert seen_of(Far(), Sampling(64, 0.1)) == Sampling(20, 0.1)
     assert seen_of(Half(), Sampling(64, 0.1)) == Sampling(64, 0.1)
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("size", [(1920, 1080), (200, 300)])
-def test_a_picture_fitted_beforehand_is_seen_as_the_picture_itself(family: str, size: tuple[int, int]) -> None:
-    processor = small(family).processor()
-    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    pictures = dict.fromkeys(processor.cameras, Image.fromarray(noise))
-    small_ones = {name: fitted(processor, picture) for name, picture in pictures.items()}
-    whole, beforehand = processor(SCENE, pictures), processor(SCENE, small_ones)
-    assert whole.keys() == beforehand.keys()
-    assert all(torch.equal(whole[name], beforehand[name]) for name in whole)
-    has_any = hasattr(processor, "fitted")
-    assert has_any == (small_ones[processor.cameras[0]].size != size)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image as Images
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dipole_vla.backbones.base import Observation
@@ -132,7 +133,7 @@ class AlpamayoProcessor:
         missing = self._length - len(ids)
         speed = self.action.speed_of(torch.from_numpy(path)).item()
         return {
-            "pixels": torch.stack([pixels(self.fitted(image)) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
             "input_ids": torch.tensor([0] * missing + ids),
             "attention_mask": torch.tensor([0] * missing + [1] * len(ids)),
             "speed": torch.tensor(round(speed / SPEED_UNIT)),
@@ -169,6 +170,6 @@ class AlpamayoProcessor:
     def _words(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def fitted(self, image: Image) -> Image:
+    def _pixels(self, image: Image) -> Tensor:
         high, wide = self.image_size
-        return image.resize((wide, high), Images.Resampling.BICUBIC)
+        return pixels(image.resize((wide, high), Images.Resampling.BICUBIC))

@@ -145,11 +145,11 @@ class DPVLAProcessor:
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
         return {
-            "pixels": torch.stack([pixels(self.fitted(image)) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
             "input_ids": prompt_ids(self.tokenizer, scene, self.prompt_tokens),
             "proprio": history(scene),
         }
 
-    def fitted(self, image: Image) -> Image:
-        """The aspect ratio is not kept (as published)."""
-        return image.resize((self.image_size, self.image_size), Resampling.BICUBIC)
+    def _pixels(self, image: Image) -> Tensor:
+        """(3, size, size) uint8, the aspect ratio not kept (as published)."""
+        return pixels(image.resize((self.image_size, self.image_size), Resampling.BICUBIC))

@@ -273,18 +273,18 @@ class PrefixProcessor(ABC):
         words = self.words(scene, padding="max_length", truncation=True, max_length=self.prompt_tokens)
         places = len(self.cameras) * self.tokens_per_view
         return {
-            "pixels": torch.stack([pixels(self.fitted(image)) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
             "input_ids": torch.tensor([self.image_token] * places + words["input_ids"]),
             "attention_mask": torch.tensor([1] * places + words["attention_mask"]),
             "proprio": history(scene),
         }
 
-    def fitted(self, image: Image) -> Image:
-        """(S, S): the longer side fills the square, the rest is black on both sides."""
+    def _pixels(self, image: Image) -> Tensor:
+        """(3, S, S) uint8: the longer side fills the square, the rest is black on both sides."""
         size = self.image_size
         ratio = max(image.width, image.height) / size
         width, height = max(round(image.width / ratio), 1), max(round(image.height / ratio), 1)
         square = Images.new("RGB", (size, size))
         shown = image.resize((width, height), Images.Resampling.BILINEAR)
         square.paste(shown, ((size - width) // 2, (size - height) // 2))
-        return square
+        return pixels(square)

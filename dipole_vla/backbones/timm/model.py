@@ -257,10 +257,10 @@ class TimmProcessor:
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
         return {
-            "pixels": torch.stack([pixels(self.fitted(image)) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
             "proprio": torch.cat([history(scene), status(scene)]),
         }
 
-    def fitted(self, image: Image) -> Image:
+    def _pixels(self, image: Image) -> Tensor:
         height, width = self.image_size
-        return image.resize((width, height), Resampling[self.interpolation.upper()])
+        return pixels(image.resize((width, height), Resampling[self.interpolation.upper()]))

@@ -210,14 +210,16 @@ class XVLAProcessor:
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image.Image]) -> Observation:
         return {
-            "pixels": torch.stack([pixels(self.fitted(image)) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
             "input_ids": prompt_ids(self.tokenizer, scene, self.prompt_tokens),
             "proprio": history(scene),
         }
 
-    def fitted(self, image: Image.Image) -> Image.Image:
+    def _pixels(self, image: Image.Image) -> Tensor:
         height, width = self.image_size
         if self.fit == "pad":  # filled with the mean colour, which is zero once normalised
             mean = tuple(round(255 * channel) for channel in IMAGE_MEAN)
-            return ImageOps.pad(image, (width, height), Image.Resampling.BILINEAR, mean, (1.0, 1.0))
-        return image.resize((width, height), Image.Resampling.BICUBIC)
+            resized = ImageOps.pad(image, (width, height), Image.Resampling.BILINEAR, mean, (1.0, 1.0))
+        else:
+            resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return pixels(resized)
