@@ -6,9 +6,9 @@
     python benchmarks/serving.py --memory 10000       # memory after the 100th and the last of so many drives, too
 
 The client is in this process and sends bytes made before. Sessions drive in step: a round ends when each is answered.
-Bare is what any use of the policy takes for as many scenes, from decoded pictures on: its processor for each, and one
+Bare is what any use of the policy takes for as many scenes, from resized pictures on: its processor for each, and one
 `act` for all. Bare and served are measured in turns. CPU is that of all threads, the client's too. Pictures are decoded
-before the drive, as they come.
+and resized before the drive, as they come; what that takes stands above the table.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,6 +53,7 @@ from PIL import Image
 from sampling import make_policy
 from torch.utils.data import default_collate
 
+from dipole_vla.backbones.base import Showing
 from dipole_vla.backbones.example import SCENE, example_observation
 from dipole_vla.data.pictures import decoded
 from dipole_vla.policy import GuidedPolicy, load_policy
@@ -143,13 +145,20 @@ def driven(sessions: Sequence[Session], rounds: int, between: Callable[[], None]
     return Cost(np.array(drives), float(np.median(walls)), float(np.median(cpus)))
 
 
+def shown(policy: GuidedPolicy, picture: bytes) -> Image.Image | torch.Tensor:
+    """What the driver makes of a picture as it comes."""
+    image, processor = decoded(io.BytesIO(picture)), policy.processor
+    return processor.shown(image) if isinstance(processor, Showing) else image
+
+
 def bare(policy: GuidedPolicy, scenes: int, candidates: int, picture: bytes) -> Callable[[], None]:
-    """From decoded pictures to plans."""
-    pictures = {name: decoded(io.BytesIO(picture)) for name in policy.processor.cameras}
+    """From pictures that are decoded and resized to plans."""
+    pictures = {name: shown(policy, picture) for name in policy.processor.cameras}
     noise, omega = torch.randn(scenes, candidates, *policy.noise_shape), OMEGA if policy.pair else None
+    processor: Any = policy.processor
 
     def act() -> None:
-        rows = default_collate([policy.processor(SCENE, pictures) for _ in range(scenes)])
+        rows = default_collate([processor(SCENE, pictures) for _ in range(scenes)])
         seen = {name: value.to(policy.device) for name, value in rows.items()}
         with torch.inference_mode():
             policy.act(seen, omega, candidates, noise).cpu()
@@ -166,6 +175,11 @@ def seconds(work: Callable[[], object], times: int) -> tuple[float, float]:
         found.append((time.perf_counter() - wall, time.process_time() - cpu))
     wall, cpu = np.median(found, axis=0)
     return float(wall), float(cpu)
+
+
+def _said(found: tuple[float, float]) -> str:
+    wall, cpu = found
+    return f"{1e3 * cpu:.0f} ms of CPU, {1 / wall:.0f} a second"
 
 
 def jpeg(size: str) -> bytes:
@@ -194,8 +208,9 @@ def resident() -> float:
 
 
 def measure(policy: GuidedPolicy, options: argparse.Namespace, picture: bytes) -> None:
-    wall, cpu = seconds(lambda: decoded(io.BytesIO(picture)), options.rounds)
-    print(f"decoding a picture of {options.size}: {1e3 * cpu:.0f} ms of CPU, {1 / wall:.0f} a second\n")
+    decoding = seconds(lambda: decoded(io.BytesIO(picture)), options.rounds)
+    both = seconds(lambda: shown(policy, picture), options.rounds)
+    print(f"a picture of {options.size}, decoded: {_said(decoding)}; decoded and resized: {_said(both)}\n")
     print("| sessions | N | replan | p50, ms | p99, ms | CPU a round, ms | bare, ms | served / bare | of one session |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for candidates in options.candidates:

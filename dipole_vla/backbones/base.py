@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,19 @@ class Processor(Protocol):
 
     def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
         """One row of the scenes table and its RGB pictures by camera name -> tensors without batch axis, stackable."""
+        ...
+
+
+@runtime_checkable
+class Showing(Processor, Protocol):
+    """A processor that takes each picture for itself, so that a server can have it done as pictures come."""
+
+    def shown(self, image: Image) -> Tensor:
+        """What the network takes of one RGB picture."""
+        ...
+
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image | Tensor]) -> Observation:
+        """As `Processor`; a tensor is what `shown` has made of a picture."""
         ...
 
 

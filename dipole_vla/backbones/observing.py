@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from dipole_vla.backbones.base import Showing
 from navsim_adapter.foundation.errors import InputError
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -23,6 +24,17 @@ def pictures(scene: Mapping[str, Any], images: Mapping[str, Image], cameras: Seq
         if camera not in images:
             raise InputError(f"scene {scene.get('token', '?')}: no picture of {camera}; convert with this camera")
     return [images[camera].convert("RGB") for camera in cameras]
+
+
+def all_shown(scene: Mapping[str, Any], images: Mapping[str, Image | Tensor], processor: Showing) -> list[Tensor]:
+    """What the network takes of each picture, in the order of the cameras; what is a tensor was shown before.
+
+    InputError names the camera that a scene lacks.
+    """
+    found = {name: image for name, image in images.items() if isinstance(image, Tensor)}
+    rest = [name for name in processor.cameras if name not in found]
+    found |= {name: processor.shown(image) for name, image in zip(rest, pictures(scene, images, rest))}
+    return [found[name] for name in processor.cameras]
 
 
 def pixels(image: Image) -> Tensor:

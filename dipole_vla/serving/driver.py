@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from carla_driver_interface.geometry import Pose, Trajectory
 from PIL import Image
 from torch.utils.data import default_collate
 
-from dipole_vla.backbones.base import Observation
+from dipole_vla.backbones.base import Observation, Showing
 from dipole_vla.backbones.example import example_observation
 from dipole_vla.data.batches import start_noise
 from dipole_vla.data.pictures import UNREADABLE, decoded
@@ -36,7 +37,10 @@ from navsim_adapter.vehicle import FARTHEST
 
 LATE_US = 1_000_000  # an older picture or pose says nothing of now
 SLACK_US = 1_000  # of a runtime's clock
+SOON = 1.0  # seconds after its pictures in which a session's drive is expected
 WAYPOINTS = 4096  # of a route that are looked at
+
+Seen = Image.Image | torch.Tensor  # a picture, or what the policy takes of it
 
 log = logging.getLogger("dipole_vla.serve")
 
@@ -72,12 +76,20 @@ class Drives:
     made: int = 0
     latest_us: int = 0
     is_planning: bool = False
-    ready: dict[str, tuple[SensorFrame, Image.Image]] = field(default_factory=dict)  # decoded as they came
+    pictured: float = -SOON  # monotonic seconds at which the latest picture was ready
+    ready: dict[str, tuple[SensorFrame, Seen]] = field(
+        default_factory=dict
+    )  # of a view, made as they came
     told: set[str] = field(default_factory=set)
 
     def is_due(self, time_us: int, replan: float) -> bool:
         """Whether a drive at this time needs a new plan."""
         return self.kept is None or time_us - self.kept.made_us >= replan * 1e6 - SLACK_US
+
+    def is_about_to_ask(self, cameras: int) -> bool:
+        """It plans, or all its pictures have just come, and a runtime sends them when it wants to drive."""
+        is_shown = len(self.ready) == cameras and time.monotonic() - self.pictured < SOON
+        return self.is_planning or is_shown
 
     def tell(self, uuid: str, what: str, text: str) -> None:
         if what not in self.told:
@@ -94,14 +106,14 @@ class Ask:
 
 class PolicyDriver(BaseDriver):
     """See the module docstring. Frames of cameras that the policy does not see are dropped as they come; those that the
-    next plan will see are decoded as they come, so that the drive does not wait for it.
+    next plan will see are decoded and resized as they come, so that the drive does not wait for it.
 
     held: drives that lacked something.
     """
 
     def __init__(self, policy: GuidedPolicy, views: Sequence[View], setting: Setting):
         self.policy, self.views, self.setting = policy, tuple(views), setting
-        self.name = _name(policy, setting)
+        self.name, self.processor = _name(policy, setting), policy.processor
         self.held = 0
         self._drives: dict[str, Drives] = {}
         self._sources = {view.source for view in views}
@@ -139,8 +151,11 @@ class PolicyDriver(BaseDriver):
             return
         drives = self._drives.get(session.uuid)
         if drives is not None and drives.is_due(frame.timestamp_us, self.setting.replan):
-            with suppress(*UNREADABLE):  # the drive will say so
-                drives.ready[frame.logical_id] = frame, _decoded(frame)
+            for view in self.views:
+                if view.source == frame.logical_id:
+                    with suppress(*UNREADABLE):  # the drive will say so
+                        drives.ready[view.name] = frame, self._shown(view, frame, session)
+                        drives.pictured = time.monotonic()
 
     def on_egomotion(self, session: SessionState, new_poses: Trajectory) -> None:
         """Forget what no history reaches."""
@@ -208,12 +223,12 @@ class PolicyDriver(BaseDriver):
         past = Past.of(*parts)
         ready, drives.ready = drives.ready, {}
         pictures = {
-            view.name: _picture(view, frames[view.name], ready.get(view.source), session, ctx.time_now_us)
+            view.name: self._seen(view, frames[view.name], ready.get(view.name), session, ctx.time_now_us)
             for view in self.views
         }
         row = scene_row(past, command(_route_now(past, route, route_us)), session.uuid)
         key = f"{session.seed}/{drives.made}"
-        observation = self.policy.processor(row, pictures)
+        observation = self.processor(row, pictures)  # type: ignore[arg-type]  # tensors where it has made them
         try:
             plan = self._passes(Ask(observation, self._noise(key), drives.made))
         except (RuntimeError, InputError) as problem:  # out of memory is one of them
@@ -224,11 +239,27 @@ class PolicyDriver(BaseDriver):
         interval = self.policy.backbone.action.interval
         return parts[1][-1], trajectory(plan, interval, ctx.time_now_us, self._driven_for(ctx))
 
+    def _seen(self, view: View, frame: Any, ready: Any, session: SessionState, now_us: int) -> Seen:
+        """Of a camera. frame: its newest. ready: a frame that was prepared as it came, and what was made of it."""
+        if frame is None:
+            raise Hold(f"no {view.source}", f"no picture of {view.source} yet")
+        if abs(now_us - frame.timestamp_us) > LATE_US:
+            late = (now_us - frame.timestamp_us) * 1e-6
+            raise Hold(f"late {view.source}", f"the latest picture of {view.source} is {late:.2f} s old")
+        try:
+            return ready[1] if ready and ready[0] is frame else self._shown(view, frame, session)
+        except UNREADABLE as problem:
+            raise Hold(f"broken {view.source}", f"a picture of {view.source} cannot be read ({problem})") from problem
+
+    def _shown(self, view: View, frame: SensorFrame, session: SessionState) -> Seen:
+        picture = view.show(decoded(io.BytesIO(frame.image_bytes)), session.cameras[view.source])
+        return self.processor.shown(picture) if isinstance(self.processor, Showing) else picture
+
     def _noise(self, key: str) -> torch.Tensor:
         return start_noise([key], self.setting.candidates, self.policy.noise_shape, self.setting.seed)[0]
 
     def _expected(self) -> int:
-        return sum(drives.is_planning for drives in list(self._drives.values()))
+        return sum(drives.is_about_to_ask(len(self.views)) for drives in list(self._drives.values()))
 
     def _act(self, asks: Sequence[Ask]) -> Sequence[np.ndarray]:
         policy, setting = self.policy, self.setting
@@ -259,21 +290,3 @@ def _route_now(past: Past, route: np.ndarray, route_us: int) -> np.ndarray:
     x, y, turn = past.relative(np.array([route_us]))[0]
     c, s = np.cos(turn), np.sin(turn)
     return route[:, :2] @ np.array([[c, s], [-s, c]]) + (x, y)
-
-
-def _picture(view: View, frame: Any, ready: Any, session: SessionState, now_us: int) -> Image.Image:
-    """What the policy sees of a camera. frame: its newest. ready: a frame that is decoded already, and its picture."""
-    if frame is None:
-        raise Hold(f"no {view.source}", f"no picture of {view.source} yet")
-    if abs(now_us - frame.timestamp_us) > LATE_US:
-        late = (now_us - frame.timestamp_us) * 1e-6
-        raise Hold(f"late {view.source}", f"the latest picture of {view.source} is {late:.2f} s old")
-    try:
-        picture = ready[1] if ready and ready[0] is frame else _decoded(frame)
-    except UNREADABLE as problem:
-        raise Hold(f"broken {view.source}", f"a picture of {view.source} cannot be read ({problem})") from problem
-    return view.show(picture, session.cameras[view.source])
-
-
-def _decoded(frame: Any) -> Image.Image:
-    return decoded(io.BytesIO(frame.image_bytes))

@@ -12,6 +12,9 @@ from PIL import Image, ImageOps
 from small_backbone import make_backbone
 from small_data import train, write_inputs
 
+from dipole_vla.backbones import FAMILIES, backbone_class
+from dipole_vla.backbones.base import Showing
+from dipole_vla.backbones.example import SCENE, example_observation
 from dipole_vla.data.contexts import Encoder, Ranks, make_contexts
 from dipole_vla.data.pictures import checksums, pictures_entry, read_picture, sample
 from dipole_vla.data.tables import SceneTable
@@ -28,6 +31,26 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(image: Image.Image, path: Path, **options) -> np.ndarray:
     image.save(path, **options)
     return np.asarray(read_picture(path))
+
+
+# -- a server's way ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_pictures_shown_before_give_the_same_observation(family: str) -> None:
+    backbone = backbone_class(family).tiny()
+    example_observation(backbone, 1)  # gives it a tokenizer
+    processor = backbone.processor()
+    assert isinstance(processor, Showing)
+    generator = np.random.default_rng(0)
+    images = {
+        camera: Image.fromarray(generator.integers(0, 256, (54, 96, 3), dtype=np.uint8)) for camera in processor.cameras
+    }
+    first = next(iter(images))
+    mixed = {**images, first: processor.shown(images[first])}  # one came in time, the others did not
+    wanted, found = processor(SCENE, images), processor(SCENE, mixed)
+    assert wanted.keys() == found.keys()
+    assert all(wanted[name].equal(found[name]) for name in wanted)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

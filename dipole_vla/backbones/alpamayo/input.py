@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dipole_vla.backbones.base import Observation
-from dipole_vla.backbones.observing import COMMANDS, pictures, pixels
+from dipole_vla.backbones.observing import COMMANDS, all_shown, pixels
 from dipole_vla.backbones.prompt import FRAME_INTERVAL, train_tokenizer
 from dipole_vla.backbones.unicycle import Unicycle
 from navsim_adapter.foundation.errors import InputError
@@ -127,13 +127,13 @@ class AlpamayoProcessor:
     reasons: bool
     tokenizer: PreTrainedTokenizerFast
 
-    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image | Tensor]) -> Observation:
         path = past(scene["history"], self.action.interval)
         ids = self._ids(str(scene["command"]), path)
         missing = self._length - len(ids)
         speed = self.action.speed_of(torch.from_numpy(path)).item()
         return {
-            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack(all_shown(scene, images, self)),
             "input_ids": torch.tensor([0] * missing + ids),
             "attention_mask": torch.tensor([0] * missing + [1] * len(ids)),
             "speed": torch.tensor(round(speed / SPEED_UNIT)),
@@ -170,6 +170,6 @@ class AlpamayoProcessor:
     def _words(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _pixels(self, image: Image) -> Tensor:
+    def shown(self, image: Image) -> Tensor:
         high, wide = self.image_size
         return pixels(image.resize((wide, high), Images.Resampling.BICUBIC))

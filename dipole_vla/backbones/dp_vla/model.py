@@ -20,7 +20,7 @@ from dipole_vla.backbones.base import ActionSpec, Context, JoinedSizes, Observat
 from dipole_vla.backbones.dit import DiT, DiTSizes, Layout, packed, unpacked
 from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes, small_florence
 from dipole_vla.backbones.native import Prompted
-from dipole_vla.backbones.observing import history, normalised_pixels, pictures, pixels
+from dipole_vla.backbones.observing import all_shown, history, normalised_pixels, pixels
 from dipole_vla.backbones.prompt import prompt_ids, small_tokenizer
 from dipole_vla.paths import Prediction, VPLinear
 from dipole_vla.solvers import SolverSpec
@@ -143,13 +143,13 @@ class DPVLAProcessor:
     prompt_tokens: int
     tokenizer: PreTrainedTokenizerFast
 
-    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image | Tensor]) -> Observation:
         return {
-            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack(all_shown(scene, images, self)),
             "input_ids": prompt_ids(self.tokenizer, scene, self.prompt_tokens),
             "proprio": history(scene),
         }
 
-    def _pixels(self, image: Image) -> Tensor:
+    def shown(self, image: Image) -> Tensor:
         """(3, size, size) uint8, the aspect ratio not kept (as published)."""
         return pixels(image.resize((self.image_size, self.image_size), Resampling.BICUBIC))

@@ -23,7 +23,7 @@ from dipole_vla.backbones.base import ActionSpec, Context, Observation
 from dipole_vla.backbones.dit import Layout, unpacked
 from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, ExpertLayer, Sight, Suffix, joint_mask, normed
 from dipole_vla.backbones.native import Prompted, restore_buffers
-from dipole_vla.backbones.observing import history, pictures, pixels
+from dipole_vla.backbones.observing import all_shown, history, pixels
 from dipole_vla.backbones.prompt import small_tokenizer
 from dipole_vla.paths import LinearFlow, Prediction
 from dipole_vla.solvers import SolverSpec
@@ -269,17 +269,17 @@ class PrefixProcessor(ABC):
     def words(self, scene: Mapping[str, Any], **options: Any) -> Mapping[str, list[int]]:
         """The tokenizer's input_ids and attention_mask of what is said of a scene; options: its own."""
 
-    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image | Tensor]) -> Observation:
         words = self.words(scene, padding="max_length", truncation=True, max_length=self.prompt_tokens)
         places = len(self.cameras) * self.tokens_per_view
         return {
-            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack(all_shown(scene, images, self)),
             "input_ids": torch.tensor([self.image_token] * places + words["input_ids"]),
             "attention_mask": torch.tensor([1] * places + words["attention_mask"]),
             "proprio": history(scene),
         }
 
-    def _pixels(self, image: Image) -> Tensor:
+    def shown(self, image: Image) -> Tensor:
         """(3, S, S) uint8: the longer side fills the square, the rest is black on both sides."""
         size = self.image_size
         ratio = max(image.width, image.height) / size

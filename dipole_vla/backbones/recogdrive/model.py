@@ -22,7 +22,7 @@ from dipole_vla.backbones.dit import Layout, packed, unpacked
 from dipole_vla.backbones.internvl import model as internvl
 from dipole_vla.backbones.internvl.model import InternVLSizes
 from dipole_vla.backbones.native import Prompted, restore_buffers
-from dipole_vla.backbones.observing import history, normalised_pixels, pictures, status
+from dipole_vla.backbones.observing import all_shown, history, normalised_pixels, status
 from dipole_vla.backbones.recogdrive.input import IMAGE_TOKEN, padded_ids, picture_tiles, prompt, small_tokenizer
 from dipole_vla.backbones.recogdrive.planner import Planner, PlannerSizes
 from dipole_vla.paths import CosineTable, LinearFlow, Prediction, Schedule
@@ -249,9 +249,8 @@ class ReCogDriveProcessor:
     def cameras(self) -> tuple[str, ...]:
         return (self.camera,)
 
-    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
-        (picture,) = pictures(scene, images, self.cameras)
-        tiles = picture_tiles(picture, self.tile_size, self.max_tiles)
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image | Tensor]) -> Observation:
+        (tiles,) = all_shown(scene, images, self)
         text = prompt(scene, len(tiles), self.tokens_per_tile, self.horizon)
         padded = padded_ids(self.tokenizer, text, self.prompt_tokens)
         if padded is None:
@@ -269,6 +268,9 @@ class ReCogDriveProcessor:
             "proprio": history(scene),
             "status": status(scene),
         }
+
+    def shown(self, image: Image) -> Tensor:
+        return picture_tiles(image, self.tile_size, self.max_tiles)
 
 
 def image_token_of(tokenizer: PreTrainedTokenizerFast) -> int:

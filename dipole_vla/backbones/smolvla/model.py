@@ -22,7 +22,7 @@ from dipole_vla.backbones.base import ActionSpec, Context, Observation
 from dipole_vla.backbones.dit import Layout, unpacked
 from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, ActionTime, CrossLayer, ExpertLayer, Sight, joint_mask
 from dipole_vla.backbones.native import Prompted, restore_buffers
-from dipole_vla.backbones.observing import history, pictures, pixels
+from dipole_vla.backbones.observing import all_shown, history, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
 from dipole_vla.paths import LinearFlow, Prediction
 from dipole_vla.solvers import SolverSpec
@@ -313,20 +313,20 @@ class SmolVLAProcessor:
     state_offset: tuple[float, ...] = ()
     state_scale: tuple[float, ...] = ()
 
-    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image | Tensor]) -> Observation:
         options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": self.prompt_tokens}
         words = self.tokenizer(prompt(scene) + "\n", **options)
         state = history(scene)
         if self.state_scale:
             state = (state - torch.tensor(self.state_offset)) / torch.tensor(self.state_scale)
         return {
-            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack(all_shown(scene, images, self)),
             "input_ids": torch.tensor(words["input_ids"]),
             "attention_mask": torch.tensor(words["attention_mask"]),
             "proprio": state,
         }
 
-    def _pixels(self, image: Image) -> Tensor:
+    def shown(self, image: Image) -> Tensor:
         size = self.picture_size
         ratio = max(image.width, image.height) / size
         height, width = max(int(image.height / ratio), 1), max(int(image.width / ratio), 1)

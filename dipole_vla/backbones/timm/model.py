@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dipole_vla.backbones.base import ActionSpec, Backbone, Context, JoinedSizes, Observation
 from dipole_vla.backbones.dit import DiT, DiTSizes, Layout, packed, unpacked
 from dipole_vla.backbones.dp_vla.model import SMALL_SOLVER
-from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD, history, normalised_pixels, pictures, pixels, status
+from dipole_vla.backbones.observing import IMAGE_MEAN, IMAGE_STD, all_shown, history, normalised_pixels, pixels, status
 from dipole_vla.backbones.source_files import read_weights
 from dipole_vla.backbones.weights import assign_strict, read_json
 from dipole_vla.paths import Prediction, VPLinear
@@ -255,12 +255,12 @@ class TimmProcessor:
     image_size: tuple[int, ...]
     interpolation: str = "bicubic"
 
-    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image | Tensor]) -> Observation:
         return {
-            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack(all_shown(scene, images, self)),
             "proprio": torch.cat([history(scene), status(scene)]),
         }
 
-    def _pixels(self, image: Image) -> Tensor:
+    def shown(self, image: Image) -> Tensor:
         height, width = self.image_size
         return pixels(image.resize((width, height), Resampling[self.interpolation.upper()]))

@@ -21,7 +21,7 @@ from dipole_vla.backbones.base import ActionSpec, Context, JoinedSizes, Observat
 from dipole_vla.backbones.dit import Layout
 from dipole_vla.backbones.florence.encoder import FlorenceEncoder, FlorenceSizes, small_florence
 from dipole_vla.backbones.native import Prompted
-from dipole_vla.backbones.observing import IMAGE_MEAN, history, normalised_pixels, pictures, pixels
+from dipole_vla.backbones.observing import IMAGE_MEAN, all_shown, history, normalised_pixels, pixels
 from dipole_vla.backbones.prompt import prompt_ids, small_tokenizer
 from dipole_vla.backbones.xvla.soft_transformer import SoftPromptedTransformer, SoftTransformerSizes
 from dipole_vla.paths import LinearFlow, Prediction
@@ -208,14 +208,14 @@ class XVLAProcessor:
     prompt_tokens: int
     tokenizer: PreTrainedTokenizerFast
 
-    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image.Image]) -> Observation:
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image.Image | Tensor]) -> Observation:
         return {
-            "pixels": torch.stack([self._pixels(image) for image in pictures(scene, images, self.cameras)]),
+            "pixels": torch.stack(all_shown(scene, images, self)),
             "input_ids": prompt_ids(self.tokenizer, scene, self.prompt_tokens),
             "proprio": history(scene),
         }
 
-    def _pixels(self, image: Image.Image) -> Tensor:
+    def shown(self, image: Image.Image) -> Tensor:
         height, width = self.image_size
         if self.fit == "pad":  # filled with the mean colour, which is zero once normalised
             mean = tuple(round(255 * channel) for channel in IMAGE_MEAN)

@@ -14,7 +14,7 @@ import torch
 from carla_driver_interface.driver import SessionState
 
 from dipole_vla.serving.batching import Batcher
-from tests.dipole_vla.serving.sessions import Client, Straight, in_process, jpeg, straight_driver
+from tests.dipole_vla.serving.sessions import CAMERAS, Client, Straight, in_process, jpeg, straight_driver
 
 STEP = 100_000
 
@@ -181,6 +181,35 @@ def test_sessions_that_ask_together_share_a_pass() -> None:
     assert (len(policy_of(driver).passes), sum(policy_of(driver).passes)) == (2, 5)
     for i, plan in enumerate(plans):
         assert ends(plan) == pytest.approx((3.0 + i) * 4.1, abs=1e-3)
+
+
+def test_pictures_are_shown_as_they_come() -> None:
+    driver = straight_driver()
+    noted: list[tuple[int, int]] = []
+    driver.policy.shown = lambda image: torch.tensor(noted.append(image.size) or image.size)  # type: ignore[attr-defined]
+    client = Client(in_process(driver))
+    client.pose(STEP, velocity=[(8.0, 0.0)])
+    client.pictures(STEP)
+    assert noted == [(32, 18)] * 3
+    client.drive(STEP)
+    assert noted == [(32, 18)] * 3
+    [seen] = policy_of(driver).pictures
+    assert {name: tuple(shown) for name, shown in seen.items()} == dict.fromkeys(seen, (32, 18))  # type: ignore[arg-type]
+
+
+def test_who_has_sent_all_pictures_is_waited_for_a_second(driver, monkeypatch) -> None:
+    client = Client(in_process(driver))
+    client.pose(STEP, velocity=[(8.0, 0.0)])
+    for camera, expected in zip(CAMERAS, (0, 0, 1)):
+        client.picture(STEP, camera)
+        assert driver._expected() == expected
+    client.drive(STEP)
+    assert driver._expected() == 0
+    client.pictures(2 * STEP)
+    assert driver._expected() == 1
+    now = time.monotonic()
+    monkeypatch.setattr("dipole_vla.serving.driver.time.monotonic", lambda: now + 1.5)
+    assert driver._expected() == 0
 
 
 def test_what_one_asker_breaks_the_others_do_not_feel() -> None:
