@@ -98,10 +98,10 @@ class Sight(NamedTuple):
 class ExpertLayer(nn.Module):
     """What a decoder layer of transformers does in an expert; called as a whole, so that it can be computed again."""
 
-    input_layernorm: nn.Module
-    post_attention_layernorm: nn.Module
+    input_layernorm: Any
+    post_attention_layernorm: Any
     self_attn: Any
-    mlp: nn.Module
+    mlp: Any
 
     def forward(self, x: Tensor, sight: Sight, condition: Tensor | None = None) -> Tensor:
         """x (rows, steps, width), and the same after attention and MLP. condition: see `Suffix`."""

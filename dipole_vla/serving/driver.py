@@ -77,9 +77,7 @@ class Drives:
     latest_us: int = 0
     is_planning: bool = False
     pictured: float = -SOON  # monotonic seconds at which the latest picture was ready
-    ready: dict[str, tuple[SensorFrame, Seen]] = field(
-        default_factory=dict
-    )  # of a view, made as they came
+    ready: dict[str, tuple[SensorFrame, Seen]] = field(default_factory=dict)  # of a view, made as they came
     told: set[str] = field(default_factory=set)
 
     def is_due(self, time_us: int, replan: float) -> bool:
@@ -251,7 +249,7 @@ class PolicyDriver(BaseDriver):
         except UNREADABLE as problem:
             raise Hold(f"broken {view.source}", f"a picture of {view.source} cannot be read ({problem})") from problem
 
-    def _shown(self, view: View, frame: SensorFrame, session: SessionState) -> Seen:
+    def _shown(self, view: View, frame: Any, session: SessionState) -> Seen:
         picture = view.show(decoded(io.BytesIO(frame.image_bytes)), session.cameras[view.source])
         return self.processor.shown(picture) if isinstance(self.processor, Showing) else picture
 

@@ -65,8 +65,8 @@ def _one_stage(result: Result) -> list[list[str]]:
     for name in list(dict.fromkeys(table.names))[:MOST]:
         own = names == name
         figures = table.figures[own & table.is_scored]
-        count = f"{len(figures)} of {own.sum()}" if len(figures) < own.sum() else str(len(figures))
-        rows.append([name, counted(count, "scene"), *_percent(_means(figures[:, places]))])
+        part = f"{len(figures)} of " if len(figures) < own.sum() else ""
+        rows.append([name, part + counted(int(own.sum()), "scene"), *_percent(_means(figures[:, places]))])
     return rows
 
 
