@@ -38,10 +38,11 @@ from navsim_adapter.metric import (
     marks,
     progress,
     simulate,
+    work,
 )
 from navsim_adapter.metric.map_index import CATEGORIES
 from navsim_adapter.metric.scene_index import build_index
-from navsim_adapter.metric.traffic_index import LIGHT_STEPS, OBJECTS, STRETCH, STRETCHES
+from navsim_adapter.metric.traffic_index import AHEAD, LIGHT_STEPS, OBJECTS
 from navsim_adapter.nuplan.root import data_root
 from navsim_adapter.nuplan.scenes import split_filter
 from navsim_adapter.vehicle import STATES, STEPS
@@ -54,8 +55,7 @@ OPERATIONS = {
     "reference": 41 * (3 * 2 + 40),
     "speed fit": 40 * 14,
     "curvature fit": 40 * 16,
-    "window moments": 40 * 10 * 6,
-    "tracker, bicycle": 40 * 150,
+    "tracker, bicycle": 40 * (10 * 6 + 150),
     "comfort": 41 * 6 * 8,
 }
 BYTES = 8 * 3 * 8 + engine.COLUMNS * 8  # poses in, a row of the table out; all else stays in the caches
@@ -85,47 +85,29 @@ def stages(index, poses: np.ndarray) -> dict[str, float]:
     """Microseconds a trajectory of every stage."""
     size, ego, history, is_epdms = poses.shape[1], index.ego, index.history, index.is_epdms
     area, traffic = index.area.address, index.traffic.address
-    span, lower, offset = np.empty(size), np.empty(STATES, np.int64), np.empty(STATES)
-    knots, slopes, headings = np.empty((3, size + 1, N)), np.empty((3, size, N)), np.empty((0, size))
-    reference = np.empty((simulate.REFERENCE_PLANES, STATES, N))
-    speed, curvature, moments = np.empty((STEPS, N)), np.empty((STEPS, N)), np.empty((4, STEPS, N))
-    block = np.empty((simulate.PLANES, STATES, N))
-    series = np.empty((comfort.SCRATCH_SERIES, STATES + len(history), N))
-    turns, kept = np.empty(N), np.empty(N)
-    PREPARE(index.time_us, size, 0.5, np.empty(size + 1), span, lower, offset)
+    objects = index.traffic.size(OBJECTS)
+    things, polygons = objects + index.traffic.size(LIGHT_STEPS), index.area.size(CATEGORIES)
+    memory, block = np.zeros(1_000_000), np.empty((simulate.PLANES, STATES, N))
+    sizes = (memory, size, N, STATES + len(history), objects, things, polygons)
+    PREPARE(index.time_us, 0.5, *sizes)
     spent = {
-        "knots": timed(KNOTS, ego, poses, headings, 0, N, knots, np.empty(N, np.int64)),
-        "reference": timed(REFERENCE, knots, span, lower, offset, N, slopes, reference),
-        "speed fit": timed(SPEED, reference, N, speed),
-        "curvature fit": timed(CURVATURE, reference, speed, N, moments[0], curvature),
-        "window moments": timed(MOMENTS, curvature, N, moments),
-        "tracker, bicycle": timed(TRACK, ego, reference, speed, moments, N, block),
+        "knots": timed(KNOTS, ego, poses, *sizes),
+        "reference": timed(REFERENCE, *sizes),
+        "speed fit": timed(SPEED, *sizes),
+        "curvature fit": timed(CURVATURE, *sizes),
+        "tracker, bicycle": timed(TRACK, ego, block, *sizes),
+        "history comfort" if is_epdms else "comfort": timed(COMFORT, block, ego[6], history, is_epdms, *sizes),
+        "what is near": timed(SURVEY, ego, traffic, block, *sizes),
+        "marks of the map": timed(MARKS, ego, area, block, *sizes),
+        "collisions, ttc, lights": timed(CONTACTS, area, traffic, ego, block, is_epdms, *sizes),
+        "areas, direction, lane keeping": timed(AREAS, ego, area, block, is_epdms, *sizes),
+        "progress": timed(PROGRESS, area, block),
     }
-    if is_epdms:
-        spent["history comfort"] = timed(HISTORY, block, ego[6], history, N, series, turns, kept)
-    else:
-        spent["comfort"] = timed(COMFORT, block, ego[6], N, series, turns, kept)
-    things, polygons = index.traffic.size(OBJECTS) + index.traffic.size(LIGHT_STEPS), index.area.size(CATEGORIES)
-    places = np.empty((hits.PLACES, STRETCH, N), np.float32)
-    near, counts, hit = (
-        np.empty((STRETCHES, things), np.int64),
-        np.empty(STRETCHES, np.int64),
-        np.empty((-(-things // hits.WORD), STATES, N), np.int32),
-    )
-    mark, touched = np.empty((STRETCHES, marks.MARKS, N), np.int32), np.empty(N, np.int64)
-    settled, corners, lanes = np.empty((2, things), np.int64), np.empty((2, 4, 2)), np.empty((5, polygons), np.int64)
-    until = 32 if is_epdms else 41
-    spent["what is near"] = timed(HITS, ego, traffic, block, until, places, near, counts, hit, touched)
-    spent["marks of the map"] = timed(MARK, ego, traffic, area, block, until, places, near, counts, hit, touched, mark)
-    spent["marks of the map"] -= spent["what is near"]
-    spent["collisions, ttc, lights"] = timed(
-        CONTACTS, area, traffic, ego, block, near, counts, hit, touched, until, settled, corners, lanes
-    )
-    spent["areas, direction, lane keeping"] = timed(AREAS, area, block, is_epdms, mark, corners, np.empty(STATES))
-    spent["progress"] = timed(PROGRESS, area, block)
-    table, none = np.empty((N, engine.COLUMNS)), np.empty((0, STATES, 11))
+    spent["areas, direction, lane keeping"] -= spent["marks of the map"]
+    table, states = np.empty((N, engine.COLUMNS)), np.empty((0, STATES, 11))
+    headings = np.full((N, size), np.nan)  # given, so that no turn is a tie
     spent["whole call, as compiled"] = timed(
-        engine.score_trajectories, index.block.address, poses, 0.5, False, headings, table, none, np.empty(200_000)
+        engine.score_trajectories, index.block.address, poses, 0.5, False, headings, table, states, memory
     )
     return spent
 
@@ -138,63 +120,109 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
     return 1e6 * (time.process_time() - start) / REPEATS / N
 
 
-def callable_from_python(function: Callable[..., object], count: int) -> Callable[..., object]:
-    """The engine's inner kernels have no way in from Python; this gives one to a stage of `count` arguments."""
-    names = ", ".join(f"a{i}" for i in range(count))
-    space: dict[str, object] = {"function": function}
-    exec(f"def stage({names}):\n    function({names})", space)
-    return numba.njit(error_model="numpy")(space["stage"])
+stage = numba.njit(error_model="numpy")  # the engine's inner kernels have no way in from Python; this gives one
 
 
-PREPARE = callable_from_python(simulate.sample_times, 7)
-KNOTS = callable_from_python(simulate.place_knots, 7)
-REFERENCE = callable_from_python(simulate.sample_reference, 7)
-SPEED = callable_from_python(simulate.fit_speed, 3)
-CURVATURE = callable_from_python(simulate.fit_curvature, 5)
-MOMENTS = callable_from_python(simulate.window_moments, 3)
-TRACK = callable_from_python(simulate.track, 6)
-COMFORT = callable_from_python(comfort.comfort, 6)
-HISTORY = callable_from_python(comfort.history_comfort, 7)
+@stage
+def LAYOUT(memory, size, width, rows, objects, things, polygons):
+    """The work arrays of the stages, as the engine cuts them."""
+    planning, end = work.for_knots(memory.ctypes.data, size, width)
+    tracking, end = work.for_tracking(end, width)
+    calm, end = work.for_comfort(end, rows, width)
+    around, end = work.for_survey(end, objects, things, width)
+    mine, end = work.for_candidate(end, things, polygons)
+    return planning, tracking, calm, around, mine
 
 
-@numba.njit(error_model="numpy")
-def HITS(ego, traffic, block, until, places, near, counts, hit, touched):
-    speed, n, bounds = contacts.measured_speed(ego), block.shape[2], np.empty((STRETCH + 1, 4))
-    for k in range(0, STATES, STRETCH):
-        end = min(k + STRETCH, STATES)
-        hits.place(ego, speed, block, k, end, n, places, bounds)
-        counts[k // STRETCH] = hits.find_hits(ego, traffic, bounds, k, end, places, n, until, near[k // STRETCH], hit)
-    hits.touched_states(hit, counts, n, touched)
+@stage
+def PREPARE(time_us, interval, *sizes):
+    planning, _tracking, _calm, _around, _mine = LAYOUT(*sizes)
+    simulate.sample_times(time_us, interval, planning)
 
 
-@numba.njit(error_model="numpy")
-def MARK(ego, traffic, area, block, until, places, near, counts, hit, touched, mark):
-    HITS(ego, traffic, block, until, places, near, counts, hit, touched)
-    for k in range(0, STATES, STRETCH):
-        marks.mark(ego, area, k // STRETCH, min(k + STRETCH, STATES) - k, places, block.shape[2], mark)
+@stage
+def KNOTS(ego, poses, *sizes):
+    planning, _tracking, _calm, _around, _mine = LAYOUT(*sizes)
+    simulate.place_knots(ego, poses, np.empty((0, 0)), 0, N, planning)
 
 
-@numba.njit(error_model="numpy")
-def CONTACTS(area, traffic, ego, block, near, counts, hit, touched, until, settled, corners, lanes):
-    speed = contacts.measured_speed(ego)
-    for c in range(block.shape[2]):
-        contacts.judge_contacts(
-            area, traffic, speed, block, c, near, counts, hit, touched[c], until, settled, corners[0], corners[1], lanes
-        )
+@stage
+def REFERENCE(*sizes):
+    planning, (reference, _speed, _excess, _curvature), _calm, _around, _mine = LAYOUT(*sizes)
+    simulate.sample_reference(planning, N, reference)
 
 
-@numba.njit(error_model="numpy")
-def AREAS(area, block, is_epdms, mark, corners, moved):
-    for c in range(block.shape[2]):
-        in_route, in_crossing = areas.settle_center(
-            area, block, c, marks.marked(mark, marks.IN_ROUTE, c), marks.marked(mark, marks.IN_CROSSING, c),
-            marks.marked(mark, marks.CENTER_OPEN, c),
-        )  # fmt: skip
-        is_open, off_road = marks.marked(mark, marks.CORNERS_OPEN, c), marks.marked(mark, marks.OFF_ROAD, c)
-        areas.drivable_area_compliance(area, block, c, is_open, off_road, corners[0])
+@stage
+def SPEED(*sizes):
+    _planning, (reference, speed, _excess, _curvature), _calm, _around, _mine = LAYOUT(*sizes)
+    simulate.fit_speed(reference, N, speed)
+
+
+@stage
+def CURVATURE(*sizes):
+    _planning, (reference, speed, excess, curvature), _calm, _around, _mine = LAYOUT(*sizes)
+    simulate.fit_curvature(reference, speed, N, excess, curvature)
+
+
+@stage
+def TRACK(ego, block, *sizes):
+    _planning, (reference, speed, _excess, curvature), _calm, _around, _mine = LAYOUT(*sizes)
+    simulate.track(ego, reference, speed, curvature, N, block)
+
+
+@stage
+def COMFORT(block, lateral, history, is_epdms, *sizes):
+    _planning, _tracking, calm, _around, _mine = LAYOUT(*sizes)
+    if is_epdms:
+        comfort.history_comfort(block, lateral, history, N, calm)
+    else:
+        comfort.comfort(block, lateral, N, calm)
+
+
+@stage
+def SURVEY(ego, traffic, block, *sizes):
+    _planning, _tracking, _calm, around, _mine = LAYOUT(*sizes)
+    hits.survey(ego, traffic, contacts.measured_speed(ego), block, N, around)
+
+
+@stage
+def MARKS(ego, area, block, *sizes):
+    _planning, _tracking, _calm, around, mine = LAYOUT(*sizes)
+    _near, _count, places, _bounds, _spans, _tracks = around
+    _touching, _hit, _settled, _corners, _other, _moved, _lanes, own, cells = mine
+    for c in range(N):
+        hits.take_places(places, c, own)
+        marks.mark_centers(ego, area, own, 6)
+        marks.mark_corners(ego, area, own, cells)
+
+
+@stage
+def CONTACTS(area, traffic, ego, block, is_epdms, *sizes):
+    _planning, _tracking, _calm, around, mine = LAYOUT(*sizes)
+    _near, _count, places, _bounds, _spans, _tracks = around
+    _touching, _hit, _settled, _corners, _other, _moved, _lanes, own, _cells = mine
+    speed, ttc_steps = contacts.measured_speed(ego), STATES - AHEAD if is_epdms else STATES
+    for c in range(N):
+        hits.take_places(places, c, own)
+        contacts.judge_contacts(area, traffic, speed, block, c, ttc_steps, around, mine)
+
+
+@stage
+def AREAS(ego, area, block, is_epdms, *sizes):
+    """With the marks."""
+    _planning, _tracking, _calm, around, mine = LAYOUT(*sizes)
+    _near, _count, places, _bounds, _spans, _tracks = around
+    _touching, _hit, _settled, corners, _other, moved, _lanes, own, cells = mine
+    wanted = 6 if is_epdms else 2
+    for c in range(N):
+        hits.take_places(places, c, own)
+        in_route, in_crossing, is_open, is_near = marks.mark_centers(ego, area, own, wanted)
+        in_route, in_crossing = areas.settle_center(area, block, c, in_route, in_crossing, is_open, wanted)
+        is_open, is_off = marks.mark_corners(ego, area, own, cells)
+        areas.drivable_area_compliance(area, block, c, is_open, is_off, corners)
         driving_direction.driving_direction_compliance(block, c, in_route | in_crossing, moved)
         if is_epdms:
-            lane_keeping.lane_keeping(area, block, c, in_crossing, marks.marked(mark, marks.LINE_OPEN, c))
+            lane_keeping.lane_keeping(area, block, c, in_crossing, is_near)
 
 
 @numba.njit(error_model="numpy")
