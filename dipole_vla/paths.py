@@ -145,6 +145,8 @@ class LinearFlow:
     noise_at: the t that is pure noise: 1 (pi0, SmolVLA, X-VLA) or 0 (ReCogDrive flow, GR00T).
     Training: u = floor + slope * U**(1/power), U uniform; power 1.5 is Beta(1.5, 1). `is_stratified` spreads one
     draw evenly over the batch (X-VLA).
+    shift: above 1 levels crowd at the noise end, u' = shift u / (1 + (shift - 1) u), in training and sampling (SimWAM:
+    5).
     network_scale: 0 gives the network t itself, 1000 gives it floor(1000 t).
     """
 
@@ -154,6 +156,7 @@ class LinearFlow:
     floor: float = 0.0
     is_stratified: bool = False
     network_scale: int = 0
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         if self.noise_at not in (0, 1):
@@ -185,6 +188,14 @@ class LinearFlow:
         else:
             draw = _uniform(batch, generator, device)
         level = self.floor + self.slope * draw ** (1 / self.power)
+        return self.shifted(level if self.noise_at else 1 - level)
+
+    def shifted(self, t: Tensor) -> Tensor:
+        """Times as `shift` moves them; t itself where it is 1."""
+        if self.shift == 1:
+            return t
+        level = self.sigma(t)
+        level = self.shift * level / (1 + (self.shift - 1) * level)
         return level if self.noise_at else 1 - level
 
     def network_time(self, t: Tensor) -> Tensor:

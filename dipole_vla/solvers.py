@@ -204,7 +204,7 @@ def _dpm_solver_2m(spec: SolverSpec, steps: Sequence[Step[T]], denoise: Any, x: 
 
 
 def _euler_table(spec: SolverSpec, schedule: Schedule) -> Table:
-    """Steps equal in t, from the noise end to the data end.
+    """Steps equal in t, or as the flow shifts them, from the noise end to the data end.
 
     Numbers: the noise from estimate and state, the velocity from estimate and noise, the step's length.
     """
@@ -242,8 +242,9 @@ def _renoise(spec: SolverSpec, steps: Sequence[Step[T]], denoise: Any, x: Tensor
 
 
 def _equal_times(spec: SolverSpec, schedule: Schedule) -> Tensor:
-    """(steps + 1,) float64, from the noise end to the data end."""
-    return torch.linspace(schedule.noise_time, schedule.data_time, spec.steps + 1, dtype=torch.float64)
+    """(steps + 1,) float64, from the noise end to the data end; moved where the schedule is a shifted flow."""
+    times = torch.linspace(schedule.noise_time, schedule.data_time, spec.steps + 1, dtype=torch.float64)
+    return schedule.shifted(times) if isinstance(schedule, LinearFlow) else times
 
 
 def _listed(*columns: Tensor) -> list[list[float]]:
