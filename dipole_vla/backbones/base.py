@@ -35,6 +35,7 @@ class Context:
 
     serves: for each row of x_t the scene it belongs to, int64; None when scene i serves rows [i*G, (i+1)*G).
     rounds: how often the rows of x_t go through the scenes: 2 where rows of two roles, one after the other, share them.
+        `serves` then counts the second role's scenes on from B, and what was prepared for each role has 2 B rows.
     """
 
     tensors: Mapping[str, Tensor]
@@ -74,6 +75,12 @@ class Context:
         assert self.serves is None
         assert other.serves is None
         return Context({name: _stacked(tensor, other[name]) for name, tensor in self.tensors.items()})
+
+    def joined(self, other: Context) -> Context:
+        """As `stacked`, but what both have as one tensor stays as it is, for the rows of two roles."""
+        shared = {name: tensor for name, tensor in self.tensors.items() if tensor is other[name]}
+        own = {name: _stacked(tensor, other[name]) for name, tensor in self.tensors.items() if name not in shared}
+        return Context(shared | own, rounds=2)
 
     def detach(self) -> Context:
         return replace(self, tensors={name: tensor.detach() for name, tensor in self.tensors.items()})
@@ -149,7 +156,8 @@ class Backbone(nn.Module, ABC):
     reads_blocks: ClassVar[bool] = False
     """Whether `encode` calls parts of its encoder's blocks, never the blocks: FSDP2 then gathers the encoder whole."""
     adapts_rows_only: ClassVar[bool] = False
-    """Whether `denoise` shows adapted layers rows of x_t alone, and heeds `Context.rounds`: roles then share one."""
+    """Whether `denoise` shows adapted layers rows of x_t alone, and heeds `Context.rounds`: roles then share what
+    `prepare` leaves as it is."""
     network_name: ClassVar[str] = ""
     """Attribute with the network whose names adapters carry, where that is somebody else's; empty: the backbone."""
 

@@ -94,13 +94,15 @@ class Layout:
     """Which scene each row of actions belongs to, so that a scene's keys and values serve all its rows uncopied.
 
     scenes: number of scenes B; rows: number of action rows; serves: (rows,) scene of each row, or None when scene i
-    serves rows [i*G, (i+1)*G), and again in each of `rounds` (`Context.rounds`).
+    serves rows [i*G, (i+1)*G), and again in each of `rounds` (`Context.rounds`). Where rounds are 2, `serves` counts
+    the second role's scenes on from the first's.
     """
 
     def __init__(self, scenes: int, rows: int, serves: Tensor | None = None, rounds: int = 1) -> None:
         self.scenes, self.serves, self.rounds = scenes, serves, rounds
         self.per_scene = rows // scenes
         if serves is not None:
+            self.serves = serves = serves % scenes
             counts = torch.bincount(serves, minlength=scenes)
             order = torch.argsort(serves, stable=True)
             first = counts.cumsum(0) - counts

@@ -107,7 +107,7 @@ class AdapterPair:
             return self._checked(self.backbone.denoise(context, x_t, t))
 
     def prepare_both(self, contexts: Mapping[Role, Context], roles: tuple[Role, Role]) -> Context:
-        """`prepare` under each of two roles, stacked: rows of the first, then of the second; or one that both share.
+        """`prepare` under each of two roles, stacked, rows of the first before the second's; what they share stays once.
 
         Where both roles show a layer the very same input, as keys and values of one scene, its frozen part runs once.
         """
@@ -116,8 +116,8 @@ class AdapterPair:
             with routed(partial(sharing, role=role, seen=seen)):
                 prepared.append(self.backbone.prepare(contexts[role]))
         first, second = prepared
-        if first is second and self.backbone.adapts_rows_only:
-            return replace(first, rounds=2)
+        if self.backbone.adapts_rows_only and contexts[roles[0]] is contexts[roles[1]]:
+            return first.joined(second)
         return first.stacked(second)
 
     def denoise_both(self, context: Context, x_t: Tensor, t: Tensor, roles: tuple[Role, Role]) -> tuple[Tensor, Tensor]:
@@ -142,9 +142,8 @@ class AdapterPair:
         order = torch.argsort(~is_positive, stable=True)
         positives, scenes = int(is_positive.sum()), order // group
         context = self.prepare_both(contexts, SIGNS)
-        second = 0 if context.rounds > 1 else len(contexts["positive"])  # where the negative's scenes begin
-        serves = torch.cat([scenes[:positives], scenes[positives:] + second])
-        context = replace(context, serves=serves, rounds=1)
+        serves = torch.cat([scenes[:positives], scenes[positives:] + len(contexts["positive"])])
+        context = replace(context, serves=serves)
         with routed(partial(mixed, roles=SIGNS, rows=(positives, len(order) - positives))):
             output = self._checked(self.backbone.denoise(context, x_t[order], t[order]))
         return output[torch.argsort(order)]
