@@ -22,6 +22,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "pi0": ("dipole_vla.backbones.pi0.model", "PI0"),
     "pi05": ("dipole_vla.backbones.pi05.model", "PI05"),
     "recogdrive": ("dipole_vla.backbones.recogdrive.model", "ReCogDrive"),
+    "simwam": ("dipole_vla.backbones.simwam.model", "SimWAM"),
     "smolvla": ("dipole_vla.backbones.smolvla.model", "SmolVLA"),
     "timm": ("dipole_vla.backbones.timm.model", "TimmDriver"),
     "xvla": ("dipole_vla.backbones.xvla.model", "XVLA"),

@@ -26,7 +26,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _ADAPTER_FILE = re.compile(r"(?!.*merged)(.*[._-])?(adapters?|lora)([._-].*)?", re.IGNORECASE)
-_ADAPTER_KEY = re.compile(r"(^|\.)(lora_[A-Za-z]\w*|base_layer|modules_to_save)\.|(^|\.)lora_magnitude_vector")
+_ADAPTER_KEY = re.compile(r"(^|\.)(lora_[A-Za-z]\w*|base_layer|modules_to_save)(\.|$)|(^|\.)lora_magnitude_vector")
 _MERGE = "merge it into its base first (PEFT: merge_and_unload, save_pretrained) and pass that folder"
 
 
@@ -139,8 +139,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     return found
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    """A torch file's tensors: the file itself, or its `state_dict` or `model` entry (Lightning, trainers)."""
+def read_torch(path: Path) -> Mapping[str, Any]:
+    """A torch file's mapping, of plain values alone."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
@@ -152,13 +152,19 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as plain tensors ({reason}); in the environment that wrote it, save its "
             "state_dict alone"
         ) from problem
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{path}: holds a {type(raw).__name__}; pass a file of named tensors")
+    return raw
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """A torch file's tensors: the file itself, or its `state_dict` or `model` entry (Lightning, trainers)."""
+    raw = read_torch(path)
     for entry in ("state_dict", "model"):
-        if isinstance(raw, Mapping) and isinstance(raw.get(entry), Mapping):
+        if isinstance(raw.get(entry), Mapping):
             _refuse_other_entries(raw, entry, path)
             raw = raw[entry]
             break
-    if not isinstance(raw, Mapping):
-        raise InputError(f"{path}: holds a {type(raw).__name__}; pass a file of named tensors")
     for name, value in raw.items():
         if not isinstance(value, Tensor):
             raise InputError(f"{path}: {name!r} is a {type(value).__name__}; pass a file of named tensors")

@@ -32,6 +32,7 @@ IMPORTERS: dict[str, str] = {
     "pi0": "dipole_vla.backbones.pi0.importer",
     "pi05": "dipole_vla.backbones.pi05.importer",
     "recogdrive": "dipole_vla.backbones.recogdrive.importer",
+    "simwam": "dipole_vla.backbones.simwam.importer",
     "smolvla": "dipole_vla.backbones.smolvla.importer",
     "xvla": "dipole_vla.backbones.xvla.importer",
 }
@@ -63,18 +64,19 @@ def convert(
 
     Args:
         source: published folder or file.
-        family: alpamayo, dp_vla, pi0, pi05, recogdrive, smolvla or xvla.
+        family: alpamayo, dp_vla, pi0, pi05, recogdrive, simwam, smolvla or xvla.
         out: folder to write.
         prediction: what the network predicts. dp_vla's files do not say: default noise for waypoints, else sample.
         kinematic: what the numbers mean. dp_vla: waypoint or diff, where no config.json says so. recogdrive: waypoint
             (published), or velocity for a planner trained on delta targets, which its file does not say.
         encoder: dp_vla: a Florence-2 folder for the encoder's sizes, tokenizer and, if the source has none, weights;
             for the last also a full DP-VLA folder. recogdrive: the folder of the language model. alpamayo: a folder of
-            its Qwen3-VL for sizes and tokenizer. smolvla: a SmolVLM2 folder, for sizes other than the published ones
-            and its tokenizer.
+            its Qwen3-VL for sizes and tokenizer. simwam: the folder of Wan2.2's VAE and the prompt's embedding, if
+            not the source's. smolvla: a SmolVLM2 folder, for sizes other than the published ones and its tokenizer.
         tokenizer: folder of the tokenizer, where the source has none.
         base: dp_vla: imported backbone folder, for a source that holds adapters only.
-        heads: dp_vla: attention heads of the action head, where no config.json says so.
+        heads: dp_vla: attention heads of the action head, where no config.json says so. simwam: of both experts,
+            default 24.
         action_mode: xvla: auto turns a checkpoint for robot arms into one to be trained for driving.
         horizon: pi0, pi05, recogdrive, smolvla, xvla: poses in a plan, instead of the checkpoint's own number.
         interval: seconds between the poses of a plan, where the checkpoint does not say; default 0.5.
@@ -84,7 +86,8 @@ def convert(
         reasoning: alpamayo: most tokens of reasoning that are written before a plan; default 0, none.
         rl_split: split that the imported adapters were trained on; evaluation refuses it.
         seed: of weights that the source does not have (a new action head).
-        sizes: pi05, smolvla: fields of the configuration that its files do not say, or say otherwise.
+        sizes: pi05, smolvla: fields of the configuration that its files do not say, or say otherwise. simwam:
+            image_size.
     """
     if family is None or out is None:
         raise InputError(f"--{'family' if family is None else 'out'}: is required; see dipole-vla import --help")

@@ -30,11 +30,11 @@ def init(
     """Write a new backbone folder with random weights.
 
     Args:
-        family: model family: alpamayo, dp_vla, pi0, pi05, recogdrive, smolvla, timm, xvla, or one of an installed
-            package.
+        family: model family: alpamayo, dp_vla, pi0, pi05, recogdrive, simwam, smolvla, timm, xvla, or one of an
+            installed package.
         out: folder to write.
         size: the configuration to start from: tiny, or a published one of the family (alpamayo, dp_vla_1b,
-            recogdrive_2b, xvla_0.9b, pi0, pi05, smolvla, timm_60m).
+            recogdrive_2b, xvla_0.9b, pi0, pi05, simwam, smolvla, timm_60m).
         sizes: fields of the configuration to change.
         encoder_weights: timm: file of the encoder's pretrained weights, as timm publishes them.
         interval: seconds between the poses of a plan, of which `sizes.horizon` says how many; default 0.5.
