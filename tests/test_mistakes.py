@@ -173,7 +173,7 @@ def test_a_device_that_is_not_there_is_not_blamed_on_a_file(loop, tmp_path, caps
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("family", ["alpamayo", "dp_vla", "pi0", "pi05", "recogdrive", "smolvla", "xvla"])
+@pytest.mark.parametrize("family", ["alpamayo", "dp_vla", "pi0", "pi05", "recogdrive", "simwam", "smolvla", "xvla"])
 def test_a_file_of_something_else_is_not_imported(tmp_path, capsys, family) -> None:
     (tmp_path / "notes.txt").write_text("synth log 0 trainval\n")
     refused(["import", tmp_path / "notes.txt", "--family", family, "--out", tmp_path / "out"], capsys, "notes.txt")

@@ -24,6 +24,7 @@ class Architecture:
     parts: millions of parameters of the published parts that the network keeps, by name; their sum is its size.
     left_out: of the others, which nothing reads here; with them it is the size by which the model is known.
     rank: LoRA rank under scope "head" of the recipe.
+    adapted: how the names begin of what the rank's share is of; empty: the whole network.
     """
 
     family: str
@@ -31,6 +32,7 @@ class Architecture:
     parts: Mapping[str, float]
     sizes: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, float] = field(default_factory=dict)
+    adapted: str = ""
 
     def beside_published(self, total: int) -> str | None:
         """How a network of `total` parameters compares with what was published; None where it is the whole of it."""
@@ -67,6 +69,11 @@ PUBLISHED: dict[str, Architecture] = {
         96,
         {"prefix": 2923.3, "expert": 575.0 - 263.3, "norms": 116.5, "small layers": 2.2},
         left_out={"the expert's token head": 263.3},
+    ),
+    # Wan2.2's 5 B and the published expert; of the VAE, 704.7 M, what encodes one picture. Rank 16 is that of its own
+    # reinforcement learning: 1.5 % of the expert that it adapts
+    "simwam": Architecture(
+        "simwam", 16, {"video expert": 5000.0, "expert": 1020.0, "VAE's encoder": 148.1}, adapted="mixtures.action."
     ),
     # 16 of SmolVLM2's 32 layers are kept
     "smolvla": Architecture(

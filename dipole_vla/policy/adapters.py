@@ -107,7 +107,7 @@ class AdapterPair:
             return self._checked(self.backbone.denoise(context, x_t, t))
 
     def prepare_both(self, contexts: Mapping[Role, Context], roles: tuple[Role, Role]) -> Context:
-        """`prepare` under each of two roles, stacked, rows of the first before the second's; what they share stays once.
+        """`prepare` under each of two roles, stacked, the first role's rows first; what they share stays once.
 
         Where both roles show a layer the very same input, as keys and values of one scene, its frozen part runs once.
         """

@@ -33,7 +33,7 @@ from navsim_adapter.foundation.errors import InputError
 PARITY = Path(__file__).resolve().parents[1] / "data" / "parity"
 LORA = PARITY / "dp_vla" / "lora" / "positive"
 SOURCES = {"xvla": PARITY / "xvla" / "native", "alpamayo": PARITY / "alpamayo" / "model"}
-SOURCES |= {family: PARITY / family for family in ("dp_vla", "recogdrive", "pi05", "smolvla")}
+SOURCES |= {family: PARITY / family for family in ("dp_vla", "recogdrive", "pi05", "simwam", "smolvla")}
 
 
 @pytest.fixture(params=[*SOURCES, "pi0"])

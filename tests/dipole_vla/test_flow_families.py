@@ -1,4 +1,4 @@
-"""What PI0.5 and SmolVLA are for: one training step moves both adapters alone, and the loop can be exported.
+"""What PI0.5, SmolVLA and SimWAM are for: one training step moves both adapters alone, and the loop can be exported.
 
 What the experts of all families of their kind have in common, too.
 """
@@ -13,13 +13,14 @@ from dipole_vla.backbones.alpamayo.model import Alpamayo
 from dipole_vla.backbones.example import example_observation
 from dipole_vla.backbones.pi0.model import PI0
 from dipole_vla.backbones.pi05.model import PI05
+from dipole_vla.backbones.simwam.model import SimWAM
 from dipole_vla.backbones.smolvla.model import SmolVLA
 from dipole_vla.export.program import write_loop
 from dipole_vla.objective import dichotomous_loss
 from dipole_vla.policy import AdapterPair, GuidedPolicy
 from dipole_vla.training.memory import recompute_blocks, recomputes
 
-FAMILIES = [PI05, SmolVLA]
+FAMILIES = [PI05, SmolVLA, SimWAM]
 
 
 def make_pair(family):

@@ -184,7 +184,9 @@ def test_recomputation_keeps_less():
     assert kept(recomputing) < 0.5 * kept(plain)
 
 
-@pytest.mark.parametrize(("family", "does"), [("dp_vla", True), ("timm", True), ("pi0", False), ("smolvla", False)])
+@pytest.mark.parametrize(
+    ("family", "does"), [("dp_vla", True), ("timm", True), ("simwam", True), ("pi0", False), ("smolvla", False)]
+)
 def test_a_family_that_runs_parts_of_its_blocks_recomputes_nothing(family, does):
     """And a training says so, instead of running out of the memory that it was to save."""
     backbone = backbone_class(family).tiny()

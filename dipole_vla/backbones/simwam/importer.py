@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dipole_vla.backbones.imported import Imported
 from dipole_vla.backbones.simwam.model import STATE, SimWAM, SimWAMSizes
-from dipole_vla.backbones.source_files import read_torch, read_weights, refuse_adapters, without_adapters
+from dipole_vla.backbones.source_files import check_pixels, read_torch, read_weights, refuse_adapters, without_adapters
 from dipole_vla.backbones.weights import assign_strict, check_names
 from navsim_adapter.foundation.errors import InputError
 
@@ -39,6 +39,7 @@ def read(
 ) -> Imported:
     """See `commands.import_.convert` for the options."""
     checkpoint = _checkpoint(source)
+    check_pixels(checkpoint.parent, (0.5,) * 3, (0.5,) * 3)
     mixtures, proprio = _experts(checkpoint)
     if sizes and set(sizes) - {"image_size"}:
         raise InputError(
