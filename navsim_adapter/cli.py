@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from navsim_adapter import __version__
-from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.foundation.errors import InputError, did_you_mean
 from navsim_adapter.foundation.exits import one_line, stdout_closed
 from navsim_adapter.foundation.option_checks import local_path
 
@@ -45,9 +47,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for every other mistake, with the word that was meant."""
+        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)|unrecognized arguments: (\S+)", message)
+        hint = ""
+        if wrong:
+            known = re.findall(r"[\w-]+", wrong[2]) if wrong[2] else list(_options(self))
+            hint = did_you_mean(wrong[1] or wrong[3], known)
+        self.exit(2, f"{self.prog}: error: {message}{hint}; see {self.prog} --help\n")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from _options(child)
+
+
 def _parser(chosen: str) -> argparse.ArgumentParser:
     """The parser; only the chosen command declares its arguments, so that no other one is imported."""
-    parser = argparse.ArgumentParser("navsim-adapter", description="NAVSIM's files and scores, without the devkit.")
+    parser = _Parser("navsim-adapter", description="NAVSIM's files and scores, without the devkit.")
     parser.add_argument("--version", action="version", version=f"navsim-adapter {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in COMMANDS.items():

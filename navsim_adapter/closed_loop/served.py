@@ -190,6 +190,9 @@ def _declared(camera: Camera) -> Any:
 
 @contextmanager
 def _channel(address: str) -> Iterator[Any]:
+    port = address.rpartition(":")[2]
+    if port.isdigit() and not 0 < int(port) < 2**16:  # gRPC takes what is left of it in 16 bits
+        raise InputError(f"--driver {address}: ports are 1 to 65535")
     try:
         import grpc
         from carla_driver_interface.protocol import EgodriverServiceStub, channel_options

@@ -72,6 +72,8 @@ def check_archive(path: str | Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except Exception as problem:  # zipfile raises what it likes on damaged files
         reason = " ".join(str(problem).split())[:120] or type(problem).__name__
         raise InputError(f"{path}: not a readable archive ({reason}); copy or make it again") from problem

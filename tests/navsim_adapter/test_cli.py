@@ -197,3 +197,24 @@ def test_mixed_samplings_are_split(tmp_path: Path) -> None:
     assert [len(rows) for rows in table.poses] == [1, 4, 1, 2]
     np.testing.assert_array_equal(table.poses[3], poses[6:])
     assert table.interval.tolist() == [4, 1, 4, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["scor"], "score"),
+        (["baseline", "humans", "--cache", "c", "--out", "b.npz"], "human"),
+        (["cache", "--split", "mini", "--out", "c", "--wrokers", "2"], "--workers"),
+    ],
+)
+def test_a_misspelt_word_is_one_line_with_the_word_that_was_meant(words, meant, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        _run(*words)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"did you mean '{meant}'?" in said
+
+
+def test_a_table_that_is_not_there_is_no_damaged_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("score", "--trajectories", tmp_path / "t.npz", "--cache", tmp_path, "--out", tmp_path / "s.csv") == 2
+    assert "t.npz: no such file" in capsys.readouterr().err
