@@ -25,12 +25,13 @@ from navsim_adapter.foundation.words import counted
 
 REPORT = "export.json"
 LOOPS = (*FILES, "torchscript")
+Format = Literal["peft", "distilled", "program", "onnx", "torchscript"]
 
 
 def export(
     policy: Path,
     out: Path | None = None,
-    format: Literal["peft", "distilled", "program", "onnx", "torchscript"] = "peft",
+    format: Format = "peft",
     omega: float | None = None,
     candidates: int = 1,
     solver_steps: int | None = None,
@@ -86,37 +87,48 @@ def export(
     elif format in LOOPS:
         made_by |= {"candidates": candidates, "solver_steps": solver_steps, "seed": seed}
 
-    def write(actor: GuidedPolicy) -> dict[str, Any]:
-        if format == "program" or format == "onnx":
-            return write_loop(actor, out, format, candidates, solver_steps, seed)
-        if format == "peft":
-            return write_peft(actor, out)
-        if format == "torchscript":
-            return write_torchscript(actor, out, candidates, solver_steps, seed)
-        assert scenes is not None
-        assert isinstance(actor.pair, AdapterPair)
-        about = distil(actor, actor.pair, out, training, scenes, sensors, scorer)
-        _save_distilled(actor, policy, backbone, out, recipe or {})
-        return about
-
     if is_made(out, made_by):
         return skipped("export", out)
     check_packages(format)
     console.print(f"export {format}: loading {policy}", markup=False, soft_wrap=True)
-    actor = load_policy(policy, backbone, "cpu" if format == "onnx" else device)
-    if actor.pair is None or (format not in FILES and not isinstance(actor.pair, AdapterPair)):
-        raise InputError(f"{policy}: has no pair of LoRA adapters to export")
-    if omega is not None:
-        actor.guidance = replace(actor.guidance, omega=omega)
+    actor = _loaded(policy, backbone, "cpu" if format == "onnx" else device, format, omega)
     with making(out, made_by) as is_open:
         if not is_open:
             return skipped("export", out)
-        about = {"format": format, "policy": str(policy), **write(actor)}
+        if format == "distilled":
+            assert scenes is not None
+            assert isinstance(actor.pair, AdapterPair)
+            found = distil(actor, actor.pair, out, training, scenes, sensors, scorer)
+            _save_distilled(actor, policy, backbone, out, recipe or {})
+        else:
+            found = _write(actor, out, format, candidates, solver_steps, seed)
+        about = {"format": format, "policy": str(policy), **found}
         write_json(out / REPORT, {**about, "provenance": provenance(recipe or {})})
         for line in _lines(about):
             console.print(line, soft_wrap=True, markup=False)
         finish(out, made_by)
     wrote(f"export {format}", out)
+
+
+def _loaded(policy: Path, backbone: Path | None, device: str, format: str, omega: float | None) -> GuidedPolicy:
+    """The policy to export, of a kind that the format can hold, its omega as asked for."""
+    actor = load_policy(policy, backbone, device)
+    if actor.pair is None or (format not in FILES and not isinstance(actor.pair, AdapterPair)):
+        raise InputError(f"{policy}: has no pair of LoRA adapters to export")
+    if omega is not None:
+        actor.guidance = replace(actor.guidance, omega=omega)
+    return actor
+
+
+def _write(
+    actor: GuidedPolicy, out: Path, format: Format, candidates: int, solver_steps: int | None, seed: int
+) -> dict[str, Any]:
+    """The files of every format that takes no training; returns what was measured on them."""
+    if format == "program" or format == "onnx":
+        return write_loop(actor, out, format, candidates, solver_steps, seed)
+    if format == "torchscript":
+        return write_torchscript(actor, out, candidates, solver_steps, seed)
+    return write_peft(actor, out)
 
 
 def _distilled_of(
