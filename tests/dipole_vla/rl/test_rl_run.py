@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,9 @@ ONLINE = OnlineConfig(rounds=2, episodes=2, updates=6, policy="dipole:1:2")
 def line(monkeypatch):
     monkeypatch.setattr(command, "make_environment", lambda task: Line())
     monkeypatch.setattr(command, "data_identity", lambda task, folder: "line")
-    monkeypatch.setattr(command, "load_data", lambda task, folder, learner: line_data())
+    monkeypatch.setattr(
+        command, "load_data", lambda task, folder, learner: line_data(60, learner.n_step, learner.weigh_n_step)
+    )
 
 
 def go(out, **options):
@@ -74,9 +77,13 @@ def test_a_run_has_every_method_and_cell_for_every_seed_offline_and_after_the_ro
     }
 
 
-@pytest.mark.parametrize("killed_at", ["offline", "evaluation", "collecting", "online"])
-def test_a_killed_run_ends_in_the_same_bits(line, tmp_path, monkeypatch, killed_at):
-    go(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("killed_at", "weigh_n_step"),
+    [("offline", None), ("evaluation", None), ("collecting", None), ("online", None), ("online", 2)],
+)
+def test_a_killed_run_ends_in_the_same_bits(line, tmp_path, monkeypatch, killed_at, weigh_n_step):
+    learner = replace(LEARNER, weigh_n_step=weigh_n_step)
+    go(tmp_path / "whole", learner=learner)
     with monkeypatch.context() as patch:
         if killed_at in ("offline", "online"):
             at, batch = (13 if killed_at == "offline" else 29), BatchStream.batch
@@ -89,14 +96,14 @@ def test_a_killed_run_ends_in_the_same_bits(line, tmp_path, monkeypatch, killed_
                 command, "write_arrays", lambda *a: (calls.append(a), _die() if len(calls) == 2 else save(*a))
             )
         with pytest.raises(RuntimeError, match="killed"):
-            go(tmp_path / "killed")
-    go(tmp_path / "killed")
+            go(tmp_path / "killed", learner=learner)
+    go(tmp_path / "killed", learner=learner)
     for name in ("model.safetensors", "results.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     replay = sorted(path.name for path in (tmp_path / "whole" / "replay").iterdir())
     assert replay == ["seed0-round00000.npz", "seed0-round00001.npz", "seed3-round00000.npz", "seed3-round00001.npz"]
     before = (tmp_path / "killed" / "model.safetensors").stat().st_mtime_ns
-    go(tmp_path / "killed")  # finished: nothing is done again
+    go(tmp_path / "killed", learner=learner)  # finished: nothing is done again
     assert (tmp_path / "killed" / "model.safetensors").stat().st_mtime_ns == before
 
 
