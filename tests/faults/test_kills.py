@@ -1,18 +1,20 @@
-"""Fifty seeded SIGKILLs at some moment of a command: after a restart the files are those of an undisturbed run."""
+"""Sixty seeded SIGKILLs at some moment of a command: after a restart the files are those of an undisturbed run."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.faults.processes import survives_kills
+from tests.navsim_adapter.score_world import run, write_world
 from tests.small_loop import small_steps
 
 pytestmark = pytest.mark.faults
 
-KILLS = 10  # a command; five commands
+KILLS = 10  # a command; six commands
 
 
 def line_of(loop: Path, *words: str) -> list[str]:
@@ -80,3 +82,12 @@ def test_scoring(loop: Path, tmp_path: Path) -> None:
 
     assert survives_kills(line, out, KILLS, 4, clear) >= KILLS // 2
     assert not (tmp_path / "scores.csv.parts").exists()
+
+
+def test_scoring_a_vocabulary(tmp_path: Path) -> None:
+    root, out = write_world(tmp_path / "world"), tmp_path / "table"
+    assert run("cache", "--data", root, "--split", "mini", "--workers", 1, "--out", root / "cache") == 0
+    along = np.linspace(0.0, 14.0, 4000)[:, None] * 0.5 * np.arange(1, 9)
+    np.save(root / "v.npy", np.stack([along, 0.0 * along, 0.0 * along], axis=2))
+    line = ["navsim-adapter", "vocabulary", "--cache", root / "cache", "--vocabulary", root / "v.npy", "--out", out]
+    assert survives_kills(line, out, KILLS, 5, lambda: remove(out)) >= KILLS // 2
