@@ -59,6 +59,31 @@ for token in [token for _, token in zip(range(200), cache)]:
 most = re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())  # getrusage would count the parent before exec
 print(len(cache), seconds, int(most[1]) / 1024)
 """
+VOCABULARY = 8192
+SCORE_VOCABULARY = r"""
+import re, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from navsim_adapter.cache.store import open_cache
+from navsim_adapter.scoring.scorer import Scorer
+from navsim_adapter.scoring.vocabulary import Run, read_vocabulary, score_vocabulary
+folder, file, metric, out = sys.argv[2:]
+start = time.process_time()
+run = Run(folder, read_vocabulary(file), metric, Path(out))
+score_vocabulary(run)
+table = time.process_time() - start
+most = re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())
+cache, poses = open_cache(folder), run.vocabulary.poses
+scorer, count, part = Scorer(cache, metric=metric), len(cache) * len(poses), len(poses) // 8
+score = lambda chosen: scorer.score(list(cache), np.broadcast_to(chosen, (len(cache), *chosen.shape)))
+score(poses[:1])
+start = time.process_time()
+for first in range(0, part, 64):
+    score(poses[first : first + 64])
+warm = time.process_time() - start
+print(1e6 * table / count, 1e6 * warm / (len(cache) * part), int(most[1]) / 1024)
+"""
 
 
 def main() -> None:
@@ -87,6 +112,7 @@ def main() -> None:
             theirs = devkit(options.data, few, poses) or plain(cache, few, poses, metric)
             show(metric, rates, theirs, caching / len(tokens))
             show_first_score(warm, metric, options.no_compile)
+            show_vocabulary(warm, options.data, tokens, metric, Path(folder))
 
 
 def measure(cache, data: Path, tokens: list[str], metric: str) -> dict[str, float]:
@@ -146,6 +172,19 @@ def show_first_score(cache: Path, metric: str, no_compile: bool) -> None:
         with tempfile.TemporaryDirectory() as empty:
             print(f", {run(empty):.0f} s without", end="")
     print()
+
+
+def show_vocabulary(cache: Path, data: Path, tokens: list[str], metric: str, folder: Path) -> None:
+    """`navsim-adapter vocabulary` beside warm calls of 64 of the same trajectories, in one process of its own."""
+    every = mixed(data, tokens, COUNTS[2]).reshape(-1, 8, 3)
+    np.save(folder / "vocabulary.npy", every[np.random.default_rng(2).integers(len(every), size=VOCABULARY)])
+    line = [sys.executable, "-c", SCORE_VOCABULARY, str(ROOT), str(cache), str(folder / "vocabulary.npy"), metric]
+    said = subprocess.run([*line, str(folder / f"table-{metric}")], capture_output=True, text=True, check=True).stdout
+    table, warm, megabytes = map(float, said.split()[-3:])
+    print(
+        f"  vocabulary of {VOCABULARY:,} over {len(tokens)} scenes, read, scored and written: {table:.2f} microseconds"
+    )
+    print(f"    a trajectory; 64 warm {warm:.2f}: {warm / table:.2f} x its rate; at most {megabytes:.0f} MB")
 
 
 def show_many_scenes(cache: Path, folder: Path, count: int = 100_000) -> None:
