@@ -86,7 +86,7 @@ class Sight(NamedTuple):
     """Where a layer's tokens are, and what they may look at.
 
     rotation: of their positions. seen: keys and values of their scenes' prefix, (B, kv_heads, length, head_dim) each.
-    mask: of `joint_mask`; (B, 1, 1, length) where the prefix is all they see.
+    mask: of `mask_beside`; (B, 1, 1, length) where the prefix is all they see.
     """
 
     rotation: Rotation
@@ -131,7 +131,7 @@ class CrossLayer(ExpertLayer):
 def beside(queries: Tensor, own: KeysValues, seen: KeysValues, mask: Tensor) -> Tensor:
     """What queries of candidates side by side find in the prefix and in their own row, (B, heads, G * steps, head_dim).
 
-    A few candidates at a time, as many as `mask` (see `joint_mask`) is for: every one is a further copy of the prefix
+    A few candidates at a time, as many as `mask` (see `mask_beside`) is for: every one is a further copy of the prefix
     in that layer, every one less is work on pairs of rows that do not see each other.
     """
     length, together = seen.keys.shape[2], mask.shape[2]
@@ -176,14 +176,18 @@ def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
+def mask_beside(prefix: Tensor, rows: int, sees: Tensor) -> Tensor:
+    """`joint_mask` for as many of a scene's rows as `beside` takes at a time: all of them where they are few."""
+    return joint_mask(prefix, min(rows, max(TOGETHER // len(sees), 1)), sees)
+
+
 def joint_mask(prefix: Tensor, rows: int, sees: Tensor) -> Tensor:
-    """(B, 1, n * steps, length + n * steps), true where a token may look, for n of a scene's rows: as many as `beside`
-    takes at a time, all of them where they are few.
+    """(B, 1, rows * steps, length + rows * steps), true where a token may look.
 
     prefix (B, length): a scene's real tokens, seen by all. sees (steps, steps): which of its own tokens a row's token
     sees; rows do not see each other.
     """
-    number = torch.arange(min(rows, max(TOGETHER // len(sees), 1)) * len(sees), device=prefix.device)
+    number = torch.arange(rows * len(sees), device=prefix.device)
     row, step = number // len(sees), number % len(sees)
     own = (row[:, None] == row) & sees[step[:, None], step]
     seen = prefix[:, None, None].expand(-1, -1, len(number), -1)

@@ -8,7 +8,7 @@ from torch.nn.functional import softmax
 
 from dipole_vla.backbones import experts
 from dipole_vla.backbones.dit import KeysValues
-from dipole_vla.backbones.experts import beside, joint_mask
+from dipole_vla.backbones.experts import beside, mask_beside
 from tests.same_numbers import assert_same_numbers
 
 SCENES, LENGTH, STEPS, HEADS, SIZE = 2, 5, 3, 4, 8
@@ -23,7 +23,7 @@ def test_each_candidate_finds_what_it_would_alone(monkeypatch, rows, together):
     sees = torch.ones(STEPS, STEPS).tril().bool()
     queries = torch.randn(SCENES, HEADS, rows * STEPS, SIZE)
     seen, own = (KeysValues(*torch.randn(2, SCENES, HEADS // 2, n, SIZE)) for n in (LENGTH, rows * STEPS))
-    found = beside(queries, own, seen, joint_mask(prefix, rows, sees))
+    found = beside(queries, own, seen, mask_beside(prefix, rows, sees))
     for scene in range(SCENES):
         for row in range(rows):
             at = slice(row * STEPS, (row + 1) * STEPS)

@@ -29,7 +29,7 @@ from dipole_vla.backbones.experts import (
     ExpertLayer,
     Sight,
     beside,
-    joint_mask,
+    mask_beside,
     one_by_one,
     side_by_side,
 )
@@ -310,7 +310,7 @@ class Alpamayo(Prompted):
         positions = layout.per_row(context["following"][:, None]) + torch.arange(steps, device=x.device)
         rotation = self.expert.rotary_emb(x, positions[None].expand(3, -1, -1))
         sees = torch.ones(steps, steps, dtype=torch.bool, device=x.device)
-        mask = joint_mask(context["mask"], layout.per_scene, sees)
+        mask = mask_beside(context["mask"], layout.per_scene, sees)
         layers: Any = self.expert.layers
         for layer, seen in zip(layers, unpacked(context.tensors)):
             x = layer(x, Sight(rotation, seen, mask, layout))

@@ -21,7 +21,7 @@ from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 
 from dipole_vla.backbones.base import ActionSpec, Context, Observation
 from dipole_vla.backbones.dit import Layout, unpacked
-from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, ExpertLayer, Sight, Suffix, joint_mask, normed
+from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, ExpertLayer, Sight, Suffix, mask_beside, normed
 from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.observing import all_shown, history, pixels
 from dipole_vla.backbones.prompt import small_tokenizer
@@ -221,7 +221,7 @@ class PaliGemmaExpert(Prompted):
         x, sees, condition = self.suffix(context, x_t, self.schedule.network_time(t), layout)
         first = layout.per_row(context["mask"].sum(1, keepdim=True))
         rotation = self.model.dit.rotary_emb(x, position_ids=first + torch.arange(x.shape[1], device=x.device))
-        mask = joint_mask(context["mask"], layout.per_scene, sees)
+        mask = mask_beside(context["mask"], layout.per_scene, sees)
         for layer, seen in zip(self.model.dit.layers, unpacked(context.tensors)):
             x = layer(x, Sight(rotation, seen, mask, layout), condition)
         x, _ = normed(self.model.dit.norm, x, condition)

@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dipole_vla.backbones.base import ActionSpec, Context, Observation
 from dipole_vla.backbones.dit import Layout, unpacked
-from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, ActionTime, CrossLayer, ExpertLayer, Sight, joint_mask
+from dipole_vla.backbones.experts import PATH, PUBLISHED_SOLVER, ActionTime, CrossLayer, ExpertLayer, Sight, mask_beside
 from dipole_vla.backbones.native import Prompted, restore_buffers
 from dipole_vla.backbones.observing import all_shown, history, pixels
 from dipole_vla.backbones.prompt import prompt, small_tokenizer
@@ -252,7 +252,7 @@ class SmolVLA(Prompted):
         first = layout.per_row(context["mask"].sum(1, keepdim=True))
         rotary: Any = self.lm_expert.rotary_emb
         joint = rotary(x, position_ids=first + steps)
-        joint_sees = joint_mask(context["mask"], layout.per_scene, steps[:, None] >= steps)
+        joint_sees = mask_beside(context["mask"], layout.per_scene, steps[:, None] >= steps)
         cross, cross_sees = rotary(x, position_ids=torch.zeros_like(first) + steps), context["mask"][:, None, None]
         for i, (layer, seen) in enumerate(zip(self._layers, unpacked(context.tensors))):
             rotation, mask = (joint, joint_sees) if self.config.is_joint(i) else (cross, cross_sees)
