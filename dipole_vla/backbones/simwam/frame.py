@@ -63,7 +63,7 @@ class FrameConv(nn.Conv3d):
     """Over one frame (n, channels, H, W), after nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight[:, :, -1], self.bias, padding=self.padding[1:])  # type: ignore[arg-type]
+        return conv2d(x, self.weight[:, :, -1], self.bias, padding=self.padding[1:])
 
 
 class Norm(nn.Module):
