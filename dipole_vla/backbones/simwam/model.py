@@ -159,7 +159,8 @@ class SimWAM(Backbone):
         token = self.proprio_encoder(state.to(self.prompt.dtype))
         told = torch.cat([self.prompt.expand(len(state), -1, -1), token[:, None]], dim=1)
         tokens, seen = self.mixtures["video"](latents, told)
-        context = {"told": self.mixtures["action"].text_embedding(told), "mean": tokens.mean(1), "state": state}
+        action: Any = self.mixtures["action"]
+        context = {"told": action.text_embedding(told), "mean": tokens.mean(1), "state": state}
         return Context(context | packed(seen))
 
     def prepare(self, context: Context) -> Context:
