@@ -112,9 +112,12 @@ def _with_reference(
     """Add PDM-Closed's plans, which know the current frame and its lights on the corrected route (metric 4.4)."""
     from navsim_adapter.pdm_closed import plan_references  # brings the compiled scorer
 
+    limit = plan.start.speed_limit
+    if limit == 0.0:  # the planner divides by it
+        raise InputError(f"map {city.name}: lane {plan.start.id} under the ego has a speed limit of 0; repair the map")
     red = [connector for connector, is_red in now.lights if is_red and connector in plan.lanes]
     lights = [(connector, _light_polygon(city, connector)) for connector in red]
-    plans = plan_references(cache, plan.start.speed_limit, now.objects, lights, memory)
+    plans = plan_references(cache, limit, now.objects, lights, memory)
     pdms, epdms = plans.get("pdms", cache.reference_pdms), plans.get("epdms", cache.reference_epdms)
     return replace(cache, reference_pdms=pdms, reference_epdms=epdms)
 

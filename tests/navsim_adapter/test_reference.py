@@ -10,6 +10,7 @@ import shapely
 
 from navsim_adapter.cache.build import build_scene
 from navsim_adapter.foundation.errors import InputError
+from navsim_adapter.nuplan import route
 from navsim_adapter.nuplan.boxes import box_corners
 from navsim_adapter.nuplan.objects import FrameObjects
 from navsim_adapter.pdm_closed import plan_references, rollout
@@ -192,3 +193,19 @@ def test_metrics_without_enough_future_have_no_reference() -> None:
     root = SHARED / "navsim_dev"
     scene, _, objects = built(root, next(iter(listed(root))))
     assert list(plan_references(replace(scene, versions=EPDMS), None, objects, ())) == ["epdms"]
+
+
+@needs_shared
+def test_a_speed_limit_of_zero_has_no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SHARED
+    root = SHARED / "navsim_dev"
+    scene = built_scenes.scene(root, next(iter(listed(root))))
+    planned = route.plan_route
+
+    def standing(*words):
+        plan = planned(*words)
+        return replace(plan, start=replace(plan.start, speed_limit=0.0))
+
+    monkeypatch.setattr(route, "plan_route", standing)
+    with pytest.raises(InputError, match="speed limit of 0"):
+        build_scene(scene, built_scenes.city(root, scene.now.map_name))
