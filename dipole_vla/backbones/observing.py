@@ -32,9 +32,9 @@ def all_shown(scene: Mapping[str, Any], images: Mapping[str, Image | Tensor], pr
     InputError names the camera that a scene lacks.
     """
     found = {name: image for name, image in images.items() if isinstance(image, Tensor)}
-    others = {name: image for name, image in images.items() if not isinstance(image, Tensor)}
+    whole = {name: image for name, image in images.items() if not isinstance(image, Tensor)}
     rest = [name for name in processor.cameras if name not in found]
-    found |= {name: processor.shown(image) for name, image in zip(rest, pictures(scene, others, rest))}
+    found |= {name: processor.shown(image) for name, image in zip(rest, pictures(scene, whole, rest))}
     return [found[name] for name in processor.cameras]
 
 
