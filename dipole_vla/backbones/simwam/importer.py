@@ -114,8 +114,11 @@ def _prompt(folder: Path) -> Tensor:
         )
     raw = read_torch(found[0])
     context, mask = raw.get("context"), raw.get("mask")
-    is_text = isinstance(context, Tensor) and isinstance(mask, Tensor) and context.dim() == 2
-    if not is_text or mask.shape != context.shape[:1]:
+    if (
+        not (isinstance(context, Tensor) and isinstance(mask, Tensor))
+        or context.dim() != 2
+        or mask.shape != context.shape[:1]
+    ):
         raise InputError(f"{found[0]}: must hold 'context' (tokens, width) and 'mask' (tokens); write it again")
     return context.to(torch.bfloat16).float() * mask.bool()[:, None]  # rounded as in training
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dipole_vla.backbones.base import ActionSpec, Backbone, Context, Observation
 from dipole_vla.backbones.dit import KeysValues, Layout, packed, unpacked
 from dipole_vla.backbones.experts import joint_mask
-from dipole_vla.backbones.observing import pictures, pixels, status
+from dipole_vla.backbones.observing import all_shown, pixels, status
 from dipole_vla.backbones.simwam.frame import CHANNELS, SHRINKS, FrameEncoder
 from dipole_vla.backbones.simwam.wan import ActionExpert, Look, Mix, VideoExpert, attend
 from dipole_vla.paths import LinearFlow, Prediction
@@ -214,9 +214,11 @@ class SimWAMProcessor:
     cameras: tuple[str, ...]
     image_size: tuple[int, ...]
 
-    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image]) -> Observation:
-        (front,) = pictures(scene, images, self.cameras)
-        high, wide = self.image_size
+    def __call__(self, scene: Mapping[str, Any], images: Mapping[str, Image | Tensor]) -> Observation:
+        (front,) = all_shown(scene, images, self)
         command, motion = status(scene).split([4, 4])
-        shown = pixels(front.resize((wide, high), Images.Resampling.BILINEAR))
-        return {"pixels": shown, "proprio": torch.cat([motion, command])}
+        return {"pixels": front, "proprio": torch.cat([motion, command])}
+
+    def shown(self, image: Image) -> Tensor:
+        high, wide = self.image_size
+        return pixels(image.resize((wide, high), Images.Resampling.BILINEAR))
