@@ -2,7 +2,7 @@
 
 Needs FastWAM's repository (yuantianyuan01/FastWAM at 45d8e14), on which SimWAM's (H-EmbodVis/SimWAM at 1433ee7) builds:
 the two transformers, their mixture, the schedule, the VAE and `infer_action`. FastWAM's stand in for SimWAM's here; its
-mixture and `infer_action` were compared with SimWAM's line by line. python make.py FASTWAM/src OUT
+mixture and `infer_action` were compared with SimWAM's by reading. python make.py FASTWAM/src OUT
 """
 
 from __future__ import annotations
