@@ -41,9 +41,14 @@ SMALLER = {
 
 def small_steps(out: Path, seed: int = 0, rounds: int = 0) -> list[list[str]]:
     """The demo's command lines with smaller numbers appended: the command line has the last word."""
-    lines = []
+    lines, done = [], 0
     folders = [out, *(out / f"round-{number}" for number in range(1, rounds + 1))]
-    for line in [*steps(out, seed, shipped_recipes(), rounds), *map(report, folders)]:
+    wanted: list[list[str]] = []
+    for number, folder in enumerate(folders):
+        so_far = steps(out, seed, shipped_recipes(), number)
+        wanted += [*so_far[done:], report(folder)]
+        done = len(so_far)
+    for line in wanted:
         recipe = next((Path(word).name for word in line if word.endswith(".yaml")), "")
         lines.append(line + SMALLER.get(recipe, SMALLER.get(line[1], [])))
     return lines

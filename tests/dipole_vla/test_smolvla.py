@@ -82,7 +82,7 @@ def test_mean_and_deviation_normalise_state_and_action(model, facts):
 def test_a_picture_is_fitted_as_upstream_fits_it(model, facts):
     """To half a step of uint8: lower right on black, resized without smoothing."""
     for i, picture in enumerate(facts["picture"]):
-        found = model.processor()._pixels(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+        found = model.processor().shown(Image.fromarray(picture.permute(1, 2, 0).numpy()))
         torch.testing.assert_close(found / 127.5 - 1, facts["pixels"][i, 0], rtol=0, atol=0.51 / 127.5)
 
 

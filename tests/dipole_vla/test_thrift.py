@@ -184,11 +184,9 @@ def test_recomputation_keeps_less():
     assert kept(recomputing) < 0.5 * kept(plain)
 
 
-@pytest.mark.parametrize(
-    ("family", "does"), [("dp_vla", True), ("timm", True), ("simwam", True), ("pi0", False), ("smolvla", False)]
-)
-def test_a_family_that_runs_parts_of_its_blocks_recomputes_nothing(family, does):
-    """And a training says so, instead of running out of the memory that it was to save."""
+@pytest.mark.parametrize("family", ["dp_vla", "timm", "simwam", "pi0", "smolvla"])
+def test_a_family_runs_its_blocks_whole_so_that_they_are_computed_again(family):
+    """One that did not would be refused by the training, before it ran out of the memory that it was to save."""
     backbone = backbone_class(family).tiny()
     pair = make_pair("lora", backbone, "head", rank=2, seed=0)
     assert recompute_blocks(pair) > 0
@@ -196,4 +194,4 @@ def test_a_family_that_runs_parts_of_its_blocks_recomputes_nothing(family, does)
     contexts = pair.encode(example_observation(backbone, 1), ("positive",))
     x_t = torch.zeros(1, *backbone.action.shape)
     pair.denoise(contexts["positive"], x_t, torch.full((1,), 0.5), "positive")
-    assert recomputes(pair) is does
+    assert recomputes(pair)

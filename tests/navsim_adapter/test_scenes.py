@@ -64,7 +64,7 @@ def test_an_empty_split_says_what_was_looked_for(tmp_path: Path) -> None:
     write_log(tmp_path, frames=10)
     with pytest.raises(InputError, match="mini: no scene with 4 history and 10 future frames, a route"):
         _tokens(tmp_path, SceneFilter())
-    with pytest.raises(InputError, match="one of 1 tokens"):
+    with pytest.raises(InputError, match="one of 1 token"):
         _tokens(tmp_path, every_frame(["x"]))
     with pytest.raises(InputError, match=r"no log files \(\*\.pkl\) among the 1 names"):
         find_logs(_root(tmp_path), "mini", SceneFilter(log_names=frozenset({"other"})))

@@ -113,6 +113,7 @@ class SimWAM(Backbone):
     }
     encoder_names = ("mixtures.video.", "proprio_encoder.", "vae.")
     adapts_rows_only = True
+    reads_blocks = True
 
     def __init__(
         self, config: SimWAMSizes, action: ActionSpec = PUBLISHED_ACTION, solver: SolverSpec = PUBLISHED_SOLVER

@@ -13,7 +13,7 @@ from dipole_vla.rl.experiments.page import Figure, Page, Table, signed
 from dipole_vla.rl.heads import Head
 
 BETAS = (0.5, 1.0, 3.0, 10.0, 30.0)
-UNCLIPPED = Rule(lambda advantage, beta: (beta * advantage).exp())
+UNCLIPPED = Rule(lambda advantage, beta, shift=0.0: (beta * advantage + shift).exp())
 FAMILIES: dict[str, tuple[Rule, str]] = {
     "exp, unclipped": (UNCLIPPED, "positive"),
     f"exp, clipped at {MAX_EXPONENTIAL_WEIGHT:g}": (RULES["exponential"], "positive"),

@@ -208,8 +208,9 @@ def test_who_has_sent_all_pictures_is_waited_for_a_second(driver, monkeypatch) -
     client.pictures(2 * STEP)
     assert driver._expected() == 1
     now = time.monotonic()
-    monkeypatch.setattr("dipole_vla.serving.driver.time.monotonic", lambda: now + 1.5)
-    assert driver._expected() == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now + 1.5)
+        assert driver._expected() == 0
 
 
 def test_what_one_asker_breaks_the_others_do_not_feel() -> None:
