@@ -105,7 +105,7 @@ def test_sessions_at_once_drive_as_each_does_alone(in_this_process: str) -> None
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda seed: path(loop(in_this_process, seed, speed=4.0 + seed)), range(3)))
     for one, other in zip(alone, together):
-        # a pass of three rounds otherwise than one of one; each plan of these random weights makes it three times as much
+        # a pass of three rounds otherwise than one of one, and random weights treble it plan by plan
         np.testing.assert_allclose(one[:5], other[:5], atol=1e-3)
         np.testing.assert_allclose(one, other, atol=0.1)  # another session's drive is metres away
 
