@@ -19,7 +19,7 @@ from navsim_adapter.closed_loop.summary import said
 from navsim_adapter.foundation.files import is_complete, read_json
 
 EXTRA = "carla_driver_interface"  # of pip install 'dipole-vla[drive]'
-LOGS = 8  # of 8 s; a drive costs four CPU seconds. Few, so that a demo shows what is done, and rarely what comes out
+LOGS = 8  # of 8 s; a drive costs a few CPU seconds. They show what is done, rarely what comes out
 
 
 def drive_both(folder: Path, world: Path, run: Callable[[list[str]], None]) -> Path | None:
